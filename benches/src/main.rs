@@ -1,0 +1,2 @@
+//! Side-by-side runs against the peers.
+fn main() {}

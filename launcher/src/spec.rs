@@ -1,0 +1,110 @@
+//! What the user wants, as plain data: the result of reading a command line,
+//! before anything of the host has been looked at.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything `coracle run` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Name given, or made up by the store; it names the container's directory.
+    pub name: Option<String>,
+    /// Where the container's root filesystem comes from.
+    pub root: Root,
+    /// Where changes to it go.
+    pub upper: Upper,
+    /// The root filesystem is mounted read-only once it is set up.
+    pub read_only: bool,
+    /// The container's directory is removed when it ends.
+    pub remove: bool,
+    /// The command returns once the container runs.
+    pub detach: bool,
+    /// Standard input is passed on (otherwise it is `/dev/null`).
+    pub interactive: bool,
+    /// The workload gets a pseudo-terminal.
+    pub tty: bool,
+    /// Environment: exactly these variables, besides `PATH`, `HOME`, `TERM`,
+    /// `HOSTNAME` and `container`, which are set when not given.
+    pub env: BTreeMap<String, String>,
+    /// Working directory inside; `/` when absent.
+    pub workdir: Option<PathBuf>,
+    /// `-u USER[:GROUP]`, names or numbers, looked up inside the container.
+    pub user: Option<String>,
+    /// Bind mounts, in the order given.
+    pub volumes: Vec<Volume>,
+    /// Host name inside; the container's name when absent.
+    pub hostname: Option<String>,
+    /// Published ports.
+    pub publish: Vec<Publish>,
+    /// The network the container gets.
+    pub network: Network,
+    /// Program and arguments; a shell when empty.
+    pub command: Vec<String>,
+}
+
+/// Source of the root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// The public part of the host's own `/` (see doc/SEMANTICS.md).
+    Host,
+    /// A directory; it is left unchanged.
+    Dir(PathBuf),
+}
+
+/// Where changes to the root filesystem are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper {
+    /// The container's own directory, until it is removed.
+    Own,
+    /// A directory of the caller's, kept: its `upper` and `work` folders are made when missing.
+    Dir(PathBuf),
+    /// Memory, bounded to this many bytes, or to half of the machine's memory.
+    Ram(Option<u64>),
+}
+
+/// One `-v SRC:DST[:ro]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Absolute path in the container.
+    pub target: PathBuf,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// Transport protocol of a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+}
+
+/// One `-p [IP:]HOST:CONTAINER[/tcp|udp]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// Address listened on; all addresses when absent.
+    pub host_ip: Option<IpAddr>,
+    /// Port listened on, host side.
+    pub host_port: u16,
+    /// Port connected to, in the container.
+    pub container_port: u16,
+    /// Which protocol.
+    pub protocol: Protocol,
+}
+
+/// `--network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// A network namespace joined to the host by `netstack`.
+    Netstack,
+    /// A network namespace with nothing but a loopback device.
+    None,
+    /// The host's own network namespace.
+    Host,
+}

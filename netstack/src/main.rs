@@ -1,0 +1,2 @@
+//! Entry point: parse, wire, exit.
+fn main() {}
