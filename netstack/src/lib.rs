@@ -1,1 +1,11 @@
-//! See ARCHITECTURE.md.
+//! User-mode networking for a network namespace: a TAP device inside, ordinary
+//! sockets outside.
+//!
+//! [`stack`] decides (pure: no file descriptor, no clock, no log), [`driver`],
+//! [`host`] and [`forward`] act, [`tap`] makes the device. See ARCHITECTURE.md.
+pub mod config;
+pub mod driver;
+pub mod forward;
+pub mod host;
+pub mod stack;
+pub mod tap;

@@ -1,0 +1,2 @@
+//! Executes the stack's commands on non-blocking host sockets and reports what
+//! happened.
