@@ -1,3 +1,12 @@
 //! See ARCHITECTURE.md.
 
+pub mod exec;
+pub mod idmap;
+pub mod plan;
+pub mod policy;
+pub mod probe;
+pub mod run;
 pub mod spec;
+pub mod stage;
+pub mod store;
+pub mod sys;

@@ -108,3 +108,20 @@ pub enum Network {
     /// The host's own network namespace.
     Host,
 }
+
+/// Everything `coracle exec` was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exec {
+    /// Standard input is passed on (otherwise it is `/dev/null`).
+    pub interactive: bool,
+    /// The program gets a pseudo-terminal.
+    pub tty: bool,
+    /// Added to the environment that the container was started with.
+    pub env: BTreeMap<String, String>,
+    /// Working directory inside; the container's when absent.
+    pub workdir: Option<PathBuf>,
+    /// `USER[:GROUP]`; the container's when absent.
+    pub user: Option<String>,
+    /// Program and arguments, at least one.
+    pub command: Vec<String>,
+}

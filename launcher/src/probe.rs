@@ -1,0 +1,1 @@
+//! What this host offers, looked up once, as plain data.
