@@ -1,5 +1,6 @@
 //! See ARCHITECTURE.md.
 
+pub mod cli;
 pub mod exec;
 pub mod idmap;
 pub mod plan;

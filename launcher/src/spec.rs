@@ -124,4 +124,17 @@ pub struct Exec {
     pub user: Option<String>,
     /// Program and arguments, at least one.
     pub command: Vec<String>,
+
+/// Longest name of a container, in bytes: it is the host name inside as well
+/// (`HOST_NAME_MAX`, sethostname(2)).
+pub const NAME_MAX: usize = 64;
+
+/// Whether a container may have this name: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at
+/// most [`NAME_MAX`] bytes. Such a name is also one component of a path.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        && text.len() <= NAME_MAX
 }

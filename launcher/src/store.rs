@@ -1,37 +1,125 @@
-//! Directories, locks and state of containers.
+//! What is kept of containers between commands.
+//!
+//! # Theory of operation
+//!
+//! The data directory is `$XDG_DATA_HOME/coracle`, else `~/.local/share/coracle`:
+//!
+//! ```text
+//! lock                     taken for as long as names are given out or taken away
+//! cache/                   what can be computed again (compiled seccomp filters)
+//! containers/NAME/         mode 0700
+//!   lock                   held by the monitor for its whole life
+//!   state.json             what was asked for and what came of it, see [`State`];
+//!                          replaced as a whole (rename)
+//!   log                    what a detached workload printed
+//!   upper work             for the root filesystem, when kept here
+//!   merged lower           mount points for it
+//! containers/.gone-*       on its way out: renamed first, so that the name is free at once
+//! ```
+//!
+//! A container is alive exactly while someone holds its lock: the kernel lets
+//! go of a lock when its holder dies, however it dies. `flock` belongs to the
+//! open file, so every process forked from the monitor must close the
+//! descriptor, or the container seems to live on.
+//!
+//! Invariants:
+//! * A container's directory is made, and its lock taken, under the store's
+//!   lock. So nobody holding the store's lock ever sees a directory between the
+//!   two, and a free lock means that its owner is gone.
+//! * Only the holder of a container's lock writes in its directory or removes it.
+//! * Names of directories that are not containers start with a dot, which no
+//!   container's name does.
+//!
+//! What a crash leaves is put right by [`Store::sweep`], which every start calls.
 
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::idmap::IdMap;
-use crate::spec::Spec;
+use crate::spec::{Spec, Upper, is_name};
+use crate::sys::userns;
 
-/// Why the store cannot do what it was asked.
+mod names;
+
+/// A failure to keep, find or remove a container's state.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// Neither the environment nor the user database says where to keep things.
+    #[error("no data directory: neither XDG_DATA_HOME nor HOME is set to an absolute path")]
+    NoHome,
+    /// No container has this name.
+    #[error("no container is named '{0}' (see 'coracle ps -a')")]
+    Unknown(String),
+    /// The name is in use.
+    #[error("a container named '{0}' exists: remove it ('coracle rm {0}') or take another name")]
+    Exists(String),
+    /// It cannot be removed while it lives.
+    #[error("container '{0}' is running: stop it first, or use 'coracle rm -f {0}'")]
+    Running(String),
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried, on which path.
-        what: String,
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
         /// Why it failed.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// A file of the store does not hold what was written there.
+    #[error("{} is damaged: {source}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
     },
 }
 
-/// A process, named so that a recycled number is told apart.
+/// Results of the store.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A process, told apart from a later one with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its number in the host's pid namespace.
     pub pid: i32,
-    /// Field 22 of `/proc/PID/stat`: clock ticks since boot.
+    /// When it was started, in clock ticks since boot (field 22 of proc_pid_stat(5)).
     pub start_time: u64,
 }
 
-/// Where a container is in its life.
+impl Process {
+    /// Looks up the process that has this number now.
+    ///
+    /// # Errors
+    /// When there is none, or `/proc` is not there.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The second field, the name, may itself contain spaces and parentheses.
+        let start_time = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
+            .and_then(|field| field.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
+        Ok(Self { pid, start_time })
+    }
+
+    /// Whether this very process is still there (a zombie is).
+    #[must_use]
+    pub fn exists(self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now == self)
+    }
+}
+
+/// How far a container has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Its directory exists; its processes are being made.
     Created,
@@ -42,10 +130,13 @@ pub enum Status {
         /// As `coracle run` exits.
         code: u8,
     },
+    /// Its monitor was killed, and all of it with it: nobody knows the exit code.
+    Lost,
 }
 
-/// What is written to a container's state file.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is written down of a container. The file's time of modification is
+/// when it got where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// As asked for.
     pub spec: Spec,
@@ -61,7 +152,13 @@ pub struct State {
     pub created: u64,
 }
 
-/// A container's directory, held by its lock.
+/// The data directory.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A container's directory, with its lock held: its owner's view.
 #[derive(Debug)]
 pub struct Container {
     /// The container's name.
@@ -70,42 +167,480 @@ pub struct Container {
     pub dir: PathBuf,
     /// The store it lies in (hidden from containers on the host's root).
     pub store: PathBuf,
-    /// Held (flock) as long as the container's monitor lives.
+    /// Held (flock) as long as the container's monitor lives; to be closed in
+    /// every other process.
     pub lock: OwnedFd,
 }
 
+/// A container's directory, as anyone may look at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    name: String,
+    dir: PathBuf,
+}
+
+/// What became of an attempt to own a container that someone else made.
+#[derive(Debug)]
+pub enum Claim {
+    /// Its owner is gone; it is ours now.
+    Ours(Container),
+    /// Its owner lives.
+    Live(Entry),
+}
+
+impl Store {
+    /// Opens the caller's data directory, which is made when missing.
+    ///
+    /// # Errors
+    /// When nothing says where it is, or it cannot be made.
+    pub fn open() -> Result<Self> {
+        let absolute = |name| {
+            std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute())
+        };
+        let home = || {
+            absolute("HOME").or_else(|| {
+                let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok()??;
+                Some(user.dir).filter(|dir| dir.is_absolute())
+            })
+        };
+        let data = absolute("XDG_DATA_HOME")
+            .or_else(|| home().map(|home| home.join(".local/share")))
+            .ok_or(StoreError::NoHome)?;
+        Self::at(data.join("coracle"))
+    }
+
+    /// Opens the store in this directory, which is made when missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn at(root: PathBuf) -> Result<Self> {
+        let store = Self { root };
+        let containers = store.containers();
+        if !containers.is_dir() {
+            private_dir().recursive(true).create(&containers).map_err(at("make", &containers))?;
+        }
+        Ok(store)
+    }
+
+    /// Where things are kept that can be computed again. It need not exist.
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// The data directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Makes the directory of a new container and takes its lock. The name is
+    /// the spec's, or made up.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] when the name is in use.
+    pub fn create(&self, spec: &Spec) -> Result<Container> {
+        let _names = self.lock()?;
+        let entry = match &spec.name {
+            Some(name) => self.make_dir(name)?,
+            None => loop {
+                match self.make_dir(&names::made_up().map_err(at("read", "/dev/urandom".as_ref()))?)
+                {
+                    Err(StoreError::Exists(_)) => {}
+                    other => break other?,
+                }
+            },
+        };
+        let lock = entry.open_lock(true)?;
+        take(&lock).map_err(at("lock", &entry.dir))?;
+        let container = self.own(&entry, lock);
+        // Half a container helps nobody, and it would hold its name.
+        match container.fill(spec) {
+            Ok(()) => Ok(container),
+            Err(error) => {
+                fs::remove_dir_all(&container.dir).map_err(at("remove", &container.dir))?;
+                Err(error)
+            }
+        }
+    }
+
+    fn own(&self, entry: &Entry, lock: File) -> Container {
+        Container {
+            name: entry.name.clone(),
+            dir: entry.dir.clone(),
+            store: self.root.clone(),
+            lock: lock.into(),
+        }
+    }
+
+    fn make_dir(&self, name: &str) -> Result<Entry> {
+        let dir = self.containers().join(name);
+        match private_dir().create(&dir) {
+            Ok(()) => Ok(Entry { name: name.to_owned(), dir }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(StoreError::Exists(name.to_owned()))
+            }
+            Err(error) => Err(at("make", &dir)(error)),
+        }
+    }
+
+    /// All containers, by name.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Entry>> {
+        let mut entries = self.entries()?;
+        entries.retain(|entry| !entry.name.starts_with('.'));
+        Ok(entries)
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>> {
+        let path = self.containers();
+        let mut entries = Vec::new();
+        for item in fs::read_dir(&path).map_err(at("read", &path))? {
+            let item = item.map_err(at("read", &path))?;
+            // A name that is not text was not made here.
+            if let Ok(name) = item.file_name().into_string() {
+                entries.push(Entry { name, dir: item.path() });
+            }
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// The container of this name.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when there is none.
+    pub fn find(&self, name: &str) -> Result<Entry> {
+        let dir = self.containers().join(name);
+        if is_name(name) && dir.is_dir() {
+            Ok(Entry { name: name.to_owned(), dir })
+        } else {
+            Err(StoreError::Unknown(name.to_owned()))
+        }
+    }
+
+    /// Makes this container ours if its owner is gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it has vanished meanwhile.
+    pub fn claim(&self, entry: &Entry) -> Result<Claim> {
+        let _names = self.lock()?;
+        let lock = match entry.open_lock(false) {
+            Ok(lock) => lock,
+            Err(_) if !entry.dir.is_dir() => return Err(StoreError::Unknown(entry.name.clone())),
+            // Its maker died before it could make the lock.
+            Err(_) => entry.open_lock(true)?,
+        };
+        match lock.try_lock() {
+            Ok(()) => Ok(Claim::Ours(self.own(entry, lock))),
+            Err(TryLockError::WouldBlock) => Ok(Claim::Live(entry.clone())),
+            Err(TryLockError::Error(error)) => Err(at("lock", &entry.dir)(error)),
+        }
+    }
+
+    /// Puts right what a crash left: of the containers whose owner is gone,
+    /// those with `--rm` and those that never got to run are removed, and the
+    /// others, when they are down as running, are marked as lost.
+    ///
+    /// Returns what could not be put right; the rest is.
+    ///
+    /// # Errors
+    /// When the store itself cannot be read.
+    pub fn sweep(&self) -> Result<Vec<StoreError>> {
+        let mut left = Vec::new();
+        for entry in self.entries()? {
+            match self.sweep_one(&entry) {
+                // Someone else was faster.
+                Ok(()) | Err(StoreError::Unknown(_)) => {}
+                Err(error) => left.push(error),
+            }
+        }
+        Ok(left)
+    }
+
+    fn sweep_one(&self, entry: &Entry) -> Result<()> {
+        // Nearly all that is ever seen here has ended in order: ask that first,
+        // it takes no lock.
+        let gone = entry.name.starts_with('.');
+        if !gone && entry.read()?.is_some_and(|state| state.ended() && !state.spec.remove) {
+            return Ok(());
+        }
+        let Claim::Ours(container) = self.claim(entry)? else { return Ok(()) };
+        let Some(mut state) = entry.read()? else {
+            // Nothing was ever written down, so nothing ran: nothing can be lost.
+            return container.remove_all(None);
+        };
+        if gone || state.spec.remove || state.status == Status::Created {
+            return container.remove_all(Some(&state.map));
+        }
+        if state.status == Status::Running {
+            state.status = Status::Lost;
+            container.record(&state)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the store's own lock, held for as long as the file is open.
+    fn lock(&self) -> Result<File> {
+        let path = self.root.join("lock");
+        let lock = open_lock(&path, true).map_err(at("open", &path))?;
+        take(&lock).map_err(at("lock", &path))?;
+        Ok(lock)
+    }
+}
+
+impl State {
+    /// The workload is known to be gone.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        matches!(self.status, Status::Exited { .. } | Status::Lost)
+    }
+}
+
 impl Container {
-    /// Upper layer, when kept here.
+    /// Anyone's view of it.
+    #[must_use]
+    pub fn entry(&self) -> Entry {
+        Entry { name: self.name.clone(), dir: self.dir.clone() }
+    }
+
+    fn fill(&self, spec: &Spec) -> Result<()> {
+        let mut dirs = vec![self.merged(), self.lower()];
+        if spec.upper == Upper::Own {
+            dirs.extend([self.upper(), self.work()]);
+        }
+        for path in dirs {
+            private_dir().create(&path).map_err(at("make", &path))?;
+        }
+        // The upper's root is the container's root directory, which everyone
+        // in there may read, whatever the umask says.
+        if spec.upper == Upper::Own {
+            let upper = self.upper();
+            fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))
+                .map_err(at("change the mode of", &upper))?;
+        }
+        Ok(())
+    }
+
+    /// Upper layer, when kept here ([`Upper::Own`]); it exists then.
+    #[must_use]
     pub fn upper(&self) -> PathBuf {
         self.dir.join("upper")
     }
-    /// The overlay's work directory, when kept here.
+
+    /// The overlay's work directory, when kept here; it exists then.
+    #[must_use]
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
     }
+
+    /// Mount point of the root filesystem; it exists.
+    #[must_use]
+    pub fn merged(&self) -> PathBuf {
+        self.dir.join("merged")
+    }
+
+    /// Mount point below which a lower layer is put together; it exists.
+    #[must_use]
+    pub fn lower(&self) -> PathBuf {
+        self.dir.join("lower")
+    }
+
     /// Output of a detached container.
+    #[must_use]
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
+
     /// The state file.
+    #[must_use]
     pub fn state(&self) -> PathBuf {
         self.dir.join("state.json")
     }
+
     /// Writes the state (a new file, renamed over the old one).
     ///
     /// # Errors
-    /// [`StoreError::Io`].
-    pub fn record(&self, state: &State) -> Result<(), StoreError> {
-        let _ = (state, Path::new(""));
-        Ok(())
+    /// When the file cannot be written; the old state stays then.
+    pub fn record(&self, state: &State) -> Result<()> {
+        let path = self.state();
+        let json = serde_json::to_vec(state)
+            .map_err(|source| StoreError::Damaged { path: path.clone(), source })?;
+        replace(&path, &json).map_err(at("write", &path))
     }
+
     /// Removes the directory and all in it, also what belongs to subordinate
-    /// ids, and gives the lock back.
+    /// ids, and gives the lock back. The name is free at once. Where files of
+    /// others have to go, the caller must be single-threaded
+    /// ([`userns::enter_with_map`]).
     ///
     /// # Errors
-    /// [`StoreError::Io`].
-    pub fn remove(self, map: &IdMap) -> Result<(), StoreError> {
-        let _ = map;
-        Ok(())
+    /// When something does not go away; the next sweep tries again.
+    pub fn remove(self, map: &IdMap) -> Result<()> {
+        self.remove_all(Some(map))
+    }
+
+    fn remove_all(mut self, map: Option<&IdMap>) -> Result<()> {
+        if !self.name.starts_with('.') {
+            let gone = format!(".gone-{}-{}", self.name, std::process::id());
+            let gone = self.dir.with_file_name(gone);
+            fs::rename(&self.dir, &gone).map_err(at("rename", &self.dir))?;
+            self.dir = gone;
+        }
+        remove_tree(&self.dir, map)
     }
 }
+
+impl Entry {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the workload printed; absent when it was not detached.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// How far it has got, and when it got there. A container whose owner is
+    /// gone has ended, whatever is written down. `None`: it was given a name
+    /// just now, and nothing is known of it yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it has vanished meanwhile.
+    pub fn state(&self) -> Result<Option<(State, SystemTime)>> {
+        // The lock first: what its holder wrote before it let go is seen then.
+        let live = self.is_live()?;
+        let Some(mut state) = self.read()? else {
+            return if self.dir.is_dir() {
+                Ok(None)
+            } else {
+                Err(StoreError::Unknown(self.name.clone()))
+            };
+        };
+        let path = self.dir.join("state.json");
+        let since = fs::metadata(&path)
+            .and_then(|meta| meta.modified())
+            .map_err(|_| StoreError::Unknown(self.name.clone()))?;
+        if !live && !state.ended() {
+            state.status = Status::Lost;
+        }
+        Ok(Some((state, since)))
+    }
+
+    /// Whether someone holds its lock.
+    fn is_live(&self) -> Result<bool> {
+        match self.open_lock(false).map(|lock| lock.try_lock_shared()) {
+            Ok(Ok(())) => Ok(false),
+            Ok(Err(TryLockError::WouldBlock)) => Ok(true),
+            Ok(Err(TryLockError::Error(error))) => Err(at("lock", &self.dir)(error)),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Waits until its owner has let go of it, which is after all of it is
+    /// cleaned up. Returns at once when that is so already.
+    ///
+    /// # Errors
+    /// When the lock cannot be waited for.
+    pub fn wait_released(&self) -> Result<()> {
+        // It may go away while we wait for it: we wait for the open file.
+        let Ok(lock) = self.open_lock(false) else { return Ok(()) };
+        loop {
+            match lock.lock_shared() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result.map_err(at("lock", &self.dir)),
+            }
+        }
+    }
+
+    fn open_lock(&self, create: bool) -> Result<File> {
+        let path = self.dir.join("lock");
+        open_lock(&path, create).map_err(at("open", &path))
+    }
+
+    /// What is written down; `None` when nothing is.
+    fn read(&self) -> Result<Option<State>> {
+        let path = self.dir.join("state.json");
+        let mut json = Vec::new();
+        match File::open(&path).and_then(|mut file| file.read_to_end(&mut json)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at("read", &path)(error)),
+        }
+        serde_json::from_slice(&json)
+            .map(Some)
+            .map_err(|source| StoreError::Damaged { path, source })
+    }
+}
+
+/// Removes a directory tree; that others remove it at the same time is no error.
+fn remove_tree(dir: &Path, map: Option<&IdMap>) -> Result<()> {
+    let tree = |dir: &Path| match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
+    let Err(plain) = tree(dir) else { return Ok(()) };
+    let Some(map) = map.filter(|_| plain.kind() == io::ErrorKind::PermissionDenied) else {
+        return Err(at("remove", dir)(plain));
+    };
+    // Files of subordinate ids, or directories without permissions.
+    userns::enter_with_map(map, || tree(dir).map(|()| Vec::new()).map_err(|e| e.to_string()))
+        .map(drop)
+        .map_err(|error| at("remove", dir)(io::Error::other(error.to_string())))
+}
+
+/// Replaces a file as a whole: a reader sees the old content or the new. The
+/// caller is the only writer.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let written = file.write_all(content).and_then(|()| fs::rename(&fresh, path));
+    written.inspect_err(|_| {
+        // The first failure is the one to tell; the next write takes this name again.
+        drop(fs::remove_file(&fresh));
+    })
+}
+
+fn private_dir() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    builder
+}
+
+fn open_lock(path: &Path, create: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
+}
+
+/// Waits for a lock, whatever signals come meanwhile.
+fn take(lock: &File) -> io::Result<()> {
+    loop {
+        match lock.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Says what was tried on what.
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,386 @@
+//! Reading of option values. Pure: text in, data or a one-line reason out.
+
+use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::spec::{NAME_MAX, Protocol, Publish, Upper, Volume, is_name};
+
+/// Reads a size in bytes: digits and at most one unit (`b`, `k`, `m`, `g`, `t`,
+/// powers of 1024, either case, with or without a `b` or `ib` after it).
+///
+/// # Errors
+/// A reason, when it is not of this form, is zero, or does not fit in 63 bits.
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let bad = || format!("'{text}' is not a size: use digits and a unit, as in 64m or 2g");
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let unit = unit.to_ascii_lowercase();
+    let shift = match unit.as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(0) => Err(format!("'{text}' is not a size: it must be more than zero")),
+        Some(bytes) if i64::try_from(bytes).is_ok() => Ok(bytes),
+        _ => Err(format!("'{text}' is too large a size")),
+    }
+}
+
+/// Reads `--upper`: `ram`, `ram:SIZE` or a directory. A directory of that name
+/// is written `./ram`. Relative directories are taken from `cwd`.
+///
+/// # Errors
+/// A reason, when it is empty or the size is not one.
+pub fn upper(text: &str, cwd: &Path) -> Result<Upper, String> {
+    match text.split_once(':') {
+        _ if text == "ram" => Ok(Upper::Ram(None)),
+        Some(("ram", bytes)) => size(bytes).map(|bytes| Upper::Ram(Some(bytes))),
+        _ if text.is_empty() => Err("'' is neither a directory nor ram[:SIZE]".to_owned()),
+        _ => Ok(Upper::Dir(cwd.join(text))),
+    }
+}
+
+/// Reads `-v SRC:DST[:ro|rw]`. A relative `SRC` is taken from `cwd` and must
+/// contain a slash or start with a dot, so that it is not taken for a volume's name.
+///
+/// # Errors
+/// A reason naming what is wrong with which part.
+pub fn volume(text: &str, cwd: &Path) -> Result<Volume, String> {
+    let form = "use SRC:DST or SRC:DST:ro";
+    let mut parts = text.split(':');
+    let (Some(source), Some(target), options, None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(format!("'{text}' is not a volume: {form}"));
+    };
+    let mut read_only = false;
+    for option in options.iter().flat_map(|options| options.split(',')) {
+        match option {
+            "ro" => read_only = true,
+            "rw" => read_only = false,
+            _ => return Err(format!("'{option}' in '{text}' is no volume option: {form}")),
+        }
+    }
+    if source.is_empty() {
+        return Err(format!("'{text}' names no source: {form}"));
+    }
+    if !source.contains('/') && !source.starts_with('.') {
+        return Err(format!(
+            "'{source}' in '{text}' is not a path (named volumes are not there): write ./{source}"
+        ));
+    }
+    let target = inside(target).map_err(|why| format!("the target of '{text}' {why}"))?;
+    if target == Path::new("/") {
+        return Err(format!("the target of '{text}' is the root itself: use --rootfs for that"));
+    }
+    Ok(Volume { source: cwd.join(source), target, read_only })
+}
+
+/// Reads an absolute path inside the container, without `..`.
+///
+/// # Errors
+/// The predicate of a sentence whose subject the caller knows.
+pub fn inside(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    if !path.is_absolute() {
+        return Err("must be an absolute path in the container".to_owned());
+    }
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err("must not contain '..'".to_owned());
+    }
+    Ok(path.components().collect())
+}
+
+/// Reads `-p [IP:]HOST:CONTAINER[/tcp|udp]`; an IPv6 address stands in brackets.
+///
+/// # Errors
+/// A reason naming what is wrong with which part.
+pub fn publish(text: &str) -> Result<Publish, String> {
+    let form = "use [IP:]HOST:CONTAINER[/tcp|udp], as in 127.0.0.1:8080:80";
+    let (ports, protocol) = match text.split_once('/') {
+        None | Some((_, "tcp")) => (text.strip_suffix("/tcp").unwrap_or(text), Protocol::Tcp),
+        Some((ports, "udp")) => (ports, Protocol::Udp),
+        Some((_, other)) => {
+            return Err(format!("'{other}' in '{text}' is no protocol: {form}"));
+        }
+    };
+    let Some((host, container)) = ports.rsplit_once(':') else {
+        return Err(format!("'{text}' names no host port: {form}"));
+    };
+    let (host_ip, host) = match host.rsplit_once(':') {
+        None => (None, host),
+        Some((ip, host)) => (
+            Some(address(ip).ok_or(format!(
+                "'{ip}' in '{text}' is no IP address (IPv6 goes in brackets): {form}"
+            ))?),
+            host,
+        ),
+    };
+    let port = |port: &str| match port.parse::<u16>() {
+        // A leading plus is accepted by the standard library.
+        Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok(number),
+        _ => Err(format!("'{port}' in '{text}' is no port (1 to 65535): {form}")),
+    };
+    Ok(Publish { host_ip, host_port: port(host)?, container_port: port(container)?, protocol })
+}
+
+/// An IPv4 address, or an IPv6 address in brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok().map(IpAddr::V4),
+    }
+}
+
+/// Reads `-e NAME=VALUE`, or `-e NAME`, whose value is then asked of `host`.
+/// `None`: the host has no such variable, so the container gets none.
+///
+/// # Errors
+/// A reason, when the name is empty.
+pub fn env(
+    text: &str,
+    host: impl FnOnce(&str) -> Result<Option<String>, String>,
+) -> Result<Option<(String, String)>, String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if name.is_empty() {
+        return Err(format!("'{text}' names no environment variable: use NAME=VALUE or NAME"));
+    }
+    let value = match value {
+        Some(value) => Some(value),
+        None => host(name)?,
+    };
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+/// Checks a container's name, see [`is_name`].
+///
+/// # Errors
+/// A reason with the rule.
+pub fn name(text: &str) -> Result<String, String> {
+    if is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "'{text}' is not a container name: use letters, digits, '_', '.', '-', \
+             starting with a letter or digit, at most {NAME_MAX}"
+        ))
+    }
+}
+
+/// Checks a host name: letters, digits, `-`, `.`, `_`, at most 64 bytes.
+///
+/// # Errors
+/// A reason with the rule.
+pub fn hostname(text: &str) -> Result<String, String> {
+    name(text).map_err(|_| {
+        format!("'{text}' is not a host name: use letters, digits, '-', '.', at most {NAME_MAX}")
+    })
+}
+
+/// Checks `-u USER[:GROUP]`: names are looked up later, inside the container.
+///
+/// # Errors
+/// A reason with the form.
+pub fn user(text: &str) -> Result<String, String> {
+    let mut parts = text.split(':');
+    let (user, group) = (parts.next(), parts.next());
+    let sound = |part: &str| {
+        let numeric = part.bytes().all(|b| b.is_ascii_digit());
+        !part.is_empty()
+            && !part.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'/')
+            // The highest id means "none" to the kernel (chown(2), setresuid(2)).
+            && (!numeric || part.parse::<u32>().is_ok_and(|id| id != u32::MAX))
+    };
+    if parts.next().is_none() && user.is_some_and(sound) && group.is_none_or(sound) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("'{text}' is not a user: use USER or USER:GROUP, names or numbers"))
+    }
+}
+
+/// Reads a signal: a number, or a name with or without `SIG`, in either case.
+///
+/// # Errors
+/// A reason, when there is no such signal.
+pub fn signal(text: &str) -> Result<Signal, String> {
+    let bad = || format!("'{text}' is no signal: use a name or number, as in TERM or 15");
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).map_err(|_| bad());
+    }
+    let upper = text.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    full.parse().map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(path: &str) -> PathBuf {
+        PathBuf::from(path)
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("12b", 12),
+            ("4k", 4096),
+            ("64m", 64 << 20),
+            ("2G", 2 << 30),
+            ("1TiB", 1 << 40),
+            ("3MB", 3 << 20),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "m", "0", "0g", "-1", "+1", "1.5g", "1x", "1 m", "9999999t", "1gg", "１"]
+        {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn uppers() {
+        let cwd = Path::new("/home/me");
+        assert_eq!(upper("ram", cwd), Ok(Upper::Ram(None)));
+        assert_eq!(upper("ram:1m", cwd), Ok(Upper::Ram(Some(1 << 20))));
+        assert_eq!(upper("./ram", cwd), Ok(Upper::Dir(at("/home/me/./ram"))));
+        assert_eq!(upper("/x:y", cwd), Ok(Upper::Dir(at("/x:y"))));
+        assert!(upper("ram:", cwd).is_err());
+        assert!(upper("ram:lots", cwd).is_err());
+        assert!(upper("", cwd).is_err());
+    }
+
+    #[test]
+    fn volumes() {
+        let cwd = Path::new("/home/me");
+        let read = |text| volume(text, cwd);
+        let want = |source: &str, target: &str, read_only| {
+            Ok(Volume { source: at(source), target: at(target), read_only })
+        };
+        assert_eq!(read("/a:/b"), want("/a", "/b", false));
+        assert_eq!(read("/a:/b:ro"), want("/a", "/b", true));
+        assert_eq!(read("/a:/b:rw"), want("/a", "/b", false));
+        assert_eq!(read("./a:/b/"), want("/home/me/./a", "/b", false));
+        assert_eq!(read(".:/b/./c//d"), want("/home/me/.", "/b/c/d", false));
+        for text in
+            ["", "/a", "/a:", ":/b", "/a:b", "/a:/b:rx", "/a:/b:ro:x", "a:/b", "/a:/", "/a:/b/../c"]
+        {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn published_ports() {
+        let want = |host_ip: Option<&str>, host_port, container_port, protocol| {
+            let host_ip = host_ip.map(|ip| ip.parse().unwrap());
+            Ok(Publish { host_ip, host_port, container_port, protocol })
+        };
+        assert_eq!(publish("8080:80"), want(None, 8080, 80, Protocol::Tcp));
+        assert_eq!(publish("8080:80/tcp"), want(None, 8080, 80, Protocol::Tcp));
+        assert_eq!(publish("53:5353/udp"), want(None, 53, 5353, Protocol::Udp));
+        assert_eq!(publish("127.0.0.1:1:2"), want(Some("127.0.0.1"), 1, 2, Protocol::Tcp));
+        assert_eq!(publish("[::1]:1:2/udp"), want(Some("::1"), 1, 2, Protocol::Udp));
+        for text in [
+            "",
+            "80",
+            ":80",
+            "80:",
+            "0:80",
+            "80:0",
+            "65536:80",
+            "+80:80",
+            "::1:80:80",
+            "[::1:80:80",
+            "[1.2.3.4]:80:80",
+            "1.2.3:80:80",
+            ":80:80",
+            "80:80/sctp",
+            "80:80/",
+            "80:80/tcp/tcp",
+        ] {
+            assert!(publish(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn environment() {
+        let host = |name: &str| Ok((name == "SET").then(|| "of the host".to_owned()));
+        let pair = |name: &str, value: &str| Ok(Some((name.to_owned(), value.to_owned())));
+        assert_eq!(env("A=b=c", host), pair("A", "b=c"));
+        assert_eq!(env("A=", host), pair("A", ""));
+        assert_eq!(env("SET", host), pair("SET", "of the host"));
+        assert_eq!(env("UNSET", host), Ok(None));
+        assert!(env("", host).is_err());
+        assert!(env("=x", host).is_err());
+    }
+
+    #[test]
+    fn names() {
+        for text in ["a", "0", "web-1", "A_b.c-d"] {
+            assert_eq!(name(text).as_deref(), Ok(text));
+        }
+        let long = "x".repeat(65);
+        for text in ["", ".", "..", "-a", "_a", ".a", "a/b", "a b", "ä", "a\n", &long] {
+            assert!(name(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn users() {
+        for text in ["0", "root", "www-data", "1000:1000", "root:adm"] {
+            assert_eq!(user(text).as_deref(), Ok(text));
+        }
+        for text in ["", ":", "a:", ":b", "a:b:c", "a b", "a/b", "4294967295", "99999999999"] {
+            assert!(user(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn signals() {
+        for text in ["9", "KILL", "SIGKILL", "kill", "sigkill"] {
+            assert_eq!(signal(text), Ok(Signal::SIGKILL), "{text}");
+        }
+        for text in ["", "0", "-9", "SIG", "NOPE", "1000"] {
+            assert!(signal(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC*|[a-z0-9:/.\\[\\],=-]*") {
+            let cwd = Path::new("/w");
+            let _ = (size(&text), upper(&text, cwd), publish(&text), name(&text), hostname(&text));
+            let _ = (user(&text), signal(&text), env(&text, |_| Ok(None)));
+            if let Ok(volume) = volume(&text, cwd) {
+                prop_assert!(volume.source.is_absolute() && volume.target.is_absolute());
+            }
+            if let Ok(name) = name(&text) {
+                prop_assert!(!name.contains('/') && name != "." && name != "..");
+            }
+        }
+
+        #[test]
+        fn a_written_port_is_read_back(host in 1u16.., guest in 1u16.., ip: u128, udp: bool) {
+            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+            let suffix = if udp { "udp" } else { "tcp" };
+            let ip = std::net::Ipv6Addr::from(ip);
+            let read = publish(&format!("[{ip}]:{host}:{guest}/{suffix}"));
+            let host_ip = Some(IpAddr::V6(ip));
+            prop_assert_eq!(read, Ok(Publish {
+                host_ip, host_port: host, container_port: guest, protocol,
+            }));
+        }
+    }
+}
