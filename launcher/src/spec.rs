@@ -124,6 +124,7 @@ pub struct Exec {
     pub user: Option<String>,
     /// Program and arguments, at least one.
     pub command: Vec<String>,
+}
 
 /// Longest name of a container, in bytes: it is the host name inside as well
 /// (`HOST_NAME_MAX`, sethostname(2)).

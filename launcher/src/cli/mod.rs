@@ -1,2 +1,3 @@
-//! wip
+//! The command line.
+
 pub mod parse;
