@@ -1,10 +1,45 @@
 //! The event loop: reads the TAP, host sockets, listeners, the exit descriptor
 //! and the control socket. The only reader of the clock.
+//!
+//! # Theory of operation
+//!
+//! One thread, one epoll. A turn: wait; take up to [`BATCH`] frames from the
+//! guest; carry out what the stack wants of the host; let the host's sockets fill
+//! the stack; write frames until there are none. In this order one
+//! acknowledgement to the guest covers a batch and carries the window that the
+//! host has reopened. The clock is read once a turn.
+//!
+//! The loop sleeps without limit when the stack has no deadline.
 
-use std::os::fd::OwnedFd;
+use std::io::{ErrorKind, Read};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::Config;
+use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
+use crate::host::{FLOW_TOKEN, Host};
+use crate::stack::frame::FRAME_MAX;
+use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
 use crate::tap::Offloads;
+
+/// Frames taken from the guest in one turn.
+const BATCH: usize = 64;
+/// Connections or datagrams taken from a published port in one turn.
+const ACCEPT_BATCH: usize = 64;
+
+const TAP: u64 = 0;
+const EXIT: u64 = 1;
+const SIGNAL: u64 = 2;
+const API: u64 = 3;
 
 /// What the loop runs on.
 #[derive(Debug)]
@@ -28,7 +63,7 @@ pub struct Inputs {
 pub enum Error {
     /// A published port could not be bound.
     #[error(transparent)]
-    Forward(#[from] crate::forward::Error),
+    Forward(#[from] forward::Error),
     /// A system call of the loop itself failed.
     #[error("{what}: {source}")]
     Os {
@@ -39,12 +74,317 @@ pub enum Error {
     },
 }
 
+fn os(what: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::Os { what, source: errno.into() }
+}
+
 /// Runs until the exit descriptor hangs up, SIGTERM or SIGINT arrives, or the
 /// TAP device goes away.
 ///
 /// # Errors
 /// A published port that cannot be bound, or a failing system call.
 pub fn run(inputs: Inputs) -> Result<(), Error> {
-    drop(inputs);
-    Ok(())
+    let Inputs { config, tap, offloads, ready, exit, api } = inputs;
+    raise_descriptor_limit();
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("making an epoll"))?;
+    let epoll = Rc::new(epoll);
+    let watch = |fd: BorrowedFd<'_>, token: u64| {
+        epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))
+            .map_err(os("watching a descriptor"))
+    };
+
+    let flags = fcntl(&tap, FcntlArg::F_GETFL).map_err(os("asking for the TAP's flags"))?;
+    let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
+    fcntl(&tap, FcntlArg::F_SETFL(flags)).map_err(os("making the TAP non-blocking"))?;
+    watch(tap.as_fd(), TAP)?;
+    if let Some(exit) = &exit {
+        watch(exit.as_fd(), EXIT)?;
+    }
+    if let Some(api) = &api {
+        watch(api.as_fd(), API)?;
+    }
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGINT);
+    mask.thread_block().map_err(os("blocking signals"))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(os("making a signal descriptor"))?;
+    watch(signals.as_fd(), SIGNAL)?;
+
+    let mut ports = Table::new(Rc::clone(&epoll));
+    for publish in &config.publishes {
+        ports.add(*publish)?;
+    }
+    let host = Host::new(config.outbound_v4, config.outbound_v6);
+    let stack = Netstack::new(config, offloads, random_seed()?);
+    let mut driver = Driver {
+        epoll,
+        tap,
+        tap_full: None,
+        stack,
+        host,
+        ports,
+        clock: Clock::start(),
+        buffer: vec![0; FRAME_MAX],
+        datagram: vec![0; 65536],
+        deferred: Vec::new(),
+        spare: spare_descriptor(),
+    };
+    if let Some(ready) = ready {
+        // Whoever waits for it is gone when this fails: nobody to tell, and the
+        // exit descriptor ends the run.
+        nix::unistd::write(&ready, b"1").ok();
+    }
+    driver.run()
+}
+
+/// The one place where time is read.
+#[derive(Debug)]
+struct Clock(Instant);
+
+impl Clock {
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// The one place where randomness is read.
+fn random_seed() -> Result<u64, Error> {
+    let mut seed = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut seed))
+        .map_err(|source| Error::Os { what: "reading /dev/urandom", source })?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+#[derive(Debug)]
+struct Driver {
+    epoll: Rc<Epoll>,
+    tap: OwnedFd,
+    /// A frame the device did not take, waiting for it to become writable.
+    tap_full: Option<Vec<u8>>,
+    stack: Netstack,
+    host: Host,
+    ports: Table,
+    clock: Clock,
+    buffer: Vec<u8>,
+    datagram: Vec<u8>,
+    deferred: Vec<(FlowId, EpollFlags)>,
+    /// Given up to turn a connection away when descriptors are exhausted.
+    spare: Option<std::fs::File>,
+}
+
+fn spare_descriptor() -> Option<std::fs::File> {
+    std::fs::File::open("/dev/null").ok()
+}
+
+/// A flow costs a descriptor: takes as many as the hard limit allows. Without
+/// them there are only fewer flows.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok();
+    }
+}
+
+/// Why the loop ends without an error.
+enum Turn {
+    GoOn,
+    End,
+}
+
+impl Driver {
+    fn run(&mut self) -> Result<(), Error> {
+        let mut events = [EpollEvent::empty(); 256];
+        let mut tap_ready = false;
+        loop {
+            let busy = tap_ready || self.host.has_more();
+            let patience = self.patience(busy);
+            let count = match self.epoll.wait(&mut events, patience) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(os("waiting for events")(errno)),
+            };
+            let now = self.clock.now();
+            for event in &events[..count] {
+                match event.data() {
+                    TAP => {
+                        tap_ready |= event.events().intersects(!EpollFlags::EPOLLOUT);
+                        if event.events().contains(EpollFlags::EPOLLOUT) {
+                            self.tap_writable()?;
+                        }
+                    }
+                    EXIT | SIGNAL => return Ok(()),
+                    API => {}
+                    token if token & FLOW_TOKEN != 0 => {
+                        let flow = FlowId::from_bits(token & !FLOW_TOKEN);
+                        self.deferred.push((flow, event.events()));
+                    }
+                    token if token & PUBLISH_TOKEN != 0 => {
+                        self.published(now, token & !PUBLISH_TOKEN);
+                    }
+                    _ => {}
+                }
+            }
+            if tap_ready {
+                match self.read_frames(now)? {
+                    (Turn::End, _) => return Ok(()),
+                    (Turn::GoOn, more) => tap_ready = more,
+                }
+            }
+            if self.stack.poll_timeout().is_some_and(|at| at <= now) {
+                self.stack.handle_timeout(now);
+            }
+            self.execute(now);
+            let mut deferred = std::mem::take(&mut self.deferred);
+            for (flow, flags) in deferred.drain(..) {
+                self.host.event(&mut self.stack, now, flow, flags);
+            }
+            self.deferred = deferred;
+            self.host.pump_again(&mut self.stack, now);
+            self.execute(now);
+            self.write_frames(now)?;
+            // Sending may have ended flows.
+            self.execute(now);
+        }
+    }
+
+    /// How long to sleep at most.
+    fn patience(&mut self, busy: bool) -> EpollTimeout {
+        if busy {
+            return EpollTimeout::ZERO;
+        }
+        match self.stack.poll_timeout() {
+            None => EpollTimeout::NONE,
+            Some(at) => {
+                let left = at.saturating_sub(self.clock.now());
+                // Rounded up: waking early would only mean sleeping again.
+                let millis = left.as_micros().div_ceil(1000);
+                EpollTimeout::try_from(millis.min(i32::MAX as u128)).unwrap_or(EpollTimeout::MAX)
+            }
+        }
+    }
+
+    /// Takes a batch of frames. Gives whether there may be more.
+    fn read_frames(&mut self, now: Duration) -> Result<(Turn, bool), Error> {
+        for _ in 0..BATCH {
+            match nix::unistd::read(&self.tap, &mut self.buffer) {
+                Ok(0) => return Ok((Turn::End, false)),
+                Ok(len) => self.stack.handle_frame(now, &self.buffer[..len]),
+                Err(Errno::EAGAIN) => return Ok((Turn::GoOn, false)),
+                Err(Errno::EINTR) => {}
+                // The device was deleted, or its namespace is gone.
+                Err(Errno::EBADFD | Errno::ENODEV) => return Ok((Turn::End, false)),
+                // The link is down: wait for it to come up.
+                Err(Errno::EIO) => return Ok((Turn::GoOn, false)),
+                Err(errno) => return Err(os("reading from the TAP")(errno)),
+            }
+        }
+        Ok((Turn::GoOn, true))
+    }
+
+    fn write_frames(&mut self, now: Duration) -> Result<(), Error> {
+        if self.tap_full.is_some() {
+            return Ok(());
+        }
+        while let Some(frame) = self.stack.poll_frame(now) {
+            match nix::unistd::write(&self.tap, frame) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    self.tap_full = Some(frame.to_vec());
+                    return self.watch_tap(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT);
+                }
+                // Link down, device gone, no memory, or a frame the kernel finds
+                // wrong: lost, as on a wire. Reading tells when the device is gone.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tap_writable(&mut self) -> Result<(), Error> {
+        let Some(frame) = self.tap_full.take() else { return Ok(()) };
+        if nix::unistd::write(&self.tap, &frame) == Err(Errno::EAGAIN) {
+            self.tap_full = Some(frame);
+            return Ok(());
+        }
+        self.watch_tap(EpollFlags::EPOLLIN)
+    }
+
+    fn watch_tap(&self, flags: EpollFlags) -> Result<(), Error> {
+        let mut event = EpollEvent::new(flags, TAP);
+        self.epoll.modify(&self.tap, &mut event).map_err(os("watching the TAP"))
+    }
+
+    fn execute(&mut self, now: Duration) {
+        while let Some(command) = self.stack.poll_host() {
+            if let HostCommand::UdpReply { publish, to, data } = command {
+                if let Some((_, Listener::Udp(udp))) = self.ports.find(publish) {
+                    // A failed datagram is lost, as on a wire.
+                    udp.send_to(&data, reachable_from(udp, to)).ok();
+                }
+            } else {
+                self.host.execute(&mut self.stack, now, &self.epoll, command);
+            }
+        }
+    }
+
+    /// Takes what came to a published port. Level-triggered: the rest comes with
+    /// the next turn.
+    fn published(&mut self, now: Duration, id: u64) {
+        let Some((publish, listener)) = self.ports.find(id) else { return };
+        let guest = publish.guest;
+        for _ in 0..ACCEPT_BATCH {
+            match listener {
+                Listener::Tcp(listener) => match listener.accept() {
+                    Ok((tcp, client)) => {
+                        if tcp.set_nonblocking(true).is_err() {
+                            continue;
+                        }
+                        let Some(flow) = self.stack.tcp_accepted(now, guest, client) else {
+                            continue;
+                        };
+                        if self.host.adopt(&self.epoll, flow, tcp).is_err() {
+                            self.stack.handle_host(now, HostEvent::TcpReset { flow });
+                        }
+                    }
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                        // Turned away with the spare descriptor: left waiting, it
+                        // would wake the loop for ever.
+                        self.spare = None;
+                        drop(listener.accept());
+                        self.spare = spare_descriptor();
+                        return;
+                    }
+                    Err(_) => return,
+                },
+                Listener::Udp(udp) => match udp.recv_from(&mut self.datagram) {
+                    Ok((len, from)) => {
+                        let data = &self.datagram[..len];
+                        let event = HostEvent::UdpInbound { publish: id, guest, from, data };
+                        self.stack.handle_host(now, event);
+                    }
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                    // An error of an earlier answer.
+                    Err(_) => {}
+                },
+            }
+        }
+    }
+}
+
+/// An IPv4 client of an IPv6 socket has a mapped address.
+fn reachable_from(socket: &std::net::UdpSocket, to: SocketAddr) -> SocketAddr {
+    match (socket.local_addr(), to) {
+        (Ok(SocketAddr::V6(_)), SocketAddr::V4(v4)) => {
+            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+        }
+        _ => to,
+    }
 }

@@ -5,40 +5,411 @@
 //!
 //! Bytes in, bytes out. A turn of the driver is:
 //!
-//! 1. [`Netstack::handle_frame`] for every frame read from the TAP,
-//! 2. [`Netstack::poll_host`] until None, executing each command; its results
-//!    come back as [`Netstack::handle_host`],
-//! 3. [`Netstack::poll_frame`] until None, writing each frame to the TAP,
-//! 4. [`Netstack::poll_timeout`] says how long to sleep at most; when it has
-//!    passed, [`Netstack::handle_timeout`].
+//! 1. [`Netstack::handle_frame`] for every frame read from the device,
+//! 2. [`Netstack::poll_host`] until None, executing each command; what comes of
+//!    it goes into [`Netstack::handle_host`],
+//! 3. [`Netstack::poll_frame`] until None, writing each frame to the device,
+//! 4. [`Netstack::poll_timeout`] says when to call [`Netstack::handle_timeout`];
+//!    None means that only input can change anything.
 //!
-//! Time is a [`Duration`] since a moment of the driver's choice; it never goes
+//! The bytes of TCP connections are not in commands and events: they are lent in
+//! place, by [`Netstack::tcp_outgoing`] and [`Netstack::tcp_fill`], so that each
+//! is copied once between the kernel and the ring of its flow.
+//!
+//! Every queue has a bound. TCP frames are built when they are asked for and do
+//! not queue. Replies and datagrams queue in [`frame::Outbox`]; datagrams beyond
+//! its bound are dropped and counted, as a network may.
+//!
+//! Time is a [`Duration`] since a moment of the driver's choice and never goes
 //! backwards.
-pub mod frame;
 
+pub mod flow;
+pub mod frame;
+mod icmp;
+pub mod policy;
+mod reassembly;
+mod services;
+mod smol;
+mod tcp;
+mod udp;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, MTU_MAX};
 use crate::tap::Offloads;
+
+pub use flow::FlowId;
+use flow::FlowTable;
+use frame::{Frame, Link, Mac, Outbox, Packet, Payload, proto};
+use policy::Unreachable;
+use reassembly::Reassembly;
+pub use tcp::ConnectError;
+
+/// Flows at most, of all kinds: each costs the host a socket.
+const FLOWS_MAX: usize = 16384;
+
+/// What the host is to do. `flow` names the socket; one is made at the first
+/// command that needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostCommand {
+    /// Connect a TCP socket to `to`. Answered by [`HostEvent::TcpConnected`] or
+    /// [`HostEvent::TcpFailed`].
+    TcpConnect {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Something changed for the connection: send what
+    /// [`Netstack::tcp_outgoing`] lends, and receive while
+    /// [`Netstack::tcp_room`] allows.
+    TcpTransfer {
+        /// Names the socket.
+        flow: FlowId,
+    },
+    /// Everything was sent and the guest has finished: shut the socket's sending
+    /// side down.
+    TcpShutdown {
+        /// Names the socket.
+        flow: FlowId,
+    },
+    /// Send a datagram from the flow's own socket. A failure is reported with
+    /// [`HostEvent::UdpUnreachable`] or not at all.
+    UdpSend {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where to.
+        to: SocketAddr,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// Send a datagram from the socket of a published port.
+    UdpReply {
+        /// Which published port.
+        publish: u64,
+        /// Where to.
+        to: SocketAddr,
+        /// The payload.
+        data: Vec<u8>,
+    },
+    /// Send an echo request from the flow's own ping socket.
+    EchoSend {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where to.
+        to: IpAddr,
+        /// Sequence number.
+        seq: u16,
+        /// What follows the sequence number.
+        data: Vec<u8>,
+    },
+    /// The flow is gone: close its socket.
+    Close {
+        /// Names the socket.
+        flow: FlowId,
+        /// Let the peer see a reset rather than an orderly end.
+        reset: bool,
+    },
+}
+
+/// What happened on the host. Events for flows that are gone are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostEvent<'a> {
+    /// The connection is there.
+    TcpConnected {
+        /// Names the socket.
+        flow: FlowId,
+    },
+    /// There will be no connection.
+    TcpFailed {
+        /// Names the socket, which the host has closed.
+        flow: FlowId,
+        /// Why.
+        why: ConnectError,
+    },
+    /// The peer sends no more.
+    TcpFinished {
+        /// Names the socket.
+        flow: FlowId,
+    },
+    /// The connection is broken.
+    TcpReset {
+        /// Names the socket.
+        flow: FlowId,
+    },
+    /// A datagram came to the flow's own socket.
+    UdpReceived {
+        /// Names the socket.
+        flow: FlowId,
+        /// Who sent it.
+        from: SocketAddr,
+        /// The payload.
+        data: &'a [u8],
+    },
+    /// A datagram came to a published port.
+    UdpInbound {
+        /// Which published port.
+        publish: u64,
+        /// Where it leads.
+        guest: SocketAddr,
+        /// Who sent it.
+        from: SocketAddr,
+        /// The payload.
+        data: &'a [u8],
+    },
+    /// A datagram of the flow's own socket did not arrive.
+    UdpUnreachable {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where it was sent to.
+        to: SocketAddr,
+        /// What the host was told.
+        why: Unreachable,
+    },
+    /// An echo reply came.
+    EchoReply {
+        /// Names the socket.
+        flow: FlowId,
+        /// Who sent it.
+        from: IpAddr,
+        /// Sequence number.
+        seq: u16,
+        /// What follows the sequence number.
+        data: &'a [u8],
+    },
+    /// The host may not send echo requests, or not there.
+    EchoUnreachable {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where it was sent to.
+        to: IpAddr,
+        /// Why.
+        why: Unreachable,
+    },
+}
+
+/// What was dropped or refused, counted since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Frames that were malformed or of no known kind.
+    pub bad_frames: u64,
+    /// Packets the policy refused.
+    pub denied: u64,
+    /// Flows refused because the table was full.
+    pub table_full: u64,
+    /// Frames for the guest dropped because the queue was full.
+    pub queue_full: u64,
+}
+
+/// One flow of any kind.
+#[derive(Debug)]
+enum Flow {
+    Tcp(tcp::Flow),
+    Udp(udp::Flow),
+    Echo(icmp::Flow),
+}
 
 /// The whole stack of one guest.
 #[derive(Debug)]
 pub struct Netstack {
     config: Config,
-    offloads: Offloads,
+    link: Link,
+    flows: FlowTable<Flow>,
+    out: Outbox,
+    commands: VecDeque<HostCommand>,
+    /// TCP flows that may have a frame to send, each at most once.
+    sending: VecDeque<FlowId>,
+    reassembly: Reassembly,
+    inbound: udp::Inbound,
+    endpoints: tcp::Endpoints,
+    random: Random,
+    counters: Counters,
 }
 
 impl Netstack {
     /// A stack without flows. `seed` must be unpredictable to the guest's peers:
     /// initial sequence numbers and ports are derived from it.
     pub fn new(config: Config, offloads: Offloads, seed: u64) -> Netstack {
-        let _ = seed;
-        Netstack { config, offloads }
+        let mut random = Random(seed);
+        let link = Link {
+            gateway: config.gateway_mac,
+            guest: [0xff; 6],
+            // 576 is what IPv4 asks of every link's end (RFC 791).
+            mtu: usize::from(config.mtu.clamp(576, MTU_MAX)),
+            offloads,
+        };
+        Netstack {
+            link,
+            flows: FlowTable::new(FLOWS_MAX, random.next()),
+            out: Outbox::new(random.next() as u32),
+            commands: VecDeque::new(),
+            sending: VecDeque::new(),
+            reassembly: Reassembly::default(),
+            inbound: udp::Inbound::default(),
+            endpoints: tcp::Endpoints::new(offloads),
+            random,
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    /// Tells the guest's Ethernet address. Otherwise it is learnt from its first
+    /// frame, and frames go to all until then.
+    pub fn set_guest_mac(&mut self, mac: Mac) {
+        self.link.guest = mac;
+    }
+
+    /// What the stack was configured with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Number of flows of all kinds.
+    pub fn flow_count(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// What was dropped or refused so far.
+    pub fn counters(&self) -> Counters {
+        Counters { queue_full: self.out.dropped, ..self.counters }
     }
 
     /// Takes one frame from the guest: virtio-net header (when `Offloads::vnet`)
     /// and Ethernet frame. Bad frames are counted and dropped.
-    pub fn handle_frame(&mut self, now: Duration, frame: &[u8]) {
-        let _ = (now, frame, &self.config, self.offloads);
+    ///
+    /// Call [`Netstack::poll_host`] and [`Netstack::poll_frame`] after a batch.
+    pub fn handle_frame(&mut self, now: Duration, bytes: &[u8]) {
+        let Some(frame) = Frame::parse(bytes, self.link.offloads.vnet) else {
+            self.counters.bad_frames += 1;
+            return;
+        };
+        // Never a group address as the source (IEEE 802).
+        if frame.source[0] & 1 == 0 {
+            self.link.guest = frame.source;
+        }
+        match frame.payload {
+            Payload::Arp(packet) => self.handle_arp(packet),
+            Payload::Ip(packet) if packet.fragment.is_some() => {
+                let Some(payload) = self.reassembly.add(now, &packet) else { return };
+                let whole = Packet { payload: &payload, fragment: None, ..packet };
+                // A reassembled TCP segment would need its header rebuilt; TCP
+                // never sends fragments over its own link.
+                if packet.proto != proto::TCP {
+                    self.handle_packet(now, &whole, None);
+                }
+            }
+            Payload::Ip(packet) => self.handle_packet(now, &packet, frame.udp_segment),
+        }
+    }
+
+    fn handle_packet(&mut self, now: Duration, packet: &Packet<'_>, segment: Option<u16>) {
+        match packet.proto {
+            proto::TCP => self.handle_tcp(now, packet),
+            proto::UDP => self.handle_udp(now, packet, segment),
+            proto::ICMP if packet.src.is_ipv4() => self.handle_icmp(now, packet),
+            proto::ICMPV6 if packet.src.is_ipv6() => self.handle_icmp(now, packet),
+            _ => self.counters.bad_frames += 1,
+        }
+    }
+
+    /// Takes a result of the host. Call [`Netstack::poll_frame`] and
+    /// [`Netstack::poll_host`] afterwards.
+    pub fn handle_host(&mut self, now: Duration, event: HostEvent<'_>) {
+        match event {
+            HostEvent::TcpConnected { flow } => self.tcp_connected(now, flow),
+            HostEvent::TcpFailed { flow, why } => self.tcp_failed(flow, why),
+            HostEvent::TcpFinished { flow } => self.tcp_finished(now, flow),
+            HostEvent::TcpReset { flow } => self.tcp_reset(now, flow),
+            HostEvent::UdpReceived { flow, from, data } => {
+                self.udp_received(now, flow, from, data);
+            }
+            HostEvent::UdpInbound { publish, guest, from, data } => {
+                self.udp_inbound(now, publish, guest, from, data);
+            }
+            HostEvent::UdpUnreachable { flow, to, why } => self.udp_unreachable(flow, to, why),
+            HostEvent::EchoReply { flow, from, seq, data } => {
+                self.echo_reply(now, flow, from, seq, data);
+            }
+            HostEvent::EchoUnreachable { flow, to, why } => self.echo_unreachable(flow, to, why),
+        }
+    }
+
+    /// Whatever was waiting for a moment that has come. Call when the time given
+    /// by [`Netstack::poll_timeout`] has passed; earlier does no harm.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        while let Some(id) = self.flows.expired(now) {
+            match self.flows.get(id) {
+                Some(Flow::Tcp(_)) => self.tcp_timeout(now, id),
+                Some(Flow::Udp(flow)) => {
+                    let end = flow.expires();
+                    self.expire(now, id, end);
+                }
+                Some(Flow::Echo(flow)) => {
+                    let end = flow.expires();
+                    self.expire(now, id, end);
+                }
+                None => {}
+            }
+        }
+        self.inbound.expire(now);
+    }
+
+    fn expire(&mut self, now: Duration, id: FlowId, end: Duration) {
+        if end <= now {
+            self.flows.remove(id);
+            self.commands.push_back(HostCommand::Close { flow: id, reset: false });
+        } else {
+            self.flows.arm(id, end);
+        }
+    }
+
+    /// The next command, None when there is none. Call after every `handle_…`,
+    /// until None.
+    pub fn poll_host(&mut self) -> Option<HostCommand> {
+        let command = self.commands.pop_front()?;
+        if let HostCommand::TcpTransfer { flow } = command {
+            self.tcp_transfer_taken(flow);
+        }
+        Some(command)
+    }
+
+    /// The next frame for the guest, None when there is none: virtio-net header
+    /// (when `Offloads::vnet`) and Ethernet frame. Call after every `handle_…`,
+    /// until None. A frame the device does not take may be kept and written
+    /// later, before the next.
+    pub fn poll_frame(&mut self, now: Duration) -> Option<&[u8]> {
+        while self.out.is_empty() {
+            let id = self.sending.pop_front()?;
+            self.tcp_send(now, id);
+        }
+        self.out.pop()
+    }
+
+    /// When [`Netstack::handle_timeout`] has something to do, if no input comes
+    /// before. Ask after [`Netstack::poll_frame`] gave None.
+    pub fn poll_timeout(&mut self) -> Option<Duration> {
+        match (self.flows.next_deadline(), self.inbound.deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
     }
 }
+
+/// SplitMix64 (Steele, Lea, Flood 2014): seeds for others, not a cipher.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests;

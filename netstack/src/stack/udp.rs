@@ -1,0 +1,235 @@
+//! UDP: one host socket for each port of the guest.
+//!
+//! # Theory of operation
+//!
+//! A flow is a port of the guest; all its datagrams leave from one host socket
+//! and whatever comes to that socket goes to it (endpoint-independent mapping and
+//! filtering, RFC 4787). It ends [`EXPIRY`] after the last datagram either way.
+//! Queries to the built-in name server have flows of their own, with a shorter
+//! life ([`DNS_EXPIRY`]).
+//!
+//! Datagrams that come to a published port make no flow. [`Inbound`] remembers
+//! for each (guest port, client as the guest sees it) who the client is and which
+//! socket it knows, so that answers leave from there. It is asked before the
+//! policy: an answer to a client is allowed whatever its address.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::flow::{FlowId, Key};
+use super::frame::{Packet, proto};
+use super::policy::{self, Unreachable, Verdict};
+use super::{HostCommand, Netstack};
+
+const EXPIRY: Duration = Duration::from_secs(180);
+const DNS_EXPIRY: Duration = Duration::from_secs(10);
+/// Clients of published ports remembered at most.
+const INBOUND_MAX: usize = 16384;
+/// Commands that may wait; datagrams beyond are dropped. Reached only if the host
+/// does not execute commands.
+const COMMANDS_MAX: usize = 8192;
+
+/// A UDP flow.
+#[derive(Debug)]
+pub(super) struct Flow {
+    guest: SocketAddr,
+    dns: bool,
+    last: Duration,
+}
+
+impl Flow {
+    pub(super) fn expires(&self) -> Duration {
+        self.last + if self.dns { DNS_EXPIRY } else { EXPIRY }
+    }
+}
+
+/// Clients of published ports.
+#[derive(Debug, Default)]
+pub(super) struct Inbound {
+    clients: HashMap<(SocketAddr, SocketAddr), Client>,
+    sweep_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Client {
+    publish: u64,
+    real: SocketAddr,
+    last: Duration,
+}
+
+impl Inbound {
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.sweep_at
+    }
+
+    pub(super) fn expire(&mut self, now: Duration) {
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.clients.retain(|_, client| client.last + EXPIRY > now);
+            self.sweep_at = self.clients.values().map(|client| client.last + EXPIRY).min();
+        }
+    }
+}
+
+impl Netstack {
+    pub(super) fn handle_udp(&mut self, now: Duration, packet: &Packet<'_>, segment: Option<u16>) {
+        let Some((header, data)) = packet.payload.split_at_checked(8) else {
+            self.counters.bad_frames += 1;
+            return;
+        };
+        let guest = SocketAddr::new(packet.src, u16::from_be_bytes([header[0], header[1]]));
+        let peer = SocketAddr::new(packet.dst, u16::from_be_bytes([header[2], header[3]]));
+        // With segmentation the length field speaks of the first segment only.
+        let data = match segment {
+            Some(_) => data,
+            None => {
+                let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+                match len.checked_sub(8).and_then(|len| data.get(..len)) {
+                    Some(data) => data,
+                    None => {
+                        self.counters.bad_frames += 1;
+                        return;
+                    }
+                }
+            }
+        };
+        if self.handle_service(now, guest, peer, data) || guest.port() == 0 {
+            return;
+        }
+        if let Some(client) = self.inbound.clients.get_mut(&(guest, peer)) {
+            client.last = now;
+            let (publish, to) = (client.publish, client.real);
+            for data in datagrams(data, segment) {
+                self.command(HostCommand::UdpReply { publish, to, data: data.to_vec() });
+            }
+            return;
+        }
+        let (key, to) = match policy::decide(&self.config, peer) {
+            Verdict::To(to) => (Key::Udp(guest), to),
+            Verdict::Dns => match self.config.name_servers.first() {
+                Some(&to) => (Key::Dns(guest), to),
+                None => return self.unreachable(packet, Unreachable::Port),
+            },
+            Verdict::Deny(why) => {
+                self.counters.denied += 1;
+                return self.unreachable(packet, why);
+            }
+            Verdict::Ignore => return,
+        };
+        let id = match self.flows.find(&key) {
+            Some(id) => id,
+            None => {
+                let dns = matches!(key, Key::Dns(_));
+                let flow = Flow { guest, dns, last: now };
+                match self.flows.insert(key, super::Flow::Udp(flow)) {
+                    Some(id) => id,
+                    None => {
+                        self.counters.table_full += 1;
+                        return;
+                    }
+                }
+            }
+        };
+        self.udp_touch(now, id);
+        for data in datagrams(data, segment) {
+            self.command(HostCommand::UdpSend { flow: id, to, data: data.to_vec() });
+        }
+    }
+
+    fn command(&mut self, command: HostCommand) {
+        if self.commands.len() < COMMANDS_MAX {
+            self.commands.push_back(command);
+        } else {
+            self.counters.queue_full += 1;
+        }
+    }
+
+    fn udp_touch(&mut self, now: Duration, id: FlowId) -> Option<(SocketAddr, bool)> {
+        let Some(super::Flow::Udp(flow)) = self.flows.get_mut(id) else { return None };
+        flow.last = now;
+        let (end, found) = (flow.expires(), (flow.guest, flow.dns));
+        self.flows.arm(id, end);
+        Some(found)
+    }
+
+    pub(super) fn udp_received(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        from: SocketAddr,
+        data: &[u8],
+    ) {
+        let Some((guest, dns)) = self.udp_touch(now, id) else { return };
+        let Some(from) = self.udp_shown(guest, dns, from) else { return };
+        self.out.push_udp(&self.link, from, guest, data);
+    }
+
+    /// The other end of a flow's datagram as the guest knows it.
+    fn udp_shown(&self, guest: SocketAddr, dns: bool, host: SocketAddr) -> Option<SocketAddr> {
+        let host = SocketAddr::new(host.ip().to_canonical(), host.port());
+        if dns {
+            // Only the server that was asked, on the address it was asked at.
+            let ip = match guest {
+                SocketAddr::V4(_) => self.config.v4.dns.into(),
+                SocketAddr::V6(_) => self.config.v6.dns.into(),
+            };
+            return self.config.name_servers.contains(&host).then_some(SocketAddr::new(ip, 53));
+        }
+        let shown = policy::shown(&self.config, host.ip(), guest.ip());
+        // Somebody on the host's loopback writes to a socket that was never used
+        // to reach it: not to be seen when the loopback is off limits.
+        let forbidden = self.config.disable_host_loopback && shown != host.ip();
+        (!forbidden).then_some(SocketAddr::new(shown, host.port()))
+    }
+
+    pub(super) fn udp_inbound(
+        &mut self,
+        now: Duration,
+        publish: u64,
+        guest: SocketAddr,
+        from: SocketAddr,
+        data: &[u8],
+    ) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        let ip = policy::shown(&self.config, from.ip(), guest.ip());
+        let mut peer = SocketAddr::new(ip, from.port());
+        // Two clients may be shown alike; the later gets another port.
+        for _ in 0..64 {
+            match self.inbound.clients.get(&(guest, peer)) {
+                Some(client) if client.real != from || client.publish != publish => {
+                    peer.set_port(1024 + (self.random.next() % 64512) as u16);
+                }
+                _ => break,
+            }
+        }
+        let client = Client { publish, real: from, last: now };
+        let known = self.inbound.clients.contains_key(&(guest, peer));
+        if !known && self.inbound.clients.len() >= INBOUND_MAX {
+            self.counters.table_full += 1;
+            return;
+        }
+        self.inbound.clients.insert((guest, peer), client);
+        self.inbound.sweep_at.get_or_insert(now + EXPIRY);
+        self.out.push_udp(&self.link, peer, guest, data);
+    }
+
+    pub(super) fn udp_unreachable(&mut self, id: FlowId, to: SocketAddr, why: Unreachable) {
+        let Some(super::Flow::Udp(flow)) = self.flows.get(id) else { return };
+        let (guest, dns) = (flow.guest, flow.dns);
+        let Some(peer) = self.udp_shown(guest, dns, to) else { return };
+        // The error quotes the datagram's headers: enough for the guest's kernel
+        // to find the socket.
+        let mut udp = [0; 8];
+        udp[..2].copy_from_slice(&guest.port().to_be_bytes());
+        udp[2..4].copy_from_slice(&peer.port().to_be_bytes());
+        udp[5] = 8;
+        self.quote_unreachable(guest.ip(), peer.ip(), proto::UDP, &udp, why);
+    }
+}
+
+/// The datagrams of a frame: one, or as many as segmentation asks for.
+fn datagrams(data: &[u8], segment: Option<u16>) -> impl Iterator<Item = &[u8]> {
+    let size = segment.map_or(usize::MAX, usize::from);
+    let empty = data.is_empty().then_some(data);
+    empty.into_iter().chain(data.chunks(size))
+}
