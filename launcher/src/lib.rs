@@ -7,6 +7,7 @@ pub mod plan;
 pub mod policy;
 pub mod probe;
 pub mod run;
+pub mod spawn;
 pub mod spec;
 pub mod stage;
 pub mod store;

@@ -1,13 +1,558 @@
-//! What will be done, in order, as plain data.
+//! What will be done to make a container, as plain data: decided here, purely,
+//! from what the user wants and what the host offers; carried out by the
+//! stages, each its own part in order. Printed, it is what `--dry-run` shows.
 
-use std::fmt;
+mod display;
+#[cfg(test)]
+mod tests;
 
-/// Everything that will be done to make a container.
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::idmap::IdMap;
+use crate::policy;
+use crate::probe::HostCaps;
+use crate::spec::{Network, Protocol, Publish, Root, Spec, Upper};
+
+/// The container's end of the network, as slirp4netns users know it.
+pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
+/// Its default gateway.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Its name server.
+pub const DNS_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// Length of the IPv4 network's prefix, in bits.
+pub const PREFIX_V4: u8 = 24;
+/// As [`GUEST_V4`], for IPv6.
+pub const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100);
+/// As [`GATEWAY_V4`], for IPv6.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+/// As [`DNS_V4`], for IPv6.
+pub const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
+/// Length of the IPv6 network's prefix, in bits.
+pub const PREFIX_V6: u8 = 64;
+/// Largest IP packet between container and netstack, in bytes: the most a TAP
+/// device takes, rounded to a multiple of 16.
+pub const MTU: u16 = 65520;
+/// Packets that may wait for netstack. The kernel's 1,000 are too few for the
+/// windows that TCP opens at this speed, and a full queue loses packets.
+pub const QUEUE: u16 = 10_000;
+
+/// Search path of programs in a container, unless `-e PATH=…` says otherwise.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Directories of the host's root that no container sees.
+const HIDDEN: [&str; 9] =
+    ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/home", "/root", "/media"];
+
+/// The directories a container is made in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {}
+pub struct Paths {
+    /// The container's own.
+    pub dir: PathBuf,
+    /// The store's, hidden from containers on the host's root.
+    pub store: PathBuf,
+    /// Where changes are kept by default.
+    pub upper: PathBuf,
+    /// The overlay's work directory for that.
+    pub work: PathBuf,
+}
 
-impl fmt::Display for Plan {
-    fn fmt(&self, _f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Ok(())
+/// Why what the user wants cannot be done here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// One of our programs was not found.
+    #[error(
+        "cannot find the program {0}; install it beside coracle, in ../libexec/coracle or in $PATH"
+    )]
+    NoProgram(&'static str),
+    /// A device cannot be opened.
+    #[error("cannot open {device}; {advice}")]
+    NoDevice {
+        /// Its path.
+        device: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Ports can be published only by netstack.
+    #[error("-p cannot be used with --network {0}; only --network netstack publishes ports")]
+    CannotPublish(&'static str),
+}
+
+/// What the monitor does, in the host's namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MonitorStep {
+    /// Makes a directory, unless it is there.
+    MakeDirectory(PathBuf),
+    /// Writes a file that the container will see.
+    WriteFile {
+        /// Its path on the host.
+        path: PathBuf,
+        /// All of it.
+        content: String,
+    },
+    /// Starts the network, once the container has sent its TAP device.
+    Netstack {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments but for the descriptors.
+        arguments: Vec<String>,
+    },
+}
+
+/// What the storage stage does, as root of the user namespace, in a mount
+/// namespace that only it and the overlay see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StorageStep {
+    /// Shows `source` with all mounts below it at `target`.
+    BindTree {
+        /// What.
+        source: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Puts an empty read-only directory over `path`, when that exists.
+    Hide {
+        /// What.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Mounts a file system in memory.
+    Ram {
+        /// Where.
+        target: PathBuf,
+        /// Its bound in bytes; half of the machine's memory when absent.
+        size: Option<u64>,
+    },
+    /// Makes a directory, unless it is there.
+    MakeDirectory(PathBuf),
+    /// Starts the overlay and waits until it is mounted.
+    Overlay {
+        /// The program.
+        program: PathBuf,
+        /// The value of its `-o`.
+        options: String,
+        /// The mount point.
+        target: PathBuf,
+    },
+}
+
+/// A file system of the container's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// procfs of the container's processes.
+    Proc,
+    /// sysfs of the container's network, read-only.
+    Sysfs,
+    /// The tmpfs that holds the device files.
+    Dev,
+    /// Pseudo-terminals of the container's own.
+    Devpts,
+    /// Shared memory.
+    Shm,
+    /// POSIX message queues.
+    Mqueue,
+    /// A tmpfs with these permissions.
+    Tmpfs(u32),
+}
+
+/// What the container's first process does in its new namespaces. Paths in
+/// the container are resolved inside its root, wherever its links point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitStep {
+    /// Brings the loopback device up.
+    Loopback,
+    /// Makes and configures the TAP device and sends it to the monitor.
+    Tap {
+        /// With an IPv6 address.
+        ipv6: bool,
+    },
+    /// Takes this directory of the host as the container's root.
+    Root(PathBuf),
+    /// Mounts a file system of the container's own.
+    Mount {
+        /// Which.
+        kind: Kind,
+        /// Where, inside; made when missing.
+        target: PathBuf,
+    },
+    /// Shows the host's /sys, read-only.
+    HostSysfs,
+    /// Shows this device of the host's /dev.
+    Device(String),
+    /// Makes a symbolic link.
+    Link {
+        /// Its path inside.
+        path: PathBuf,
+        /// Its target.
+        target: PathBuf,
+    },
+    /// Opens a pseudo-terminal, shows it as /dev/console, sends it to the monitor.
+    Console,
+    /// Shows what the host has at `source`.
+    Volume {
+        /// Path on the host.
+        source: PathBuf,
+        /// Path inside; made when missing.
+        target: PathBuf,
+        /// Nothing below it can be changed.
+        read_only: bool,
+    },
+    /// Shows a file written for the container; as a volume.
+    File {
+        /// Path on the host.
+        source: PathBuf,
+        /// Path inside; made when missing.
+        target: PathBuf,
+    },
+    /// Lets groups 0 to this one send ICMP echo requests.
+    PingGroups(u32),
+    /// Sets the host name.
+    Hostname(String),
+    /// Makes the root the root, and lets go of the host's.
+    Pivot,
+    /// Hides a path behind /dev/null or an empty read-only directory, when it exists.
+    Hide(PathBuf),
+    /// Makes a path and all below it read-only, when it exists.
+    Protect(PathBuf),
+    /// Makes the root file system read-only.
+    RootReadOnly,
+}
+
+/// What is executed, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workload {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// `USER[:GROUP]`, looked up inside; root when absent.
+    pub user: Option<String>,
+    /// Working directory inside.
+    pub workdir: PathBuf,
+    /// Variables, but for HOME, which depends on the user.
+    pub env: BTreeMap<String, String>,
+    /// Gets a pseudo-terminal.
+    pub tty: bool,
+    /// Standard input is passed on.
+    pub interactive: bool,
+    /// Capabilities of its root, bit n standing for capability n.
+    pub capabilities: u64,
+    /// Only user and group 0 exist.
+    pub single_id: bool,
+}
+
+/// All that will be done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Ids of the user namespace.
+    pub map: IdMap,
+    /// The container gets a network namespace of its own.
+    pub own_network: bool,
+    /// Done by the monitor.
+    pub monitor: Vec<MonitorStep>,
+    /// Done by the storage stage.
+    pub storage: Vec<StorageStep>,
+    /// Done by the container's first process.
+    pub init: Vec<InitStep>,
+    /// Executed by it.
+    pub workload: Workload,
+}
+
+/// Decides what will be done.
+///
+/// `name` is the container's; paths in `spec` are absolute and free of
+/// symbolic links.
+///
+/// # Errors
+/// [`PlanError`] when the host lacks what it takes.
+pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<Plan, PlanError> {
+    let mut plan = Plan {
+        map: host.map.clone(),
+        own_network: spec.network != Network::Host,
+        monitor: Vec::new(),
+        storage: Vec::new(),
+        init: Vec::new(),
+        workload: workload(spec, host, name),
+    };
+    storage(&mut plan, spec, host, paths)?;
+    network(&mut plan, spec, host)?;
+    file_systems(&mut plan, spec, paths);
+    files(&mut plan, spec, host, name, paths);
+    plan.init.push(InitStep::Hostname(hostname(spec, name).to_owned()));
+    plan.init.push(InitStep::Pivot);
+    plan.init.extend(policy::MASKED_PATHS.iter().map(|path| InitStep::Hide(path.into())));
+    plan.init.extend(policy::READONLY_PATHS.iter().map(|path| InitStep::Protect(path.into())));
+    if spec.read_only {
+        plan.init.push(InitStep::RootReadOnly);
     }
+    Ok(plan)
+}
+
+fn hostname<'a>(spec: &'a Spec, name: &'a str) -> &'a str {
+    spec.hostname.as_deref().unwrap_or(name)
+}
+
+fn workload(spec: &Spec, host: &HostCaps, name: &str) -> Workload {
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), PATH.to_owned()),
+        ("HOSTNAME".to_owned(), hostname(spec, name).to_owned()),
+        ("container".to_owned(), "coracle".to_owned()),
+    ]);
+    if spec.tty {
+        env.insert("TERM".to_owned(), host.term.clone().unwrap_or_else(|| "xterm".to_owned()));
+    }
+    env.extend(spec.env.clone());
+    let command =
+        if spec.command.is_empty() { vec!["/bin/sh".to_owned()] } else { spec.command.clone() };
+    Workload {
+        command,
+        user: spec.user.clone(),
+        workdir: spec.workdir.clone().unwrap_or_else(|| "/".into()),
+        env,
+        tty: spec.tty,
+        interactive: spec.interactive,
+        capabilities: policy::capabilities(),
+        single_id: host.map.is_single(),
+    }
+}
+
+fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Result<(), PlanError> {
+    let program = host.overlay.clone().ok_or(PlanError::NoProgram("overlayfs-fuse"))?;
+    if !host.fuse {
+        return Err(PlanError::NoDevice {
+            device: "/dev/fuse",
+            advice: "load the kernel's fuse module and let every user read and write the device",
+        });
+    }
+    let merged = paths.dir.join("merged");
+    plan.monitor.push(MonitorStep::MakeDirectory(merged.clone()));
+    let lower = match &spec.root {
+        Root::Dir(dir) => dir.clone(),
+        Root::Host => {
+            let lower = paths.dir.join("lower");
+            plan.monitor.push(MonitorStep::MakeDirectory(lower.clone()));
+            plan.storage.push(StorageStep::BindTree { source: "/".into(), target: lower.clone() });
+            for hidden in hidden(spec, host, paths) {
+                let mode = match hidden.to_str() {
+                    Some("/tmp" | "/var/tmp") => 0o1777,
+                    Some("/root") => 0o700,
+                    _ => 0o755,
+                };
+                let path = below(&lower, &hidden);
+                plan.storage.push(StorageStep::Hide { path, mode });
+            }
+            lower
+        }
+    };
+    let (upper, work) = match &spec.upper {
+        Upper::Own => (paths.upper.clone(), paths.work.clone()),
+        Upper::Dir(dir) => (dir.join("upper"), dir.join("work")),
+        Upper::Ram(size) => {
+            let ram = paths.dir.join("ram");
+            plan.monitor.push(MonitorStep::MakeDirectory(ram.clone()));
+            plan.storage.push(StorageStep::Ram { target: ram.clone(), size: *size });
+            (ram.join("upper"), ram.join("work"))
+        }
+    };
+    plan.storage.push(StorageStep::MakeDirectory(upper.clone()));
+    plan.storage.push(StorageStep::MakeDirectory(work.clone()));
+    let mut options = format!(
+        "lowerdir={},upperdir={},workdir={},unmapped_root",
+        escape(&lower),
+        escape(&upper),
+        escape(&work)
+    );
+    if spec.root == Root::Host {
+        options.push_str(",public_lower");
+    }
+    if host.map.is_single() {
+        options.push_str(",xattr_permissions=2");
+    }
+    plan.storage.push(StorageStep::Overlay { program, options, target: merged.clone() });
+    plan.init.push(InitStep::Root(merged));
+    Ok(())
+}
+
+/// What of the host's root is hidden, none below another.
+fn hidden(spec: &Spec, host: &HostCaps, paths: &Paths) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = HIDDEN.iter().map(PathBuf::from).collect();
+    all.extend(host.homes.iter().cloned());
+    all.push(paths.store.clone());
+    if let Upper::Dir(dir) = &spec.upper {
+        all.push(dir.clone());
+    }
+    // Sorted by component, so that each comes after those it lies below.
+    all.sort();
+    let mut outermost: Vec<PathBuf> = Vec::new();
+    for path in all {
+        if !outermost.iter().any(|outer| path.starts_with(outer)) {
+            outermost.push(path);
+        }
+    }
+    outermost
+}
+
+fn network(plan: &mut Plan, spec: &Spec, host: &HostCaps) -> Result<(), PlanError> {
+    let name = match spec.network {
+        Network::Netstack => {
+            let program = host.netstack.clone().ok_or(PlanError::NoProgram("netstack"))?;
+            if !host.tun {
+                return Err(PlanError::NoDevice {
+                    device: "/dev/net/tun",
+                    advice: "load the kernel's tun module and let every user read and write the \
+                             device, or use --network none",
+                });
+            }
+            let mut arguments = vec!["--mtu".to_owned(), MTU.to_string()];
+            arguments.push("--disable-host-loopback".to_owned());
+            if host.ipv6 {
+                arguments.push("--enable-ipv6".to_owned());
+            }
+            for publish in &spec.publish {
+                arguments.extend(["-p".to_owned(), published(publish)]);
+            }
+            plan.monitor.push(MonitorStep::Netstack { program, arguments });
+            // First of all: netstack starts while the rest is done.
+            plan.init.insert(0, InitStep::Tap { ipv6: host.ipv6 });
+            plan.init.insert(1, InitStep::Loopback);
+            return Ok(());
+        }
+        Network::None => {
+            plan.init.insert(0, InitStep::Loopback);
+            "none"
+        }
+        Network::Host => "host",
+    };
+    if spec.publish.is_empty() { Ok(()) } else { Err(PlanError::CannotPublish(name)) }
+}
+
+/// `[IP:]HOST:CONTAINER/PROTOCOL`, an IPv6 address in brackets.
+fn published(publish: &Publish) -> String {
+    let address = match publish.host_ip {
+        None => String::new(),
+        Some(IpAddr::V4(ip)) => format!("{ip}:"),
+        Some(IpAddr::V6(ip)) => format!("[{ip}]:"),
+    };
+    let protocol = match publish.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    format!("{address}{}:{}/{protocol}", publish.host_port, publish.container_port)
+}
+
+fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
+    let mut mount =
+        |kind, target: &str| plan.init.push(InitStep::Mount { kind, target: target.into() });
+    mount(Kind::Proc, "/proc");
+    mount(Kind::Dev, "/dev");
+    mount(Kind::Devpts, "/dev/pts");
+    mount(Kind::Shm, "/dev/shm");
+    mount(Kind::Mqueue, "/dev/mqueue");
+    if spec.network == Network::Host {
+        plan.init.push(InitStep::HostSysfs);
+    } else {
+        mount(Kind::Sysfs, "/sys");
+    }
+    for device in ["null", "zero", "full", "random", "urandom", "tty"] {
+        plan.init.push(InitStep::Device(device.to_owned()));
+    }
+    for (path, target) in [
+        ("/dev/ptmx", "pts/ptmx"),
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        plan.init.push(InitStep::Link { path: path.into(), target: target.into() });
+    }
+    if spec.tty {
+        plan.init.push(InitStep::Console);
+    }
+    if spec.root == Root::Host {
+        for (target, mode) in [("/run", 0o755), ("/tmp", 0o1777)] {
+            let kind = Kind::Tmpfs(mode);
+            plan.init.push(InitStep::Mount { kind, target: target.into() });
+        }
+    }
+    if plan.own_network {
+        plan.init.push(InitStep::PingGroups(plan.map.last_gid()));
+    }
+    let generated = paths.dir.join("etc");
+    plan.monitor.push(MonitorStep::MakeDirectory(generated));
+    for volume in &spec.volumes {
+        plan.init.push(InitStep::Volume {
+            source: volume.source.clone(),
+            target: volume.target.clone(),
+            read_only: volume.read_only,
+        });
+    }
+}
+
+/// The files of /etc that tell a container who and where it is. A volume over
+/// one of them has precedence.
+fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) {
+    let hostname = hostname(spec, name);
+    let mut file = |name: &str, content: String| {
+        let target = Path::new("/etc").join(name);
+        if spec.volumes.iter().any(|volume| volume.target == target) {
+            return;
+        }
+        let source = paths.dir.join("etc").join(name);
+        plan.monitor.push(MonitorStep::WriteFile { path: source.clone(), content });
+        plan.init.push(InitStep::File { source, target });
+    };
+    file("hostname", format!("{hostname}\n"));
+    let mut hosts = match spec.network {
+        Network::Host => host.hosts.clone(),
+        _ => "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned(),
+    };
+    if !hosts.is_empty() && !hosts.ends_with('\n') {
+        hosts.push('\n');
+    }
+    let own = match spec.network {
+        Network::Netstack => IpAddr::from(GUEST_V4),
+        _ => IpAddr::from(Ipv4Addr::new(127, 0, 1, 1)),
+    };
+    writeln!(hosts, "{own}\t{hostname}").expect("a String takes all that is written to it");
+    file("hosts", hosts);
+    match spec.network {
+        Network::Netstack => file("resolv.conf", resolv_conf(&host.resolv_conf, host.ipv6)),
+        Network::Host => file("resolv.conf", host.resolv_conf.clone()),
+        // Nobody can be asked.
+        Network::None => {}
+    }
+}
+
+/// Our name servers, with the host's search list.
+fn resolv_conf(host: &str, ipv6: bool) -> String {
+    let mut content = String::new();
+    // The last of them counts: resolv.conf(5).
+    let search = host
+        .lines()
+        .rfind(|line| matches!(line.split_whitespace().next(), Some("search" | "domain")));
+    if let Some(line) = search {
+        let names: Vec<&str> = line.split_whitespace().skip(1).collect();
+        if !names.is_empty() {
+            content.push_str(&format!("search {}\n", names.join(" ")));
+        }
+    }
+    content.push_str(&format!("nameserver {DNS_V4}\n"));
+    if ipv6 {
+        content.push_str(&format!("nameserver {DNS_V6}\n"));
+    }
+    content
+}
+
+/// `path` (absolute) below `root`.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// A path as the overlay's option takes it: a colon would end it in a list of
+/// layers, a comma would end the option.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\134").replace(':', "\\:").replace(',', "\\054")
 }

@@ -1,1 +1,110 @@
-//! What this host offers, looked up once, as plain data.
+//! What this host offers, looked up once, as plain data: all that the plan
+//! depends on besides what the user wants.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{getegid, geteuid};
+
+use crate::idmap::IdMap;
+use crate::spawn;
+
+/// What the host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostCaps {
+    /// The ids that a container of the caller's can have.
+    pub map: IdMap,
+    /// Home directories of people (user ids from 1000 up) and the caller's
+    /// own, with symbolic links resolved; only those that exist.
+    pub homes: Vec<PathBuf>,
+    /// Content of the host's /etc/resolv.conf; empty when it has none.
+    pub resolv_conf: String,
+    /// Content of the host's /etc/hosts; empty when it has none.
+    pub hosts: String,
+    /// The host's name.
+    pub hostname: String,
+    /// The kernel speaks IPv6.
+    pub ipv6: bool,
+    /// Value of TERM.
+    pub term: Option<String>,
+    /// The overlay program, when found.
+    pub overlay: Option<PathBuf>,
+    /// The network program, when found.
+    pub netstack: Option<PathBuf>,
+    /// /dev/fuse can be opened.
+    pub fuse: bool,
+    /// /dev/net/tun can be opened.
+    pub tun: bool,
+}
+
+/// Looks.
+pub fn probe() -> HostCaps {
+    let usable = |device: &str| fs::OpenOptions::new().read(true).write(true).open(device).is_ok();
+    HostCaps {
+        map: id_map(),
+        homes: homes(&fs::read_to_string("/etc/passwd").unwrap_or_default()),
+        resolv_conf: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        hosts: fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        hostname: nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        ipv6: Path::new("/proc/net/if_inet6").exists(),
+        term: env::var("TERM").ok(),
+        overlay: spawn::find("overlayfs-fuse"),
+        netstack: spawn::find("netstack"),
+        fuse: usable("/dev/fuse"),
+        tun: usable("/dev/net/tun"),
+    }
+}
+
+/// The ids that a container of the caller's can have: subordinate ones where
+/// the host grants any and has the helpers to use them, else one.
+pub fn id_map() -> IdMap {
+    let uid = geteuid().as_raw();
+    let gid = getegid().as_raw();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let number = uid.to_string();
+    let name = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then_some(name)
+    });
+    let helpers = ["newuidmap", "newgidmap"].iter().all(|p| spawn::find_in_path(p).is_some());
+    let granted = |file| {
+        if helpers { fs::read_to_string(file).unwrap_or_default() } else { String::new() }
+    };
+    IdMap::of_caller(uid, gid, name, &granted("/etc/subuid"), &granted("/etc/subgid"))
+}
+
+fn homes(passwd: &str) -> Vec<PathBuf> {
+    let of_people = passwd.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let uid: u32 = fields.get(2)?.parse().ok()?;
+        (uid >= 1000).then(|| PathBuf::from(fields.get(5).copied().unwrap_or_default()))
+    });
+    let found: BTreeSet<PathBuf> = of_people
+        .chain(env::var_os("HOME").map(PathBuf::from))
+        .filter(|home| home.is_absolute())
+        .filter_map(|home| fs::canonicalize(home).ok())
+        .filter(|home| home != Path::new("/") && home.is_dir())
+        .collect();
+    found.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn homes_are_those_of_people_and_exist() {
+        let found = homes(
+            "root:x:0:0::/nonesuch-root:/bin/sh\nada:x:1000:1000::/usr:/bin/sh\n\
+             bob:x:1001:1001::/nonesuch:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\nbad line\n",
+        );
+        assert!(found.contains(&PathBuf::from("/usr")));
+        assert!(!found.contains(&PathBuf::from("/nonesuch")));
+        assert!(!found.contains(&PathBuf::from("/")));
+    }
+}

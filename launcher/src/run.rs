@@ -1,6 +1,7 @@
 //! Carrying out a plan, and undoing it.
 
-use crate::plan::Plan;
+use crate::plan::{self, Paths, Plan};
+use crate::probe;
 use crate::spec::Spec;
 use crate::store::{Container, StoreError};
 
@@ -8,6 +9,9 @@ use crate::store::{Container, StoreError};
 /// failed, why, and what to do; the exit code for all of them is 125.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The host lacks what it takes.
+    #[error(transparent)]
+    Plan(#[from] plan::PlanError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -41,6 +45,12 @@ pub fn dry_run(
     dir: &std::path::Path,
     store: &std::path::Path,
 ) -> Result<Plan, RunError> {
-    let _ = (spec, dir, store);
-    Ok(Plan {})
+    let paths = Paths {
+        dir: dir.to_owned(),
+        store: store.to_owned(),
+        upper: dir.join("upper"),
+        work: dir.join("work"),
+    };
+    let name = spec.name.as_deref().unwrap_or("coracle");
+    Ok(plan::plan(spec, &probe::probe(), name, &paths)?)
 }

@@ -1,6 +1,19 @@
-//! User namespaces: acting as root of one for the length of a closure.
+//! User namespaces: writing the id maps of one, and acting as root of one for
+//! the length of a closure.
+//!
+//! Sources followed: user_namespaces(7), newuidmap(1), newgidmap(1).
 
-use crate::idmap::IdMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Child, Command, Stdio};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use super::process::{Forked, die_with_parent, exit_now, fork};
+use crate::idmap::{IdMap, Range};
 
 /// Why a user namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -11,11 +24,76 @@ pub enum UsernsError {
         /// What was tried.
         what: String,
         /// Why it failed.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// A map helper refused, in its own words.
+    #[error("{program} failed: {said}")]
+    Helper {
+        /// newuidmap or newgidmap.
+        program: &'static str,
+        /// What it wrote on standard error.
+        said: String,
     },
     /// The closure failed, in its own words.
     #[error("{0}")]
     Work(String),
+}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> UsernsError {
+    let what = what.into();
+    move |source| UsernsError::Io { what, source }
+}
+
+/// Writes the id maps of the user namespace that process `pid`, a child of
+/// this one, has just made.
+///
+/// # Errors
+/// [`UsernsError::Helper`] when newuidmap or newgidmap refuse.
+pub fn write_maps(pid: i32, map: &IdMap) -> Result<(), UsernsError> {
+    if map.is_single() {
+        // gid_map can be written without privilege only once setgroups(2) is
+        // denied, or leaving a group could be a way to gain access.
+        for (file, content) in [
+            ("setgroups", "deny".to_owned()),
+            ("uid_map", lines(&map.uids)),
+            ("gid_map", lines(&map.gids)),
+        ] {
+            let path = format!("/proc/{pid}/{file}");
+            fs::write(&path, content).map_err(io_error(format!("cannot write {path}")))?;
+        }
+        return Ok(());
+    }
+    let uid = start_helper("newuidmap", pid, &map.uids)?;
+    let gid = start_helper("newgidmap", pid, &map.gids)?;
+    let uid = finish_helper("newuidmap", uid);
+    finish_helper("newgidmap", gid)?;
+    uid
+}
+
+fn lines(ranges: &[Range]) -> String {
+    ranges.iter().map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count)).collect()
+}
+
+fn start_helper(program: &'static str, pid: i32, ranges: &[Range]) -> Result<Child, UsernsError> {
+    let numbers = ranges.iter().flat_map(|r| [r.inside, r.outside, r.count]);
+    Command::new(program)
+        .arg(pid.to_string())
+        .args(numbers.map(|n| n.to_string()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(io_error(format!("cannot start {program}")))
+}
+
+fn finish_helper(program: &'static str, child: Child) -> Result<(), UsernsError> {
+    let output =
+        child.wait_with_output().map_err(io_error(format!("cannot wait for {program}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(UsernsError::Helper { program, said })
 }
 
 /// Runs `work` in a child process that is uid 0 of a new user namespace with
@@ -30,6 +108,104 @@ pub fn enter_with_map(
     map: &IdMap,
     work: impl FnOnce() -> Result<Vec<u8>, String>,
 ) -> Result<Vec<u8>, UsernsError> {
-    let _ = (map, work);
-    Err(UsernsError::Work("not there yet".to_owned()))
+    let (mut entered, tell_entered) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    let (mapped, mut tell_mapped) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    let (mut result, tell_result) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    let parent = std::process::id() as i32;
+    match fork().map_err(io_error("cannot fork"))? {
+        Forked::Child => {
+            drop((entered, tell_mapped, result));
+            let done = catch_unwind(AssertUnwindSafe(|| {
+                child(parent, tell_entered, mapped, tell_result, work)
+            }));
+            exit_now(if matches!(done, Ok(Ok(()))) { 0 } else { 1 });
+        }
+        Forked::Parent(pid) => {
+            drop((tell_entered, mapped, tell_result));
+            let outcome = (|| {
+                let mut byte = [0];
+                entered.read_exact(&mut byte).map_err(io_error("cannot make a user namespace"))?;
+                if byte[0] != 0 {
+                    let source = io::Error::from_raw_os_error(byte[0].into());
+                    return Err(io_error("cannot make a user namespace")(source));
+                }
+                write_maps(pid, map)?;
+                tell_mapped.write_all(&[1]).map_err(io_error("cannot wake the child"))?;
+                let mut bytes = Vec::new();
+                result
+                    .read_to_end(&mut bytes)
+                    .map_err(io_error("cannot read the child's result"))?;
+                match bytes.split_first() {
+                    Some((0, bytes)) => Ok(bytes.to_vec()),
+                    Some((_, why)) => {
+                        Err(UsernsError::Work(String::from_utf8_lossy(why).into_owned()))
+                    }
+                    None => Err(UsernsError::Work("the child process died".to_owned())),
+                }
+            })();
+            // Without its byte the child gives up: it is always waited for.
+            drop(tell_mapped);
+            waitpid(Pid::from_raw(pid), None)
+                .map_err(|e| io_error("cannot wait for the child")(e.into()))?;
+            outcome
+        }
+    }
+}
+
+fn child(
+    parent: i32,
+    mut entered: io::PipeWriter,
+    mut mapped: io::PipeReader,
+    mut result: io::PipeWriter,
+    work: impl FnOnce() -> Result<Vec<u8>, String>,
+) -> io::Result<()> {
+    let errno = match unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS) {
+        Ok(()) => 0,
+        Err(errno) => errno as i32 as u8,
+    };
+    // After the change of credentials, which forgets the request.
+    die_with_parent(parent)?;
+    entered.write_all(&[errno])?;
+    if errno != 0 {
+        return Ok(());
+    }
+    let mut byte = [0];
+    mapped.read_exact(&mut byte)?;
+    match work() {
+        Ok(bytes) => {
+            result.write_all(&[0])?;
+            result.write_all(&bytes)
+        }
+        Err(why) => {
+            result.write_all(&[1])?;
+            result.write_all(why.as_bytes())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe;
+
+    // Forks: each test is a process of its own under nextest; under `cargo
+    // test` the harness has threads, but the child touches no lock of theirs.
+    #[test]
+    fn the_closure_is_root_and_its_result_comes_back() {
+        let map = probe::id_map();
+        let seen = enter_with_map(&map, || {
+            let uid = nix::unistd::getuid().as_raw();
+            Ok(format!("{uid} {}", std::process::id()).into_bytes())
+        })
+        .unwrap();
+        let seen = String::from_utf8(seen).unwrap();
+        assert!(seen.starts_with("0 "), "{seen}");
+        assert_ne!(seen, format!("0 {}", std::process::id()));
+    }
+
+    #[test]
+    fn the_closures_failure_comes_back_in_its_words() {
+        let error = enter_with_map(&probe::id_map(), || Err("no such luck".to_owned()));
+        assert!(matches!(error, Err(UsernsError::Work(why)) if why == "no such luck"));
+    }
 }

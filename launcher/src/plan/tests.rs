@@ -1,0 +1,247 @@
+use super::*;
+use crate::spec::Volume;
+
+fn host(single: bool) -> HostCaps {
+    let subordinate = if single { "" } else { "ada:100000:65536\n" };
+    HostCaps {
+        map: IdMap::of_caller(1000, 1000, Some("ada"), subordinate, subordinate),
+        homes: vec!["/home/ada".into(), "/srv/people/bob".into()],
+        resolv_conf: "domain old\nsearch a.example b.example\nnameserver 192.0.2.1\n".to_owned(),
+        hosts: "127.0.0.1 localhost".to_owned(),
+        hostname: "host".to_owned(),
+        ipv6: true,
+        term: Some("vt100".to_owned()),
+        overlay: Some("/opt/overlayfs-fuse".into()),
+        netstack: Some("/opt/netstack".into()),
+        fuse: true,
+        tun: true,
+    }
+}
+
+fn paths() -> Paths {
+    Paths {
+        dir: "/home/ada/.local/share/coracle/c".into(),
+        store: "/home/ada/.local/share/coracle".into(),
+        upper: "/home/ada/.local/share/coracle/c/upper".into(),
+        work: "/home/ada/.local/share/coracle/c/work".into(),
+    }
+}
+
+fn spec() -> Spec {
+    Spec {
+        name: Some("boat".to_owned()),
+        root: Root::Host,
+        upper: Upper::Own,
+        read_only: false,
+        remove: true,
+        detach: false,
+        interactive: false,
+        tty: false,
+        env: BTreeMap::new(),
+        workdir: None,
+        user: None,
+        volumes: Vec::new(),
+        hostname: None,
+        publish: Vec::new(),
+        network: Network::Netstack,
+        command: vec!["true".to_owned()],
+    }
+}
+
+/// The part of a printed plan under the heading that starts with `heading`.
+fn part(plan: &Plan, heading: &str) -> Vec<String> {
+    plan.to_string()
+        .lines()
+        .skip_while(|line| !line.starts_with(heading))
+        .skip(1)
+        .take_while(|line| line.starts_with(' '))
+        .map(|line| line.trim().to_owned())
+        .collect()
+}
+
+#[test]
+fn golden_host_root() {
+    let plan = plan(&spec(), &host(false), "boat", &paths()).unwrap();
+    let d = "/home/ada/.local/share/coracle/c";
+    assert_eq!(
+        part(&plan, "monitor"),
+        [
+            format!("make directory {d}/merged"),
+            format!("make directory {d}/lower"),
+            "start /opt/netstack --mtu 65520 --disable-host-loopback --enable-ipv6".to_owned(),
+            format!("make directory {d}/etc"),
+            format!("write {d}/etc/hostname (5 bytes)"),
+            format!("write {d}/etc/hosts (75 bytes)"),
+            format!("write {d}/etc/resolv.conf (67 bytes)"),
+        ]
+    );
+    assert_eq!(
+        part(&plan, "user namespace"),
+        [
+            "uid 0 is the host's 1000 (1)",
+            "uid 1 is the host's 100000 (65536)",
+            "gid 0 is the host's 1000 (1)",
+            "gid 1 is the host's 100000 (65536)",
+        ]
+    );
+    assert_eq!(
+        part(&plan, "storage"),
+        [
+            format!("show / and all below it at {d}/lower"),
+            format!("hide {d}/lower/dev (mode 755)"),
+            format!("hide {d}/lower/home (mode 755)"),
+            format!("hide {d}/lower/media (mode 755)"),
+            format!("hide {d}/lower/proc (mode 755)"),
+            format!("hide {d}/lower/root (mode 700)"),
+            format!("hide {d}/lower/run (mode 755)"),
+            format!("hide {d}/lower/srv/people/bob (mode 755)"),
+            format!("hide {d}/lower/sys (mode 755)"),
+            format!("hide {d}/lower/tmp (mode 1777)"),
+            format!("hide {d}/lower/var/tmp (mode 1777)"),
+            format!("make directory {d}/upper"),
+            format!("make directory {d}/work"),
+            format!(
+                "start /opt/overlayfs-fuse -f -o lowerdir={d}/lower,upperdir={d}/upper,\
+                 workdir={d}/work,unmapped_root,public_lower {d}/merged"
+            ),
+        ]
+    );
+    let init = part(&plan, "init");
+    let start = [
+        "make tap0 10.0.2.100/24 fd00::100/64, send it to the monitor".to_owned(),
+        "bring up lo".to_owned(),
+        format!("take {d}/merged as the root"),
+        "mount proc at /proc".to_owned(),
+        "mount tmpfs at /dev".to_owned(),
+        "mount devpts at /dev/pts".to_owned(),
+        "mount tmpfs at /dev/shm".to_owned(),
+        "mount mqueue at /dev/mqueue".to_owned(),
+        "mount sysfs, read-only, at /sys".to_owned(),
+        "show the host's /dev/null".to_owned(),
+    ];
+    assert_eq!(init[..start.len()], start);
+    let middle = [
+        "mount tmpfs (mode 755) at /run".to_owned(),
+        "mount tmpfs (mode 1777) at /tmp".to_owned(),
+        "let groups 0 to 65536 ping".to_owned(),
+        format!("show {d}/etc/hostname at /etc/hostname"),
+        format!("show {d}/etc/hosts at /etc/hosts"),
+        format!("show {d}/etc/resolv.conf at /etc/resolv.conf"),
+        "set the host name boat".to_owned(),
+        "make the root the root".to_owned(),
+    ];
+    let at = init.iter().position(|line| *line == middle[0]).unwrap();
+    assert_eq!(init[at..at + middle.len()], middle);
+    assert_eq!(
+        part(&plan, "workload")[..5],
+        ["user root", "directory /", "variable HOSTNAME", "variable PATH", "variable container"]
+    );
+}
+
+#[test]
+fn golden_directory_in_memory_without_network() {
+    let spec = Spec {
+        root: Root::Dir("/srv/a:b,c\\d".into()),
+        upper: Upper::Ram(Some(1 << 20)),
+        network: Network::None,
+        read_only: true,
+        volumes: vec![Volume {
+            source: "/srv/data".into(),
+            target: "/etc/hosts".into(),
+            read_only: true,
+        }],
+        ..spec()
+    };
+    let plan = plan(&spec, &host(true), "boat", &paths()).unwrap();
+    let d = "/home/ada/.local/share/coracle/c";
+    assert_eq!(
+        part(&plan, "storage"),
+        [
+            format!("mount 1048576 bytes of memory at {d}/ram"),
+            format!("make directory {d}/ram/upper"),
+            format!("make directory {d}/ram/work"),
+            format!(
+                "start /opt/overlayfs-fuse -f -o lowerdir=/srv/a\\:b\\054c\\134d,\
+                 upperdir={d}/ram/upper,workdir={d}/ram/work,unmapped_root,xattr_permissions=2 \
+                 {d}/merged"
+            ),
+        ]
+    );
+    let init = part(&plan, "init");
+    assert_eq!(init[0], "bring up lo");
+    assert_eq!(init.last().unwrap(), "make / read-only");
+    // The volume takes the place of the generated file; no name server to name.
+    assert!(init.contains(&"show /srv/data at /etc/hosts, read-only".to_owned()));
+    assert!(!plan.to_string().contains("etc/hosts ("));
+    assert!(!plan.to_string().contains("resolv.conf"));
+    assert!(!plan.to_string().contains("/tmp"));
+    assert!(plan.workload.single_id);
+}
+
+#[test]
+fn ports_are_published_by_netstack_only() {
+    let publish =
+        |host_ip, protocol| Publish { host_ip, host_port: 18080, container_port: 80, protocol };
+    let spec = Spec {
+        publish: vec![
+            publish(Some("127.0.0.1".parse().unwrap()), Protocol::Tcp),
+            publish(Some("::1".parse().unwrap()), Protocol::Udp),
+            publish(None, Protocol::Tcp),
+        ],
+        ..spec()
+    };
+    let ports = plan(&spec, &host(false), "boat", &paths()).unwrap().to_string();
+    assert!(ports.contains("-p 127.0.0.1:18080:80/tcp -p [::1]:18080:80/udp -p 18080:80/tcp"));
+    for (network, name) in [(Network::None, "none"), (Network::Host, "host")] {
+        let spec = Spec { network, ..spec.clone() };
+        let error = plan(&spec, &host(false), "boat", &paths()).unwrap_err();
+        assert_eq!(error, PlanError::CannotPublish(name));
+    }
+}
+
+#[test]
+fn what_the_host_lacks_is_said() {
+    let mut host = host(false);
+    host.tun = false;
+    let error = plan(&spec(), &host, "boat", &paths()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot open /dev/net/tun; "), "{error}");
+    let offline = Spec { network: Network::None, ..spec() };
+    assert!(plan(&offline, &host, "boat", &paths()).is_ok());
+    host.overlay = None;
+    let error = plan(&offline, &host, "boat", &paths()).unwrap_err();
+    assert_eq!(error, PlanError::NoProgram("overlayfs-fuse"));
+}
+
+#[test]
+fn host_network_keeps_the_hosts_names() {
+    let spec = Spec { network: Network::Host, hostname: Some("other".to_owned()), ..spec() };
+    let plan = plan(&spec, &host(false), "boat", &paths()).unwrap();
+    assert!(!plan.own_network);
+    let written = |name: &str| {
+        plan.monitor.iter().find_map(|step| match step {
+            MonitorStep::WriteFile { path, content } if path.ends_with(name) => Some(content),
+            _ => None,
+        })
+    };
+    assert_eq!(written("etc/resolv.conf").unwrap(), &host(false).resolv_conf);
+    assert_eq!(written("etc/hosts").unwrap(), "127.0.0.1 localhost\n127.0.1.1\tother\n");
+    assert!(plan.init.contains(&InitStep::HostSysfs));
+    assert!(!plan.to_string().contains("ping"));
+}
+
+#[test]
+fn the_search_list_is_kept_and_the_last_one_counts() {
+    let content = resolv_conf(&host(false).resolv_conf, false);
+    assert_eq!(content, "search a.example b.example\nnameserver 10.0.2.3\n");
+    assert_eq!(resolv_conf("", true), "nameserver 10.0.2.3\nnameserver fd00::3\n");
+}
+
+#[test]
+fn variables_given_replace_the_defaults() {
+    let env = BTreeMap::from([("PATH".to_owned(), "/x".to_owned())]);
+    let spec = Spec { env, tty: true, ..spec() };
+    let workload = plan(&spec, &host(false), "boat", &paths()).unwrap().workload;
+    assert_eq!(workload.env["PATH"], "/x");
+    assert_eq!(workload.env["TERM"], "vt100");
+    assert_eq!(workload.env["HOSTNAME"], "boat");
+}

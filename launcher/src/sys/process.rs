@@ -1,0 +1,271 @@
+//! Making processes, addressing them by pidfd, and giving up privilege.
+#![allow(unsafe_code, reason = "fork, clone3, pidfds, capset and seccomp have no safe wrapper")]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The one that was there, with the new one's number.
+    Parent(i32),
+}
+
+/// fork(2). The calling process must have one thread only.
+///
+/// # Errors
+/// As of fork(2).
+pub fn fork() -> io::Result<Forked> {
+    // SAFETY: with a single thread no lock can be held by a thread that does
+    // not exist in the child; Rust code may go on in both.
+    match check(unsafe { libc::fork() }.into())? {
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid as i32)),
+    }
+}
+
+/// Forks a *sibling*: a child of the caller's parent (`CLONE_PARENT`), which
+/// starts in new namespaces given as `CLONE_NEW*` flags. The calling process
+/// must have one thread only, and must not be process 1 of a pid namespace.
+///
+/// # Errors
+/// As of clone(2).
+pub fn fork_sibling(namespaces: libc::c_int) -> io::Result<Forked> {
+    let mut args: libc::clone_args = libc::clone_args {
+        flags: (libc::CLONE_PARENT | namespaces) as u64,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        // Inherited from the caller with CLONE_PARENT, and must be zero here.
+        exit_signal: 0,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    // SAFETY: without CLONE_VM and with no stack given, clone3 is fork: the
+    // child goes on here with a copy of the memory. One thread, as in `fork`.
+    let pid = check(unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &mut args as *mut libc::clone_args,
+            size_of::<libc::clone_args>(),
+        )
+    })?;
+    Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
+}
+
+/// Ends this process at once, without running anything that was registered
+/// for its end (which belongs to the process it was forked from).
+pub fn exit_now(code: u8) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(code.into()) }
+}
+
+/// A pidfd of process `pid`; it is readable once the process has ended.
+///
+/// # Errors
+/// As of pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: integers only; the result is a new descriptor that nobody owns.
+    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sends `signal` to the process behind a pidfd.
+///
+/// # Errors
+/// As of pidfd_send_signal(2); ESRCH when it has been waited for.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed; integers otherwise.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })?;
+    Ok(())
+}
+
+/// Executes the program behind `program` (an `O_PATH` descriptor is enough).
+/// Returns only on failure.
+pub fn exec_fd(program: BorrowedFd<'_>, argv: &[&CStr], env: &[&CStr]) -> io::Error {
+    let list = |strings: &[&CStr]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, env) = (list(argv), list(env));
+    // SAFETY: both arrays end in a null pointer and their strings outlive the
+    // call; the path is the empty string that AT_EMPTY_PATH asks for.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    io::Error::last_os_error()
+}
+
+/// Gives this process an empty session keyring of its own. Kernels without
+/// keys have nothing to hide: that is no error.
+///
+/// # Errors
+/// As of keyctl(2).
+pub fn new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = check(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+        )
+    });
+    match result {
+        Err(e) if e.raw_os_error() != Some(libc::ENOSYS) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Takes every capability outside `keep` (bit n: capability n) out of the
+/// bounding set, so that no program executed later can regain it.
+///
+/// # Errors
+/// EPERM without CAP_SETPCAP.
+pub fn bound_capabilities(keep: u64) -> io::Result<()> {
+    for capability in 0..64 {
+        if keep & (1 << capability) != 0 {
+            continue;
+        }
+        // SAFETY: prctl with integers only.
+        let result =
+            check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into());
+        match result {
+            // The first number that the kernel does not know.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            Err(e) => return Err(e),
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Makes `keep` the permitted and effective capabilities; inheritable and
+/// ambient ones become none.
+///
+/// # Errors
+/// EPERM when `keep` has one that is not permitted now.
+pub fn set_capabilities(keep: u64) -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two halves.
+    const VERSION: u32 = 0x2008_0522;
+    // SAFETY: prctl with integers only.
+    check(
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }
+            .into(),
+    )?;
+    let half = |bits: u32| CapData { effective: bits, permitted: bits, inheritable: 0 };
+    let mut header = CapHeader { version: VERSION, pid: 0 };
+    let data = [half(keep as u32), half((keep >> 32) as u32)];
+    // SAFETY: version 3 reads a header and two data elements, as laid out here.
+    check(unsafe {
+        libc::syscall(libc::SYS_capset, &mut header as *mut CapHeader, data.as_ptr())
+    })?;
+    Ok(())
+}
+
+/// Puts this process (and all it will execute) under a seccomp filter, given
+/// as an array of `struct sock_filter` in the machine's byte order.
+/// no_new_privs must be set.
+///
+/// # Errors
+/// EINVAL when it is no valid filter.
+pub fn load_filter(filter: &[u8]) -> io::Result<()> {
+    let program: Vec<libc::sock_filter> = filter
+        .chunks_exact(8)
+        .map(|c| libc::sock_filter {
+            code: u16::from_ne_bytes([c[0], c[1]]),
+            jt: c[2],
+            jf: c[3],
+            k: u32::from_ne_bytes([c[4], c[5], c[6], c[7]]),
+        })
+        .collect();
+    let len =
+        u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let header = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: `header` points to `len` instructions that outlive the call; the
+    // kernel copies and checks them.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &header as *const libc::sock_fprog,
+        )
+    })?;
+    Ok(())
+}
+
+/// Default actions for every signal, none blocked: what a program expects to
+/// be started with. (Rust ignores SIGPIPE; exec(2) would hand that on.)
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL is no code of ours; SIGKILL, SIGSTOP and the numbers
+        // the C library keeps for itself are refused without effect.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    nix::sys::signal::SigSet::empty()
+        .thread_set_mask()
+        .expect("setting an empty signal mask takes no resources and cannot be refused");
+}
+
+/// Asks for SIGKILL when the parent dies. `parent` is the parent's number in
+/// this process's pid namespace (0: it lies outside): when it is another by
+/// now, the parent has died before the request, and this fails with ESRCH.
+///
+/// # Errors
+/// ESRCH as said.
+pub fn die_with_parent(parent: i32) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw() != parent {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// Joins the namespaces (`CLONE_NEW*` flags) of the process behind a pidfd.
+///
+/// # Errors
+/// As of setns(2).
+pub fn join(pidfd: impl AsFd, namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: integers and an open descriptor.
+    check(unsafe { libc::setns(pidfd.as_fd().as_raw_fd(), namespaces) }.into())?;
+    Ok(())
+}
