@@ -1,0 +1,307 @@
+//! `netstack` in slirp4netns' form: `netstack [OPTIONS] PID|PATH [TAPNAME]`.
+
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tests::command::{Cmd, Running, pipe, read_ready};
+use tests::harness::{Test, World};
+use tests::lab::Outside;
+use tests::servers::HELLO;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("slirp/pid", pid).lab(),
+    Test::new("slirp/path", path).lab(),
+    Test::new("slirp/defaults-by-hand", by_hand).lab(),
+    Test::new("slirp/host-loopback", host_loopback).lab(),
+    Test::new("slirp/exit-fd", exit_fd),
+    Test::new("slirp/api-socket", api_socket).lab(),
+    Test::new("slirp/dhcp", dhcp).lab(),
+    Test::new("slirp/cidr-and-mtu", cidr_and_mtu),
+    Test::new("slirp/sandbox", sandbox).lab(),
+    Test::new("slirp/guest-ends", guest_ends),
+];
+
+/// A network namespace with a user namespace that owns it.
+struct Guest(Running);
+
+impl Guest {
+    fn start(world: &World<'_>) -> Result<Self> {
+        let running = world
+            .cmd("unshare")
+            .args(["--map-root-user", "--net", "--mount", "sh", "-c", "echo up; exec cat"])
+            .stdin_open()
+            .spawn()?;
+        running.stdout_until("up\n", LIMIT)?;
+        Ok(Self(running))
+    }
+
+    fn pid(&self) -> String {
+        self.0.pid().to_string()
+    }
+
+    /// A program inside.
+    fn cmd(&self, world: &World<'_>, script: &str) -> Cmd {
+        world
+            .cmd("nsenter")
+            .args(["--preserve-credentials", "-U", "-n", "-m", "-t", &self.pid()])
+            .args(["sh", "-c", script])
+            .limit(Duration::from_secs(40))
+    }
+}
+
+struct Net {
+    running: Running,
+    exit: OwnedFd,
+}
+
+/// Starts netstack with a ready-fd and an exit-fd, and waits until it is ready.
+fn start(world: &World<'_>, words: &[&str]) -> Result<Net> {
+    let (ready, ready_theirs) = pipe()?;
+    let (exit_theirs, exit) = pipe()?;
+    let running = world
+        .ours("netstack")
+        .args(["-r", &ready_theirs.as_raw_fd().to_string()])
+        .args(["-e", &exit_theirs.as_raw_fd().to_string()])
+        .args(words)
+        .inherit(ready_theirs)
+        .inherit(exit_theirs)
+        .spawn()?;
+    if !read_ready(&ready, LIMIT)? {
+        let output = running.wait(LIMIT)?;
+        anyhow::bail!("netstack is not ready\n{}", output.describe());
+    }
+    Ok(Net { running, exit })
+}
+
+impl Net {
+    fn stop(self) -> Result<()> {
+        drop(self.exit);
+        self.running.wait(LIMIT)?.ok()?;
+        Ok(())
+    }
+}
+
+fn fetch(world: &World<'_>, guest: &Guest) -> Result<()> {
+    for server in [Outside::V4.to_owned(), format!("[{}]", Outside::V6)] {
+        let script = format!("curl -sSf -m 20 http://{server}/hello");
+        guest.cmd(world, &script).run()?.ok()?.stdout_is(HELLO)?;
+    }
+    Ok(())
+}
+
+fn pid(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let net = start(world, &["-c", "-6", "-m", "65520", &guest.pid(), "tap0"])?;
+    guest
+        .cmd(world, "ip -brief addr; ip link show tap0; ip route")
+        .run()?
+        .ok()?
+        .stdout_has("10.0.2.100/24")?
+        .stdout_has("fd00::")?
+        .stdout_has("mtu 65520")?
+        .stdout_has("default via 10.0.2.2")?;
+    fetch(world, &guest)?;
+    // Its name server answers too.
+    let script = format!(
+        "mount --bind /dev/stdin /etc/resolv.conf 2>/dev/null; echo nameserver 10.0.2.3 >$PWD/resolv; \
+         mount --bind $PWD/resolv /etc/resolv.conf; getent ahostsv4 {} | head -1",
+        Outside::NAME
+    );
+    guest.cmd(world, &script).run()?.ok()?.stdout_has(Outside::V4)?;
+    net.stop()
+}
+
+fn path(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let namespace = format!("/proc/{}/ns/net", guest.pid());
+    let users = format!("--userns-path=/proc/{}/ns/user", guest.pid());
+    let net = start(world, &["-c", "-6", "--netns-type=path", &users, &namespace, "tap7"])?;
+    guest.cmd(world, "ip -brief link").run()?.ok()?.stdout_has("tap7")?;
+    fetch(world, &guest)?;
+    net.stop()
+}
+
+fn by_hand(world: &World<'_>) -> Result<()> {
+    // Without -c the caller configures the device.
+    let guest = Guest::start(world)?;
+    let net = start(world, &[&guest.pid(), "tap0"])?;
+    let script = format!(
+        "ip link set tap0 up && ip addr add 10.0.2.100/24 dev tap0 && ip route add default via 10.0.2.2 && \
+         cat /sys/class/net/tap0/mtu; curl -sSf -m 20 http://{}/hello",
+        Outside::V4
+    );
+    let output = guest.cmd(world, &script).run()?.ok()?;
+    output.stdout_has(HELLO)?;
+    net.stop()
+}
+
+fn host_loopback(world: &World<'_>) -> Result<()> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        stream.write_all(b"loopback")
+    });
+    let guest = Guest::start(world)?;
+    // Out of reach when disabled: no network there, at once.
+    let net = start(world, &["-c", "--disable-host-loopback", &guest.pid(), "tap0"])?;
+    let script = format!("curl -sS -m 20 telnet://10.0.2.2:{port} </dev/null 2>&1; true");
+    let output = guest.cmd(world, &script).run()?.ok()?;
+    ensure!(!output.stdout.contains("loopback"), "{}", output.describe());
+    ensure!(
+        output.stdout.contains("unreachable") || output.stdout.contains("connect"),
+        "{}",
+        output.describe()
+    );
+    net.stop()?;
+    // There otherwise.
+    let guest = Guest::start(world)?;
+    let net = start(world, &["-c", &guest.pid(), "tap0"])?;
+    let script = format!("curl -sS -m 20 telnet://10.0.2.2:{port} </dev/null");
+    let output = guest.cmd(world, &script).run()?;
+    // Ends the accept in case it was never reached.
+    std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+    server.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+    output.ok()?.stdout_is("loopback")?;
+    net.stop()
+}
+
+fn exit_fd(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let net = start(world, &["-c", &guest.pid(), "tap0"])?;
+    net.stop()?;
+    // The device goes with its owner.
+    let links = guest.cmd(world, "ip -brief link").run()?.ok()?;
+    ensure!(!links.stdout.contains("tap0"), "{}", links.describe());
+    // SIGTERM ends it too.
+    let net = start(world, &["-c", &guest.pid(), "tap0"])?;
+    net.running.signal(nix::sys::signal::Signal::SIGTERM as i32)?;
+    let output = net.running.wait(LIMIT)?;
+    ensure!(output.code == 0 || output.code == 143, "{}", output.describe());
+    Ok(())
+}
+
+fn request(socket: &std::path::Path, json: &str) -> Result<serde_json::Value> {
+    let mut stream = UnixStream::connect(socket).context("API socket")?;
+    stream.write_all(json.as_bytes())?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    serde_json::from_str(&text).with_context(|| format!("{json} was answered with {text:?}"))
+}
+
+fn api_socket(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let socket = world.dir().join("api");
+    let path = socket.to_str().context("path")?.to_owned();
+    let net = start(world, &["-c", "-6", "-a", &path, &guest.pid(), "tap0"])?;
+    let server = guest
+        .cmd(world, "python3 -u -c \"import http.server as h; s=h.HTTPServer(('',80),h.SimpleHTTPRequestHandler); print('up'); s.serve_forever()\"")
+        .spawn()?;
+    server.stdout_until("up", LIMIT)?;
+
+    let add = r#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_addr":"127.0.0.1","host_port":18085,"guest_port":80}}"#;
+    let answer = request(&socket, add)?;
+    ensure!(answer["return"]["id"] == 1, "{answer}");
+    let curl = || world.cmd("curl").args(["-sSf", "-m", "10", "http://127.0.0.1:18085/"]).run();
+    curl()?.ok()?;
+    let list = request(&socket, r#"{"execute":"list_hostfwd"}"#)?;
+    for entries in [&list["entries"], &list["return"]["entries"]] {
+        ensure!(entries[0]["host_port"] == 18085 && entries[0]["id"] == 1, "{list}");
+    }
+    // The port is taken now.
+    ensure!(request(&socket, add)?["error"]["desc"].is_string());
+    let removed = request(&socket, r#"{"execute":"remove_hostfwd","arguments":{"id":1}}"#)?;
+    ensure!(removed["return"].is_object() && removed.get("error").is_none(), "{removed}");
+    ensure!(curl()?.code != 0, "still published");
+    for bad in [
+        "",
+        "{",
+        "{}",
+        r#"{"execute":"nothing"}"#,
+        r#"{"execute":"remove_hostfwd","arguments":{"id":9}}"#,
+    ] {
+        let answer = request(&socket, bad)?;
+        ensure!(answer["error"]["desc"].is_string(), "{bad:?} was answered with {answer}");
+    }
+    // A client that says nothing keeps nobody waiting.
+    let _silent = UnixStream::connect(&socket)?;
+    request(&socket, r#"{"execute":"list_hostfwd"}"#)?;
+    drop(server);
+    net.stop()?;
+    ensure!(!socket.exists(), "the API socket is still there");
+    Ok(())
+}
+
+fn dhcp(world: &World<'_>) -> Result<()> {
+    if tests::lab::find("busybox").is_none() {
+        return Err(tests::harness::skip("busybox is not installed"));
+    }
+    let guest = Guest::start(world)?;
+    let net = start(world, &[&guest.pid(), "tap0"])?;
+    let script = "ip link set tap0 up; printf '#!/bin/sh\\n[ \"$1\" = bound ] && env\\nexit 0\\n' >s; chmod +x s; \
+        busybox udhcpc -i tap0 -n -q -f -t 5 -T 1 -s $PWD/s 2>&1";
+    guest
+        .cmd(world, script)
+        .run()?
+        .ok()?
+        .stdout_has("ip=10.0.2.15")?
+        .stdout_has("router=10.0.2.2")?
+        .stdout_has("dns=10.0.2.3")?
+        .stdout_has("mask=24")?;
+    net.stop()
+}
+
+fn cidr_and_mtu(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let net = start(world, &["-c", "--cidr", "192.168.77.0/25", "-m", "9000", &guest.pid(), "t"])?;
+    guest
+        .cmd(world, "ip -brief addr; ip link show t; ip route")
+        .run()?
+        .ok()?
+        .stdout_has("192.168.77.100/25")?
+        .stdout_has("mtu 9000")?
+        .stdout_has("default via 192.168.77.2")?;
+    net.stop()
+}
+
+fn sandbox(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let words = ["-c", "-6", "--enable-sandbox", "--enable-seccomp", &guest.pid(), "tap0"];
+    let net = start(world, &words)?;
+    fetch(world, &guest)?;
+    net.stop()
+}
+
+fn guest_ends(world: &World<'_>) -> Result<()> {
+    // The namespace goes away under it: it ends, or waits for its exit-fd, and
+    // does not spin.
+    let guest = Guest::start(world)?;
+    let net = start(world, &["-c", &guest.pid(), "tap0"])?;
+    drop(guest);
+    let pid = net.running.pid();
+    if !net.running.ends_within(Duration::from_secs(1))? {
+        let ticks = |pid: i32| -> Result<u64> {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let (_, rest) = stat.rsplit_once(')').context("stat")?;
+            let field =
+                |n: usize| rest.split_whitespace().nth(n).and_then(|t| t.parse::<u64>().ok());
+            Ok(field(11).context("utime")? + field(12).context("stime")?)
+        };
+        let before = ticks(pid)?;
+        if !net.running.ends_within(Duration::from_secs(1))? {
+            let spent = ticks(pid)? - before;
+            ensure!(spent < 20, "spends {spent} of 100 ticks on nothing");
+            return net.stop();
+        }
+    }
+    let output = net.running.wait(LIMIT)?;
+    ensure!(output.code < 128, "{}", output.describe());
+    Ok(())
+}

@@ -1,0 +1,608 @@
+//! The machine the tests run on.
+//!
+//! # Theory of operation
+//!
+//! As root, [`enter`] starts the test binary again inside fresh namespaces, and
+//! [`Lab::set_up`] furnishes them:
+//!
+//! ```text
+//!        "host": the lab's network namespace       "outside": a second one
+//!   10.77.0.1/24, fd77::1/64  up0 ──── veth ──── out0  10.77.0.2/24, fd77::2/64
+//!   programs run here, as the users                web, echo and name servers
+//! ```
+//!
+//! `/tmp` and the users' homes are empty file systems in memory; `/etc/resolv.conf`
+//! names the outside's name server; `/sys/fs/cgroup` is version 2. None of it is
+//! seen by the machine itself, except the two users, which are made once.
+//!
+//! As an ordinary user there are no namespaces, no outside and one user: the
+//! caller. Descendants are found because the test binary is their subreaper.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, chown};
+
+use crate::command::{Cmd, Running, User};
+use crate::{leak, servers, sys};
+
+/// Set in the environment of a test binary that is inside its namespaces.
+const INSIDE: &str = "CORACLE_LAB";
+/// Directory of the programs under test; next to the test binary otherwise.
+const BIN_DIR: &str = "CORACLE_BIN_DIR";
+
+/// User with subordinate ids.
+pub const SUBORDINATE_USER: &str = "coracle-test";
+/// User without.
+pub const SINGLE_ID_USER: &str = "coracle-single";
+
+/// The programs under test.
+pub const PROGRAMS: [&str; 3] = ["coracle", "netstack", "overlayfs-fuse"];
+
+/// Which ids a user can map into a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// Its own, and a range from /etc/subuid and /etc/subgid.
+    Subordinate,
+    /// Its own.
+    Single,
+}
+
+/// The network outside the host.
+#[derive(Debug)]
+pub struct Outside {
+    namespace: OwnedFd,
+    /// Files the web server serves and stores.
+    pub www: PathBuf,
+    #[expect(dead_code, reason = "held for its Drop, which ends it")]
+    name_server: Running,
+}
+
+impl Outside {
+    /// IPv4 address of the outside.
+    pub const V4: &str = "10.77.0.2";
+    /// IPv6 address of the outside.
+    pub const V6: &str = "fd77::2";
+    /// IPv4 address of the host.
+    pub const HOST_V4: &str = "10.77.0.1";
+    /// IPv6 address of the host.
+    pub const HOST_V6: &str = "fd77::1";
+    /// An IPv4 address the host has no way to.
+    pub const UNREACHABLE_V4: &str = "203.0.113.5";
+    /// An IPv6 address the host has no way to.
+    pub const UNREACHABLE_V6: &str = "2001:db8:dead::5";
+    /// Name of the outside, with an A and an AAAA record.
+    pub const NAME: &str = "outside.test";
+
+    /// Runs `work` on a thread in the outside's network namespace; programs it
+    /// starts are there too.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, or `work`'s.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        in_namespace(&self.namespace, work)
+    }
+}
+
+fn in_namespace<T: Send>(
+    namespace: &OwnedFd,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).context("setns")?;
+                work()
+            })
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("the thread in the other namespace panicked")))
+    })
+}
+
+/// The machine around the tests.
+#[derive(Debug)]
+pub struct Lab {
+    /// Directory of the programs under test, readable to every user.
+    pub bin: PathBuf,
+    /// The other side of the network; only as root.
+    pub outside: Option<Outside>,
+    users: Vec<(Ids, User)>,
+    dir: PathBuf,
+    isolated: bool,
+    _dir: Option<tempfile::TempDir>,
+}
+
+/// Starts this program again inside namespaces of its own when it is root and
+/// is not there yet. Returns only where nothing is to be done.
+///
+/// # Errors
+/// When unshare(1) cannot be started.
+pub fn enter() -> Result<()> {
+    if !Uid::effective().is_root() || std::env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
+    let program = std::env::current_exe()?;
+    let error = Command::new("unshare")
+        .args(["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"])
+        .args(["--mount-proc", "--net", "--ipc", "--uts", "--cgroup", "--"])
+        .arg(program)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .exec();
+    Err(error).context("cannot start unshare (package util-linux)")
+}
+
+impl Lab {
+    /// Furnishes the namespaces made by [`enter`], or, as an ordinary user, a
+    /// directory.
+    ///
+    /// # Errors
+    /// Says which part cannot be made.
+    pub fn set_up() -> Result<Self> {
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let bin = bin_dir()?;
+        let lab = if Uid::effective().is_root() {
+            ensure!(std::env::var_os(INSIDE).is_some(), "call enter() first");
+            Self::as_root(&bin)?
+        } else {
+            Self::as_user(bin)?
+        };
+        let (isolated, dir) = (lab.isolated, lab.dir.clone());
+        sys::on_interrupt(move || {
+            if !isolated {
+                kill_descendants();
+                // Nothing can be done about a directory that stays.
+                fs::remove_dir_all(dir).ok();
+            }
+            // In the lab this is the end of the PID namespace.
+            std::process::exit(130);
+        })?;
+        Ok(lab)
+    }
+
+    fn as_root(source: &Path) -> Result<Self> {
+        // Before /tmp is covered: the programs may be below it.
+        let mut programs = Vec::new();
+        for program in PROGRAMS {
+            let path = source.join(program);
+            let bytes = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
+            programs.push((program, bytes));
+        }
+        let itself = fs::read(std::env::current_exe()?)?;
+        programs.push(("itself", itself));
+
+        let users = [
+            (Ids::Subordinate, test_user(SUBORDINATE_USER, true)?),
+            (Ids::Single, test_user(SINGLE_ID_USER, false)?),
+        ];
+        mount_tmpfs("/tmp", "mode=1777")?;
+        let dir = PathBuf::from("/tmp/coracle-lab");
+        let bin = dir.join("bin");
+        fs::create_dir_all(&bin)?;
+        for (program, bytes) in programs {
+            let path = bin.join(program);
+            fs::write(&path, bytes)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        for (_, user) in &users {
+            let options = format!("mode=0700,uid={},gid={}", user.uid, user.gid);
+            mount_tmpfs(&user.home, &options)?;
+            fs::create_dir(&user.runtime_dir)?;
+            fs::set_permissions(&user.runtime_dir, fs::Permissions::from_mode(0o700))?;
+            chown(&user.runtime_dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+        }
+        // The containers' peers want cgroups of version 2; ours do without.
+        let none = None::<&str>;
+        mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none)
+            .context("cannot mount cgroup2")?;
+        for device in ["/dev/fuse", "/dev/net/tun"] {
+            fs::metadata(device)
+                .with_context(|| format!("{device} is missing; `cargo xtask test` makes it"))?;
+        }
+        let outside = outside(&dir)?;
+        Ok(Self {
+            bin,
+            outside: Some(outside),
+            users: users.into(),
+            dir,
+            isolated: true,
+            _dir: None,
+        })
+    }
+
+    fn as_user(bin: PathBuf) -> Result<Self> {
+        for program in PROGRAMS {
+            let path = bin.join(program);
+            ensure!(path.exists(), "no {}; build it first", path.display());
+        }
+        let dir = tempfile::Builder::new().prefix("coracle-lab-").tempdir()?;
+        let me = nix::unistd::User::from_uid(Uid::current())?
+            .context("the calling user has no entry in the user database")?;
+        let name = me.name;
+        let home = dir.path().join("home");
+        let runtime_dir = dir.path().join("run");
+        for dir in [&home, &runtime_dir] {
+            fs::create_dir(dir)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+        }
+        let has = |file: &str| {
+            let uid = me.uid.to_string();
+            fs::read_to_string(file).unwrap_or_default().lines().any(|line| {
+                line.split(':').next().is_some_and(|owner| owner == name || owner == uid)
+            })
+        };
+        let ids = if has("/etc/subuid") && has("/etc/subgid") && find("newuidmap").is_some() {
+            Ids::Subordinate
+        } else {
+            Ids::Single
+        };
+        let user = User { name, uid: me.uid.as_raw(), gid: me.gid.as_raw(), home, runtime_dir };
+        Ok(Self {
+            bin,
+            outside: None,
+            users: vec![(ids, user)],
+            dir: dir.path().to_owned(),
+            isolated: false,
+            _dir: Some(dir),
+        })
+    }
+
+    /// The user with such ids.
+    #[must_use]
+    pub fn user(&self, ids: Ids) -> Option<&User> {
+        self.users.iter().find(|(has, _)| *has == ids).map(|(_, user)| user)
+    }
+
+    /// Why there is no such user.
+    #[must_use]
+    pub fn no_user(&self, ids: Ids) -> String {
+        match ids {
+            Ids::Subordinate => "the calling user has no subordinate ids".into(),
+            Ids::Single => "needs root, to run as a user without subordinate ids".into(),
+        }
+    }
+
+    /// Whether the lab has namespaces of its own.
+    #[must_use]
+    pub fn is_isolated(&self) -> bool {
+        self.isolated
+    }
+
+    /// This test binary, where every user can start it.
+    ///
+    /// # Errors
+    /// When its path cannot be found out.
+    pub fn itself(&self) -> Result<PathBuf> {
+        if self.isolated { Ok(self.bin.join("itself")) } else { Ok(std::env::current_exe()?) }
+    }
+
+    /// The outside.
+    ///
+    /// # Errors
+    /// Without a lab there is none; tests that use it say so in the table.
+    pub fn outside(&self) -> Result<&Outside> {
+        self.outside.as_ref().context("this test did not say that it needs the lab")
+    }
+
+    /// A new directory that belongs to `user`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn test_dir(&self, user: &User) -> Result<PathBuf> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = self.dir.join(format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed)));
+        fs::create_dir(&dir)?;
+        chown(&dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+        Ok(dir)
+    }
+
+    /// Directories in which nothing may be left.
+    #[must_use]
+    pub fn watched(&self) -> Vec<PathBuf> {
+        if self.isolated {
+            let mut dirs = vec![PathBuf::from("/tmp")];
+            dirs.extend(self.users.iter().map(|(_, user)| user.home.clone()));
+            dirs
+        } else {
+            vec![self.dir.clone()]
+        }
+    }
+
+    /// Whether a path below a watched directory is no leak: the empty
+    /// directories in which later containers will be kept.
+    #[must_use]
+    pub fn may_stay(&self, path: &Path) -> bool {
+        const BASES: [&str; 8] = [
+            ".local",
+            ".local/share",
+            ".local/share/coracle",
+            ".local/share/coracle/containers",
+            ".cache",
+            ".cache/coracle",
+            "coracle",
+            "coracle/containers",
+        ];
+        self.users.iter().any(|(_, user)| {
+            [&user.home, &user.runtime_dir].iter().any(|base| {
+                path.strip_prefix(base)
+                    .is_ok_and(|rest| BASES.iter().any(|base| rest == Path::new(base)))
+            })
+        })
+    }
+
+    /// Processes besides the test binary itself.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<i32> {
+        if self.isolated {
+            let own = std::process::id().cast_signed();
+            pids().into_iter().filter(|&pid| pid != own).collect()
+        } else {
+            descendants()
+        }
+    }
+
+    /// The same in words, a line each.
+    #[must_use]
+    pub fn processes_in_words(&self) -> String {
+        let lines = self
+            .processes()
+            .into_iter()
+            .map(|pid| format!("    process {pid}: {}", leak::describe(pid)));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Kills everything the tests started; the name server stays.
+    pub fn kill_all(&self) {
+        for pid in self.processes() {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if name.trim() != "dnsmasq" {
+                // ESRCH: it ended since.
+                nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                )
+                .ok();
+            }
+        }
+        self.reap();
+    }
+
+    /// Collects orphans that have ended.
+    pub fn reap(&self) {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+    }
+
+    /// Removes a file or tree, whoever owns it. As an ordinary user, files of
+    /// subordinate ids are removed inside a user namespace.
+    ///
+    /// # Errors
+    /// When it cannot be removed, or is outside the watched directories.
+    pub fn remove_as_root(&self, path: &Path) -> Result<()> {
+        let inside = self.watched().iter().any(|dir| path.starts_with(dir) && path != dir);
+        ensure!(inside, "{} is none of the tests' files", path.display());
+        let words: &[&str] = if self.isolated {
+            &["rm", "-rf", "--"]
+        } else {
+            &["unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--"]
+        };
+        Cmd::new(words[0]).args(&words[1..]).arg(path).run()?.ok()?;
+        Ok(())
+    }
+}
+
+fn bin_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os(BIN_DIR) {
+        return Ok(dir.into());
+    }
+    let program = std::env::current_exe()?;
+    let dir = program.parent().and_then(Path::parent).context("no directory above this program")?;
+    Ok(dir.to_owned())
+}
+
+/// Where a program is on the search path of root.
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .map(|dir| Path::new(dir).join(program))
+        .find(|path| path.exists())
+}
+
+fn mount_tmpfs(at: impl AsRef<Path>, options: &str) -> Result<()> {
+    let at = at.as_ref();
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options))
+        .with_context(|| format!("cannot mount a tmpfs on {}", at.display()))
+}
+
+/// The named user, made when missing.
+///
+/// # Errors
+/// When useradd(8) or usermod(8) fail.
+pub fn test_user(name: &str, subordinate: bool) -> Result<User> {
+    if nix::unistd::User::from_name(name)?.is_none() {
+        Cmd::new("useradd")
+            .args(["--create-home", "--shell", "/bin/sh"])
+            .args(["-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0", name])
+            .run()?
+            .ok()?;
+    }
+    for (file, add, remove) in [
+        ("/etc/subuid", "--add-subuids", "--del-subuids"),
+        ("/etc/subgid", "--add-subgids", "--del-subgids"),
+    ] {
+        let table = fs::read_to_string(file).unwrap_or_default();
+        let ranges: Vec<(u64, u64)> = table.lines().filter_map(|line| range_of(line, "")).collect();
+        let own: Vec<_> = table.lines().filter_map(|line| range_of(line, name)).collect();
+        if subordinate && own.is_empty() {
+            // Above everybody else's.
+            let first =
+                ranges.iter().map(|(start, count)| start + count).max().unwrap_or(0).max(100_000);
+            let range = format!("{first}-{}", first + 65_535);
+            Cmd::new("usermod").args([add, &range, name]).run()?.ok()?;
+        }
+        if !subordinate {
+            for (start, count) in own {
+                let range = format!("{start}-{}", start + count - 1);
+                Cmd::new("usermod").args([remove, &range, name]).run()?.ok()?;
+            }
+        }
+    }
+    let user = nix::unistd::User::from_name(name)?.context("useradd made no user")?;
+    Ok(User {
+        name: user.name,
+        uid: user.uid.as_raw(),
+        gid: user.gid.as_raw(),
+        home: user.dir,
+        runtime_dir: format!("/tmp/run-{name}").into(),
+    })
+}
+
+/// `NAME:START:COUNT` of /etc/subuid; any name's where `name` is empty.
+fn range_of(line: &str, name: &str) -> Option<(u64, u64)> {
+    let mut fields = line.split(':');
+    let owner = fields.next()?;
+    if !name.is_empty() && owner != name {
+        return None;
+    }
+    Some((fields.next()?.parse().ok()?, fields.next()?.trim().parse().ok()?))
+}
+
+fn ip(lines: &str) -> Result<()> {
+    Cmd::new("ip").args(["-force", "-batch", "-"]).stdin(lines).run()?.ok()?;
+    Ok(())
+}
+
+fn outside(dir: &Path) -> Result<Outside> {
+    let namespace: OwnedFd = std::thread::spawn(|| -> Result<OwnedFd> {
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+        Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
+    })
+    .join()
+    .map_err(|_| anyhow!("the thread that makes a network namespace panicked"))??;
+
+    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+    ip(&format!(
+        "link set lo up\n\
+         link add up0 type veth peer name out0 netns {path}\n\
+         addr add {}/24 dev up0\n\
+         addr add {}/64 dev up0 nodad\n\
+         link set up0 up\n\
+         route add default via {}\n\
+         route add default via {}\n\
+         route add unreachable {}/32\n\
+         route add unreachable {}/128\n",
+        Outside::HOST_V4,
+        Outside::HOST_V6,
+        Outside::V4,
+        Outside::V6,
+        Outside::UNREACHABLE_V4,
+        Outside::UNREACHABLE_V6
+    ))
+    .context("cannot make the lab's network")?;
+    // As most distributions set it: everybody may ping.
+    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
+
+    let resolv = dir.join("resolv.conf");
+    fs::write(&resolv, format!("nameserver {}\n", Outside::V4))?;
+    mount(Some(&resolv), "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .context("cannot bind a file over /etc/resolv.conf")?;
+
+    let www = dir.join("www");
+    fs::create_dir(&www)?;
+    let name_server = in_namespace(&namespace, || {
+        ip(&format!(
+            "link set lo up\n\
+             addr add {}/24 dev out0\n\
+             addr add {}/64 dev out0 nodad\n\
+             link set out0 up\n",
+            Outside::V4,
+            Outside::V6
+        ))
+        .context("cannot make the outside's network")?;
+        servers::start(&www)?;
+        let big = "x".repeat(250);
+        let server = Cmd::new("dnsmasq")
+            .args(["--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null"])
+            .args(["--no-resolv", "--no-hosts", "--pid-file=", "--user=root"])
+            .arg(format!("--host-record={},{},{}", Outside::NAME, Outside::V4, Outside::V6))
+            .args((0..8).map(|n| format!("--txt-record=big.test,{n}{big}")))
+            .spawn()?;
+        server.stderr_until("started", Duration::from_secs(10))?;
+        Ok(server)
+    })
+    .context("cannot start the outside's servers")?;
+    Ok(Outside { namespace, www, name_server })
+}
+
+fn pids() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn descendants() -> BTreeSet<i32> {
+    let parents: Vec<(i32, i32)> = pids()
+        .into_iter()
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // PID (NAME) STATE PPID …, where NAME may have anything in it.
+            let (_, rest) = stat.rsplit_once(')')?;
+            Some((pid, rest.split_whitespace().nth(1)?.parse().ok()?))
+        })
+        .collect();
+    let mut found = BTreeSet::new();
+    let mut next = vec![std::process::id().cast_signed()];
+    while let Some(parent) = next.pop() {
+        for &(pid, of) in &parents {
+            if of == parent && found.insert(pid) {
+                next.push(pid);
+            }
+        }
+    }
+    found
+}
+
+fn kill_descendants() {
+    for pid in descendants() {
+        // ESRCH: it ended since.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+            .ok();
+    }
+}
+
+/// A file of `size` bytes that do not repeat, the same every time.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_blob(path: &Path, size: usize) -> Result<()> {
+    use std::io::Write;
+    if !size.is_multiple_of(8) {
+        bail!("{size} is not a multiple of 8");
+    }
+    let mut file = std::io::BufWriter::new(fs::File::create(path)?);
+    // xorshift64 (Marsaglia, 2003).
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    for _ in 0..size / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        file.write_all(&state.to_le_bytes())?;
+    }
+    file.flush()?;
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! A pseudo-terminal held by the test.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::{Winsize, openpty};
+
+use crate::clock::Deadline;
+use crate::command::readable;
+
+/// The test's side of a terminal.
+#[derive(Debug)]
+pub struct Pty {
+    master: OwnedFd,
+    seen: Vec<u8>,
+}
+
+impl Pty {
+    /// A terminal of `rows` × `columns`: our side, and the program's.
+    ///
+    /// # Errors
+    /// openpty(3)'s.
+    pub fn open(rows: u16, columns: u16) -> Result<(Self, OwnedFd)> {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = openpty(Some(&size), None)?;
+        for fd in [&pair.master, &pair.slave] {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        }
+        Ok((Self { master: pair.master, seen: Vec::new() }, pair.slave))
+    }
+
+    /// Types.
+    ///
+    /// # Errors
+    /// write(2)'s.
+    pub fn write(&self, text: &str) -> Result<()> {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            let count = nix::unistd::write(&self.master, rest)?;
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    /// Reads until the screen has seen `text`.
+    ///
+    /// # Errors
+    /// When the terminal closes, or time is up, without.
+    pub fn until(&mut self, text: &str, limit: Duration) -> Result<String> {
+        use std::os::fd::AsFd;
+        let deadline = Deadline::after(limit);
+        loop {
+            let all = String::from_utf8_lossy(&self.seen).into_owned();
+            if all.contains(text) {
+                return Ok(all);
+            }
+            if !readable(self.master.as_fd(), deadline.left())? {
+                bail!("no {text:?} on the terminal after {limit:?}; it showed: {all}");
+            }
+            let mut buffer = [0u8; 4096];
+            match nix::unistd::read(&self.master, &mut buffer) {
+                // EIO: the last holder of the other side is gone.
+                Ok(0) | Err(nix::Error::EIO) => {
+                    bail!("the terminal closed without {text:?}; it showed: {all}")
+                }
+                Ok(count) => self.seen.extend_from_slice(&buffer[..count]),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

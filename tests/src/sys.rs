@@ -1,0 +1,214 @@
+//! The harness's only `unsafe`: system calls `nix` does not wrap.
+#![allow(unsafe_code, reason = "raw system calls")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// Write end of the pipe [`on_interrupt`] listens to.
+static INTERRUPT: OnceLock<OwnedFd> = OnceLock::new();
+
+extern "C" fn note_interrupt(signal: libc::c_int) {
+    if let Some(fd) = INTERRUPT.get() {
+        let byte = [signal.to_ne_bytes()[0]];
+        // SAFETY: write(2) is async-signal-safe; the buffer lives on this stack
+        // and the descriptor is never closed once stored.
+        unsafe { libc::write(fd.as_raw_fd(), byte.as_ptr().cast(), 1) };
+    }
+}
+
+/// Runs `then` on a thread of its own when SIGINT, SIGTERM or SIGHUP arrives.
+///
+/// # Errors
+/// When no pipe or thread can be made, or on a second call.
+pub fn on_interrupt(then: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    INTERRUPT
+        .set(write)
+        .map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "already listening"))?;
+    let action =
+        SigAction::new(SigHandler::Handler(note_interrupt), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only calls write(2), on a descriptor set above.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    std::thread::Builder::new().name("interrupt".into()).spawn(move || {
+        let mut byte = [0u8];
+        if matches!(nix::unistd::read(&read, &mut byte), Ok(1)) {
+            then();
+        }
+    })?;
+    Ok(())
+}
+
+fn owned(ret: libc::c_long) -> io::Result<OwnedFd> {
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(ret).expect("the kernel's descriptors are ints");
+    // SAFETY: the call just returned this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// pidfd_open(2): readable when the process ends.
+///
+/// # Errors
+/// The system call's (ESRCH when there is no such process).
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers are passed.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// pidfd_send_signal(2).
+///
+/// # Errors
+/// The system call's.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the siginfo pointer is null, which the call allows.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// openat2(2) with the given RESOLVE_* flags.
+///
+/// # Errors
+/// The system call's.
+pub fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: u64, resolve: u64) -> io::Result<OwnedFd> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: open_how is plain old data; all zero is its documented default.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = flags;
+    how.resolve = resolve;
+    // SAFETY: path and how outlive the call, and the size is how's own.
+    owned(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            std::mem::size_of::<libc::open_how>(),
+        )
+    })
+}
+
+/// clone3(2) with CLONE_PIDFD; the child exits at once with `code`.
+///
+/// # Errors
+/// The system call's.
+pub fn clone3_exiting_child(flags: u64, code: i32) -> io::Result<OwnedFd> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: clone_args is plain old data; all zero means "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of memory, and calls
+    // nothing but _exit; args and pidfd outlive the call.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_clone3, &raw const args, std::mem::size_of::<libc::clone_args>())
+    };
+    match ret {
+        // SAFETY: _exit does not touch the state copied from the parent.
+        0 => unsafe { libc::_exit(code) },
+        1.. => owned(pidfd.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// open_tree(2): a detached clone of the mount at `path`.
+///
+/// # Errors
+/// The system call's.
+pub fn open_tree_clone(path: &Path) -> io::Result<OwnedFd> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: path outlives the call.
+    owned(unsafe {
+        libc::syscall(
+            libc::SYS_open_tree,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC,
+        )
+    })
+}
+
+/// mount_setattr(2) on the mount behind `fd`: sets `attr_set`.
+///
+/// # Errors
+/// The system call's.
+pub fn mount_setattr(fd: BorrowedFd<'_>, attr_set: u64) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the empty path and attr outlive the call, and the size is attr's own.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            std::mem::size_of::<libc::mount_attr>(),
+        )
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// TUNSETIFF on an open /dev/net/tun: makes the device `name`.
+///
+/// # Errors
+/// The ioctl's.
+pub fn tun_set_iff(tun: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: ifreq is plain old data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+    let ret = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// TUNSETVNETHDRSZ.
+///
+/// # Errors
+/// The ioctl's.
+pub fn tun_set_vnet_hdr_size(tun: BorrowedFd<'_>, size: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
+    let ret = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// TUNSETOFFLOAD with TUN_F_* flags.
+///
+/// # Errors
+/// The ioctl's (EINVAL when the kernel does not know one of them).
+pub fn tun_set_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    let ret =
+        unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// setxattr(2), not following a symlink at the end.
+///
+/// # Errors
+/// The system call's.
+pub fn lsetxattr(path: &Path, name: &std::ffi::CStr, value: &[u8]) -> io::Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: path, name and value outlive the call; the length is value's own.
+    let ret = unsafe {
+        libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
