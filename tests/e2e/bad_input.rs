@@ -72,7 +72,7 @@ fn rootfs(world: &World<'_>) -> Result<()> {
 
 fn unreadable_lower(world: &World<'_>) -> Result<()> {
     let root = busybox_rootfs(world)?;
-    fs::set_permissions(&root, fs::Permissions::from_mode(0))?;
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o000))?;
     let path = root.to_str().expect("the lab's paths are ASCII").to_owned();
     let output = world.coracle(&["run", "--rm", "--rootfs", &path, "--", "true"]).run()?;
     fs::set_permissions(&root, fs::Permissions::from_mode(0o755))?;
