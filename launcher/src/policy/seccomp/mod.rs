@@ -1,0 +1,279 @@
+//! The default system call filter.
+//!
+//! # Theory of operation
+//!
+//! A filter is one program of classic BPF in two parts. First come the
+//! [guards](guard): calls that depend on an argument. What they do not answer
+//! goes on to the list, which libseccomp makes from [names](calls): allowed,
+//! refused (EPERM), or not there (ENOSYS).
+//!
+//! On x86-64 the filter covers 64-bit and 32-bit calls; x32 calls (numbers from
+//! 0x40000000) and any other architecture get ENOSYS. A 32-bit call is judged
+//! by the same names under its own numbers.
+//!
+//! What is not covered: the family of a socket made by `socketcall`, which
+//! 32-bit x86 programs use, lies in memory, where no filter can look.
+//!
+//! # A single id
+//!
+//! Where the host grants no subordinate ids, a container's user namespace knows
+//! one user and one group, 0. The kernel then refuses every other id (EINVAL,
+//! or EPERM for setgroups(2)) before any file system is asked, and so package
+//! managers and servers that drop their privileges fail. With `single_id`,
+//! calls that set an owner or an id other than 0 and -1 are answered with
+//! success and do nothing, as fakeroot(1) does. Nothing is lost by it: all
+//! ids of such a container would be the caller's one id anyway, so that there
+//! is no lesser privilege to drop to. Programs that check afterwards whether
+//! they have become someone else notice.
+//!
+//! # Cache
+//!
+//! Making the list takes milliseconds, reading it from a file microseconds:
+//! [`cached_seccomp`] keeps it, under a name and with a first line made of all
+//! that it depends on.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpSyscall, ScmpVersion};
+
+use super::PolicyError;
+use guard::{Arch, Guard, Test};
+
+mod calls;
+mod guard;
+
+/// asm/ioctls.h: what is typed on a terminal, put there by a program.
+const TIOCSTI: u32 = 0x5412;
+/// asm/ioctls.h: the same by way of a console's selection.
+const TIOCLINUX: u32 = 0x541c;
+/// linux/socket.h: sockets to the hypervisor; no namespace separates them.
+const AF_VSOCK: u32 = 40;
+/// linux/sched.h: all CLONE_NEW* that clone(2) knows; each opens code of the
+/// kernel that is otherwise out of reach without privilege.
+const NAMESPACES: u32 = 0x7e02_0000;
+/// linux/sched.h: CLONE_NEWTIME, to unshare(2) only (a signal to clone(2)).
+const NEW_TIME: u32 = 0x80;
+/// sys/personality.h: PER_LINUX and PER_LINUX32, with and without UNAME26, and
+/// the question for the present one. Others weaken memory protection.
+const PERSONALITIES: &[u32] = &[0, 8, 0x2_0000, 0x2_0008, u32::MAX];
+
+const EPERM: u16 = libc::EPERM as u16;
+
+const GUARDS: &[Guard] = &[
+    Guard { calls: &["ioctl"], tests: &[(1, Test::In(&[TIOCSTI, TIOCLINUX]))], errno: EPERM },
+    Guard { calls: &["clone"], tests: &[(0, Test::AnyOf(NAMESPACES))], errno: EPERM },
+    Guard { calls: &["unshare"], tests: &[(0, Test::AnyOf(NAMESPACES | NEW_TIME))], errno: EPERM },
+    Guard { calls: &["socket"], tests: &[(0, Test::In(&[AF_VSOCK]))], errno: EPERM },
+    Guard { calls: &["personality"], tests: &[(0, Test::NotIn(PERSONALITIES))], errno: EPERM },
+];
+
+/// An id that does not exist where 0 is the only one; -1 means "no change".
+const OTHER: Test = Test::NotIn(&[0, u32::MAX]);
+const OTHER16: Test = Test::NotIn16(&[0, u16::MAX]);
+
+/// With a single id, on every architecture.
+const SINGLE_ID: &[Guard] = &[
+    Guard { calls: &["fchownat"], tests: &[(2, OTHER), (3, OTHER)], errno: 0 },
+    Guard { calls: &["setgroups", "setgroups32"], tests: &[(0, Test::Always)], errno: 0 },
+];
+
+/// With a single id, where ids have 32 bits: these names on 64-bit machines,
+/// those with a suffix on 32-bit x86.
+const SINGLE_ID_WIDE: [&[Guard]; 2] = [
+    &[
+        Guard { calls: &["chown", "fchown", "lchown"], tests: &[(1, OTHER), (2, OTHER)], errno: 0 },
+        Guard {
+            calls: &["setuid", "setgid", "setfsuid", "setfsgid"],
+            tests: &[(0, OTHER)],
+            errno: 0,
+        },
+        Guard { calls: &["setreuid", "setregid"], tests: &[(0, OTHER), (1, OTHER)], errno: 0 },
+        Guard {
+            calls: &["setresuid", "setresgid"],
+            tests: &[(0, OTHER), (1, OTHER), (2, OTHER)],
+            errno: 0,
+        },
+    ],
+    &[
+        Guard {
+            calls: &["chown32", "fchown32", "lchown32"],
+            tests: &[(1, OTHER), (2, OTHER)],
+            errno: 0,
+        },
+        Guard {
+            calls: &["setuid32", "setgid32", "setfsuid32", "setfsgid32"],
+            tests: &[(0, OTHER)],
+            errno: 0,
+        },
+        Guard { calls: &["setreuid32", "setregid32"], tests: &[(0, OTHER), (1, OTHER)], errno: 0 },
+        Guard {
+            calls: &["setresuid32", "setresgid32"],
+            tests: &[(0, OTHER), (1, OTHER), (2, OTHER)],
+            errno: 0,
+        },
+    ],
+];
+
+/// With a single id, the calls of 32-bit x86 whose ids have 16 bits.
+const SINGLE_ID_NARROW: &[Guard] = &[
+    Guard { calls: &["chown", "fchown", "lchown"], tests: &[(1, OTHER16), (2, OTHER16)], errno: 0 },
+    Guard {
+        calls: &["setuid", "setgid", "setfsuid", "setfsgid"],
+        tests: &[(0, OTHER16)],
+        errno: 0,
+    },
+    Guard { calls: &["setreuid", "setregid"], tests: &[(0, OTHER16), (1, OTHER16)], errno: 0 },
+    Guard {
+        calls: &["setresuid", "setresgid"],
+        tests: &[(0, OTHER16), (1, OTHER16), (2, OTHER16)],
+        errno: 0,
+    },
+];
+
+// linux/audit.h
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH_NATIVE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH_NATIVE: u32 = 0xc000_00b7;
+
+/// `socket` on 32-bit x86, for which libseccomp gives a number of its own.
+const SOCKET_I386: u32 = 359;
+
+/// The default filter, as an array of `struct sock_filter` in the machine's
+/// byte order.
+///
+/// With `single_id` the calls that change ids or owners to ids that do not
+/// exist pretend to succeed.
+///
+/// # Errors
+/// [`PolicyError`] when libseccomp refuses.
+pub fn seccomp(single_id: bool) -> Result<Vec<u8>, PolicyError> {
+    let mut program = guard::assemble(&arches(single_id)).concat();
+    program.extend(list()?);
+    Ok(program)
+}
+
+/// [`seccomp`], from a file in `dir` when it has been made before with all the
+/// same ingredients. The directory is made when missing.
+///
+/// # Errors
+/// As [`seccomp`]. A cache that cannot be read or written is done without.
+pub fn cached_seccomp(dir: &Path, single_id: bool) -> Result<Vec<u8>, PolicyError> {
+    let ingredients = ingredients(single_id)?;
+    let path = dir.join(format!("seccomp-{:016x}", fnv(ingredients.as_bytes())));
+    if let Ok(program) = read_cached(&path, &ingredients) {
+        return Ok(program);
+    }
+    let program = seccomp(single_id)?;
+    let mut file = ingredients.into_bytes();
+    file.extend(fnv(&program).to_ne_bytes());
+    file.extend(&program);
+    let written = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    if let Err(error) = written.and_then(|()| crate::store::replace(&path, &file)) {
+        tracing::debug!("cannot keep the system call filter in {}: {error}", path.display());
+    }
+    Ok(program)
+}
+
+fn read_cached(path: &Path, ingredients: &str) -> io::Result<Vec<u8>> {
+    let file = fs::read(path)?;
+    let stale = || io::Error::from(io::ErrorKind::InvalidData);
+    let rest = file.strip_prefix(ingredients.as_bytes()).ok_or_else(stale)?;
+    let (sum, program) = rest.split_first_chunk().ok_or_else(stale)?;
+    if u64::from_ne_bytes(*sum) != fnv(program) {
+        return Err(stale());
+    }
+    Ok(program.to_owned())
+}
+
+/// All that a filter depends on, as one line.
+fn ingredients(single_id: bool) -> Result<String, PolicyError> {
+    let library = ScmpVersion::current().map_err(refused)?;
+    let data = format!(
+        "{:?}",
+        (calls::ALLOWED, calls::DENIED, GUARDS, (SINGLE_ID, SINGLE_ID_WIDE, SINGLE_ID_NARROW),)
+    );
+    Ok(format!(
+        "coracle {} {:016x} libseccomp {library} {} single_id={single_id}\n",
+        env!("CARGO_PKG_VERSION"),
+        fnv(data.as_bytes()),
+        std::env::consts::ARCH,
+    ))
+}
+
+/// Fowler, Noll, Vo, variant 1a, 64 bits: tells accidents, not attacks.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Numbers of the guarded calls on the architectures of the filter.
+fn arches(single_id: bool) -> Vec<Arch> {
+    let of = |arch, token, ids: &[&[Guard]]| {
+        let guards = GUARDS.iter().chain(ids.iter().copied().flatten().filter(|_| single_id));
+        let guarded = guards.flat_map(|guard| {
+            guard.calls.iter().filter_map(move |call| Some((number(call, arch)?, *guard)))
+        });
+        Arch { token, guarded: guarded.collect() }
+    };
+    let mut arches = vec![of(ScmpArch::Native, AUDIT_ARCH_NATIVE, &[SINGLE_ID, SINGLE_ID_WIDE[0]])];
+    if cfg!(target_arch = "x86_64") {
+        let ids = [SINGLE_ID, SINGLE_ID_WIDE[1], SINGLE_ID_NARROW];
+        arches.push(of(ScmpArch::X86, AUDIT_ARCH_I386, &ids));
+    }
+    arches
+}
+
+/// The number of a call; `None` where the architecture does not have it.
+fn number(call: &str, arch: ScmpArch) -> Option<u32> {
+    if arch == ScmpArch::X86 && call == "socket" {
+        return Some(SOCKET_I386);
+    }
+    let number = ScmpSyscall::from_name_by_arch(call, arch).ok()?.as_raw_syscall();
+    u32::try_from(number).ok()
+}
+
+/// The list of calls, by libseccomp.
+fn list() -> Result<Vec<u8>, PolicyError> {
+    let missing = ScmpAction::Errno(libc::ENOSYS);
+    let mut filter = ScmpFilterContext::new(missing).map_err(refused)?;
+    filter.set_act_badarch(missing).map_err(refused)?;
+    // A binary search in place of a walk.
+    filter.set_ctl_optimize(2).map_err(refused)?;
+    if cfg!(target_arch = "x86_64") {
+        filter.add_arch(ScmpArch::X86).map_err(refused)?;
+    }
+    let allowed = calls::ALLOWED.iter().copied().flatten().map(|call| (call, ScmpAction::Allow));
+    let denied = calls::DENIED.iter().map(|call| (call, ScmpAction::Errno(libc::EPERM)));
+    for (call, action) in allowed.chain(denied) {
+        // A name this libseccomp does not know is a call younger than it: it
+        // stays unknown to the container as well.
+        if let Ok(call) = ScmpSyscall::from_name(call) {
+            filter.add_rule(action, call).map_err(refused)?;
+        }
+    }
+    let export = || -> io::Result<Vec<u8>> {
+        let mut file = File::from(nix::sys::memfd::memfd_create(
+            c"seccomp",
+            nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
+        )?);
+        filter.export_bpf(&file).map_err(io::Error::other)?;
+        let mut program = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut program)?;
+        Ok(program)
+    };
+    export().map_err(refused)
+}
+
+fn refused(error: impl std::fmt::Display) -> PolicyError {
+    PolicyError::Seccomp(error.to_string())
+}
+
+#[cfg(test)]
+mod tests;
