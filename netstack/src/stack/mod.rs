@@ -23,10 +23,14 @@
 //! Time is a [`Duration`] since a moment of the driver's choice and never goes
 //! backwards.
 
+pub mod arp_ndp;
+pub mod dhcp;
+pub mod dns;
 pub mod flow;
 pub mod frame;
 mod icmp;
 pub mod policy;
+pub mod ra;
 mod reassembly;
 mod services;
 mod smol;
