@@ -126,10 +126,8 @@ pub(super) fn discovery_frame(
     mut body: Vec<u8>,
 ) -> Vec<u8> {
     let (src, dst) = (IpAddr::V6(from), IpAddr::V6(to));
-    let value = frame::checksum(
-        &body,
-        frame::pseudo_sum(src, dst, frame::proto::ICMPV6, body.len()),
-    );
+    let value =
+        frame::checksum(&body, frame::pseudo_sum(src, dst, frame::proto::ICMPV6, body.len()));
     body[2..4].copy_from_slice(&value.to_be_bytes());
     let mut out = Vec::with_capacity(ETH_LEN + 40 + body.len());
     out.extend_from_slice(&to_mac);
@@ -163,12 +161,7 @@ pub(super) mod tests {
     }
 
     /// An ICMPv6 packet with this body, as the guest would send it.
-    pub(in crate::stack) fn v6_packet(
-        src: &str,
-        dst: &str,
-        hop_limit: u8,
-        body: &[u8],
-    ) -> Vec<u8> {
+    pub(in crate::stack) fn v6_packet(src: &str, dst: &str, hop_limit: u8, body: &[u8]) -> Vec<u8> {
         let src: Ipv6Addr = src.parse().unwrap();
         let dst: Ipv6Addr = dst.parse().unwrap();
         let mut out = discovery_frame(GUEST, ALL_NODES_MAC, src, dst, body.to_vec());

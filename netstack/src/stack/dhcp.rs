@@ -171,8 +171,7 @@ impl Server {
         if !pool.contains(&addr) && addr != config.v4.guest {
             return false;
         }
-        let taken =
-            |l: &Lease| l.addr == addr && l.client.as_deref() != Some(client);
+        let taken = |l: &Lease| l.addr == addr && l.client.as_deref() != Some(client);
         if self.leases.iter().any(taken) {
             return false;
         }
@@ -197,8 +196,13 @@ impl<'a> Request<'a> {
         if bytes[..3] != [1, 1, 6] || bytes[24..28] != [0; 4] || bytes[236..] != COOKIE {
             return None;
         }
-        let mut request =
-            Request { bytes, kind: 0, requested: None, server: None, client: bytes[28..34].to_vec() };
+        let mut request = Request {
+            bytes,
+            kind: 0,
+            requested: None,
+            server: None,
+            client: bytes[28..34].to_vec(),
+        };
         let mut options = &payload[FIXED..];
         loop {
             match *options {
@@ -378,8 +382,9 @@ mod tests {
     fn the_configured_address_is_given_to_who_asks_for_it() {
         let mut server = Server::default();
         let wanted: [(u8, &[u8]); 1] = [(option::REQUESTED, &[10, 0, 2, 100])];
-        let offer =
-            server.handle(&Config::default(), &message(kind::DISCOVER, 1, [0; 4], &wanted)).unwrap();
+        let offer = server
+            .handle(&Config::default(), &message(kind::DISCOVER, 1, [0; 4], &wanted))
+            .unwrap();
         assert_eq!(yiaddr(&offer), [10, 0, 2, 100]);
     }
 

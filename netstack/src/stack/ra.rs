@@ -13,8 +13,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use super::arp_ndp::{
-    ALL_NODES_MAC, ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION, SOURCE_LINK_LAYER,
-    discovery_frame, discovery_message, options_are_valid,
+    ALL_NODES_MAC, ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION, SOURCE_LINK_LAYER, discovery_frame,
+    discovery_message, options_are_valid,
 };
 use super::frame::{Mac, Packet};
 use crate::config::Config;
@@ -35,7 +35,8 @@ pub fn answer(config: &Config, packet: &Packet<'_>, from: Mac) -> Option<Vec<u8>
     if !config.enable_ipv6 || !options_are_valid(&message[8..]) {
         return None;
     }
-    let (to, mac) = if source.is_unspecified() { (ALL_NODES, ALL_NODES_MAC) } else { (source, from) };
+    let (to, mac) =
+        if source.is_unspecified() { (ALL_NODES, ALL_NODES_MAC) } else { (source, from) };
     Some(frame(config, to, mac))
 }
 
