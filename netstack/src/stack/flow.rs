@@ -18,6 +18,8 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::dns::QueryId;
+
 /// Names a flow for as long as it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowId {
@@ -52,8 +54,8 @@ pub enum Key {
     /// All UDP traffic of one port of the guest (endpoint-independent mapping,
     /// RFC 4787 section 4.1).
     Udp(SocketAddr),
-    /// Queries of one port of the guest to the built-in name server.
-    Dns(SocketAddr),
+    /// A query under way of the built-in name server.
+    Dns(QueryId),
     /// Echo requests with one identifier (as the port).
     Echo(SocketAddr),
 }

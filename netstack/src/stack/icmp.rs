@@ -45,7 +45,7 @@ impl Netstack {
         };
         let echo = if packet.src.is_ipv4() { ECHO_REQUEST } else { V6_ECHO_REQUEST };
         if head[0] != echo || head[1] != 0 {
-            self.handle_control(now, packet);
+            self.handle_control(packet);
             return;
         }
         let ident = u16::from_be_bytes([head[4], head[5]]);

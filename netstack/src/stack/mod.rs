@@ -213,6 +213,7 @@ enum Flow {
     Tcp(tcp::Flow),
     Udp(udp::Flow),
     Echo(icmp::Flow),
+    Dns(services::DnsFlow),
 }
 
 /// The whole stack of one guest.
@@ -228,6 +229,7 @@ pub struct Netstack {
     reassembly: Reassembly,
     inbound: udp::Inbound,
     endpoints: tcp::Endpoints,
+    services: services::Services,
     random: Random,
     counters: Counters,
 }
@@ -253,6 +255,7 @@ impl Netstack {
             reassembly: Reassembly::default(),
             inbound: udp::Inbound::default(),
             endpoints: tcp::Endpoints::new(offloads),
+            services: services::Services::new(&config, random.next()),
             random,
             counters: Counters::default(),
             config,
@@ -332,7 +335,9 @@ impl Netstack {
             HostEvent::UdpInbound { publish, guest, from, data } => {
                 self.udp_inbound(now, publish, guest, from, data);
             }
-            HostEvent::UdpUnreachable { flow, to, why } => self.udp_unreachable(flow, to, why),
+            HostEvent::UdpUnreachable { flow, to, why } => {
+                self.udp_unreachable(now, flow, to, why);
+            }
             HostEvent::EchoReply { flow, from, seq, data } => {
                 self.echo_reply(now, flow, from, seq, data);
             }
@@ -354,10 +359,12 @@ impl Netstack {
                     let end = flow.expires();
                     self.expire(now, id, end);
                 }
-                None => {}
+                // The forwarder keeps the time of its queries.
+                Some(Flow::Dns(_)) | None => {}
             }
         }
         self.inbound.expire(now);
+        self.services_timeout(now);
     }
 
     fn expire(&mut self, now: Duration, id: FlowId, end: Duration) {
@@ -394,10 +401,9 @@ impl Netstack {
     /// When [`Netstack::handle_timeout`] has something to do, if no input comes
     /// before. Ask after [`Netstack::poll_frame`] gave None.
     pub fn poll_timeout(&mut self) -> Option<Duration> {
-        match (self.flows.next_deadline(), self.inbound.deadline()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let deadlines =
+            [self.flows.next_deadline(), self.inbound.deadline(), self.services.poll_timeout()];
+        deadlines.into_iter().flatten().min()
     }
 }
 

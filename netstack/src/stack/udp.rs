@@ -5,8 +5,7 @@
 //! A flow is a port of the guest; all its datagrams leave from one host socket
 //! and whatever comes to that socket goes to it (endpoint-independent mapping and
 //! filtering, RFC 4787). It ends [`EXPIRY`] after the last datagram either way.
-//! Queries to the built-in name server have flows of their own, with a shorter
-//! life ([`DNS_EXPIRY`]).
+//! Queries to the built-in name server never get here: see [`super::services`].
 //!
 //! Datagrams that come to a published port make no flow. [`Inbound`] remembers
 //! for each (guest port, client as the guest sees it) who the client is and which
@@ -23,7 +22,6 @@ use super::policy::{self, Unreachable, Verdict};
 use super::{HostCommand, Netstack};
 
 const EXPIRY: Duration = Duration::from_secs(180);
-const DNS_EXPIRY: Duration = Duration::from_secs(10);
 /// Clients of published ports remembered at most.
 const INBOUND_MAX: usize = 16384;
 /// Commands that may wait; datagrams beyond are dropped. Reached only if the host
@@ -34,13 +32,12 @@ const COMMANDS_MAX: usize = 8192;
 #[derive(Debug)]
 pub(super) struct Flow {
     guest: SocketAddr,
-    dns: bool,
     last: Duration,
 }
 
 impl Flow {
     pub(super) fn expires(&self) -> Duration {
-        self.last + if self.dns { DNS_EXPIRY } else { EXPIRY }
+        self.last + EXPIRY
     }
 }
 
@@ -104,31 +101,24 @@ impl Netstack {
             }
             return;
         }
-        let (key, to) = match policy::decide(&self.config, peer) {
-            Verdict::To(to) => (Key::Udp(guest), to),
-            Verdict::Dns => match self.config.name_servers.first() {
-                Some(&to) => (Key::Dns(guest), to),
-                None => return self.unreachable(packet, Unreachable::Port),
-            },
+        let to = match policy::decide(&self.config, peer) {
+            Verdict::To(to) => to,
             Verdict::Deny(why) => {
                 self.counters.denied += 1;
                 return self.unreachable(packet, why);
             }
-            Verdict::Ignore => return,
+            Verdict::Dns | Verdict::Ignore => return,
         };
+        let key = Key::Udp(guest);
         let id = match self.flows.find(&key) {
             Some(id) => id,
-            None => {
-                let dns = matches!(key, Key::Dns(_));
-                let flow = Flow { guest, dns, last: now };
-                match self.flows.insert(key, super::Flow::Udp(flow)) {
-                    Some(id) => id,
-                    None => {
-                        self.counters.table_full += 1;
-                        return;
-                    }
+            None => match self.flows.insert(key, super::Flow::Udp(Flow { guest, last: now })) {
+                Some(id) => id,
+                None => {
+                    self.counters.table_full += 1;
+                    return;
                 }
-            }
+            },
         };
         self.udp_touch(now, id);
         for data in datagrams(data, segment) {
@@ -144,10 +134,10 @@ impl Netstack {
         }
     }
 
-    fn udp_touch(&mut self, now: Duration, id: FlowId) -> Option<(SocketAddr, bool)> {
+    fn udp_touch(&mut self, now: Duration, id: FlowId) -> Option<SocketAddr> {
         let Some(super::Flow::Udp(flow)) = self.flows.get_mut(id) else { return None };
         flow.last = now;
-        let (end, found) = (flow.expires(), (flow.guest, flow.dns));
+        let (end, found) = (flow.expires(), flow.guest);
         self.flows.arm(id, end);
         Some(found)
     }
@@ -159,22 +149,17 @@ impl Netstack {
         from: SocketAddr,
         data: &[u8],
     ) {
-        let Some((guest, dns)) = self.udp_touch(now, id) else { return };
-        let Some(from) = self.udp_shown(guest, dns, from) else { return };
+        if self.dns_received(now, id, from, data) {
+            return;
+        }
+        let Some(guest) = self.udp_touch(now, id) else { return };
+        let Some(from) = self.udp_shown(guest, from) else { return };
         self.out.push_udp(&self.link, from, guest, data);
     }
 
     /// The other end of a flow's datagram as the guest knows it.
-    fn udp_shown(&self, guest: SocketAddr, dns: bool, host: SocketAddr) -> Option<SocketAddr> {
+    fn udp_shown(&self, guest: SocketAddr, host: SocketAddr) -> Option<SocketAddr> {
         let host = SocketAddr::new(host.ip().to_canonical(), host.port());
-        if dns {
-            // Only the server that was asked, on the address it was asked at.
-            let ip = match guest {
-                SocketAddr::V4(_) => self.config.v4.dns.into(),
-                SocketAddr::V6(_) => self.config.v6.dns.into(),
-            };
-            return self.config.name_servers.contains(&host).then_some(SocketAddr::new(ip, 53));
-        }
         let shown = policy::shown(&self.config, host.ip(), guest.ip());
         // Somebody on the host's loopback writes to a socket that was never used
         // to reach it: not to be seen when the loopback is off limits.
@@ -213,10 +198,19 @@ impl Netstack {
         self.out.push_udp(&self.link, peer, guest, data);
     }
 
-    pub(super) fn udp_unreachable(&mut self, id: FlowId, to: SocketAddr, why: Unreachable) {
+    pub(super) fn udp_unreachable(
+        &mut self,
+        now: Duration,
+        id: FlowId,
+        to: SocketAddr,
+        why: Unreachable,
+    ) {
+        if self.dns_unreachable(now, id) {
+            return;
+        }
         let Some(super::Flow::Udp(flow)) = self.flows.get(id) else { return };
-        let (guest, dns) = (flow.guest, flow.dns);
-        let Some(peer) = self.udp_shown(guest, dns, to) else { return };
+        let guest = flow.guest;
+        let Some(peer) = self.udp_shown(guest, to) else { return };
         // The error quotes the datagram's headers: enough for the guest's kernel
         // to find the socket.
         let mut udp = [0; 8];
