@@ -1,8 +1,10 @@
 //! The harness's only `unsafe`: system calls `nix` does not wrap.
 #![allow(unsafe_code, reason = "raw system calls")]
 
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -77,4 +79,152 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
         )
     };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn done(ret: libc::c_long) -> io::Result<()> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// openat2(2) with the given RESOLVE_* flags.
+///
+/// # Errors
+/// The system call's.
+pub fn openat2(dir: BorrowedFd<'_>, path: &Path, flags: u64, resolve: u64) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: open_how is plain old data; all zero is its documented default.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = flags | libc::O_CLOEXEC as u64;
+    how.resolve = resolve;
+    // SAFETY: path and how outlive the call, and the size is how's own.
+    owned(unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    })
+}
+
+/// clone3(2) with CLONE_PIDFD: (pid, pidfd) here, 0 in the child.
+fn clone3(flags: u64, exit_signal: i32) -> io::Result<(i32, Option<OwnedFd>)> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: clone_args is plain old data; all zero means "not asked for".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = exit_signal as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of memory; the callers
+    // below let it call nothing but clone3 and _exit.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match ret {
+        0 => Ok((0, None)),
+        1.. => Ok((i32::try_from(ret).expect("a pid"), Some(owned(pidfd.into())?))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn exit_at_once(code: i32) -> ! {
+    // SAFETY: _exit does not touch the state copied from the parent.
+    unsafe { libc::_exit(code) }
+}
+
+/// A child with these CLONE_NEW* flags that exits at once with `code`.
+///
+/// # Errors
+/// clone3(2)'s.
+pub fn clone3_exiting_child(flags: u64, code: i32) -> io::Result<(i32, OwnedFd)> {
+    match clone3(flags, libc::SIGCHLD)? {
+        (0, _) => exit_at_once(code),
+        (pid, pidfd) => Ok((pid, pidfd.expect("the parent has one"))),
+    }
+}
+
+/// A child that makes a sibling of itself (CLONE_PARENT) and exits with 0, or 1
+/// when it could not; the sibling exits with `code`.
+///
+/// # Errors
+/// clone3(2)'s.
+pub fn clone3_with_sibling(code: i32) -> io::Result<(i32, OwnedFd)> {
+    match clone3(0, libc::SIGCHLD)? {
+        (0, _) => match clone3(libc::CLONE_PARENT as u64, 0) {
+            Ok((0, _)) => exit_at_once(code),
+            Ok(_) => exit_at_once(0),
+            Err(_) => exit_at_once(1),
+        },
+        (pid, pidfd) => Ok((pid, pidfd.expect("the parent has one"))),
+    }
+}
+
+/// mount_setattr(2) on the mount behind `fd`: sets `attr_set`.
+///
+/// # Errors
+/// The system call's.
+pub fn mount_setattr(fd: BorrowedFd<'_>, attr_set: u64, recursive: bool) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the empty path and attr outlive the call, and the size is attr's own.
+    done(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+}
+
+/// TUNSETIFF on an open /dev/net/tun: makes the device `name`.
+///
+/// # Errors
+/// The ioctl's.
+pub fn tun_set_iff(tun: BorrowedFd<'_>, name: &str, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: ifreq is plain old data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+    done(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }.into())
+}
+
+/// TUNSETVNETHDRSZ, in bytes.
+///
+/// # Errors
+/// The ioctl's.
+pub fn tun_set_vnet_hdr_size(tun: BorrowedFd<'_>, size: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which outlives the call.
+    done(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) }.into())
+}
+
+/// TUNSETOFFLOAD with TUN_F_* flags.
+///
+/// # Errors
+/// The ioctl's (EINVAL when the kernel does not know one of them).
+pub fn tun_set_offload(tun: BorrowedFd<'_>, flags: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    done(
+        unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) }
+            .into(),
+    )
+}
+
+/// lsetxattr(2).
+///
+/// # Errors
+/// The system call's.
+pub fn lsetxattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: path, name and value outlive the call; the length is value's own.
+    done(
+        unsafe {
+            libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+        }
+        .into(),
+    )
 }
