@@ -28,9 +28,9 @@ fn owners(world: &World<'_>) -> Result<()> {
 
 fn hidden(world: &World<'_>) -> Result<()> {
     let home = &world.user.home;
-    fs::create_dir_all(home.join(".ssh"))?;
-    fs::write(home.join(".ssh/id_secret"), "caller-secret")?;
-    fs::write("/tmp/tmp-secret", "tmp-secret")?;
+    world.cmd("mkdir").args(["-m", "0700"]).arg(home.join(".ssh")).run()?.ok()?;
+    world.write(home.join(".ssh/id_secret"), "caller-secret")?;
+    world.write("/tmp/tmp-secret", "tmp-secret")?;
     let home = home.display();
     let script = format!(
         "for f in {home}/.ssh/id_secret /tmp/tmp-secret /etc/shadow /root/.bashrc \

@@ -146,7 +146,7 @@ fn single_id_is_said_once(world: &World<'_>) -> Result<()> {
 fn volumes(world: &World<'_>) -> Result<()> {
     let shared = world.dir().join("shared");
     world.cmd("mkdir").arg(&shared).run()?.ok()?;
-    fs::write(shared.join("in"), "from the host\n")?;
+    world.write("shared/in", "from the host\n")?;
     let shared = shared.to_str().expect("the lab's paths are ASCII");
 
     let volume = format!("{shared}:/mnt/new/place");

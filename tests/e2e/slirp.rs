@@ -31,9 +31,12 @@ struct Guest(Running);
 
 impl Guest {
     fn start(world: &World<'_>) -> Result<Self> {
+        // As Podman sets it before the device is there, so that its address is
+        // usable at once.
+        let script = "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo up; exec cat";
         let running = world
             .cmd("unshare")
-            .args(["--map-root-user", "--net", "--mount", "sh", "-c", "echo up; exec cat"])
+            .args(["--map-root-user", "--net", "--mount", "sh", "-c", script])
             .stdin_open()
             .spawn()?;
         running.stdout_until("up\n", LIMIT)?;
@@ -49,7 +52,9 @@ impl Guest {
         world
             .cmd("nsenter")
             .args(["--preserve-credentials", "-U", "-n", "-m", "-t", &self.pid()])
-            .args(["sh", "-c", script])
+            .args(["sh", "-c", "cd \"$1\" && eval \"$2\"", "sh"])
+            .arg(world.dir())
+            .arg(script)
             .limit(Duration::from_secs(40))
     }
 }
@@ -87,6 +92,11 @@ impl Net {
 }
 
 fn fetch(world: &World<'_>, guest: &Guest) -> Result<()> {
+    // The IPv6 address comes by router advertisement.
+    let script = "for i in $(seq 100); do \
+        ip -6 addr show scope global -tentative | grep -q fd00: && exit 0; sleep 0.05; done; \
+        ip addr; exit 1";
+    guest.cmd(world, script).run()?.ok()?;
     for server in [Outside::V4.to_owned(), format!("[{}]", Outside::V6)] {
         let script = format!("curl -sSf -m 20 http://{server}/hello");
         guest.cmd(world, &script).run()?.ok()?.stdout_is(HELLO)?;
@@ -102,13 +112,12 @@ fn pid(world: &World<'_>) -> Result<()> {
         .run()?
         .ok()?
         .stdout_has("10.0.2.100/24")?
-        .stdout_has("fd00::")?
         .stdout_has("mtu 65520")?
         .stdout_has("default via 10.0.2.2")?;
     fetch(world, &guest)?;
     // Its name server answers too.
     let script = format!(
-        "mount --bind /dev/stdin /etc/resolv.conf 2>/dev/null; echo nameserver 10.0.2.3 >$PWD/resolv; \
+        "echo nameserver 10.0.2.3 >$PWD/resolv; \
          mount --bind $PWD/resolv /etc/resolv.conf; getent ahostsv4 {} | head -1",
         Outside::NAME
     );
@@ -202,7 +211,7 @@ fn api_socket(world: &World<'_>) -> Result<()> {
     let path = socket.to_str().context("path")?.to_owned();
     let net = start(world, &["-c", "-6", "-a", &path, &guest.pid(), "tap0"])?;
     let server = guest
-        .cmd(world, "python3 -u -c \"import http.server as h; s=h.HTTPServer(('',80),h.SimpleHTTPRequestHandler); print('up'); s.serve_forever()\"")
+        .cmd(world, "exec python3 -u -c \"import http.server as h; s=h.HTTPServer(('',80),h.SimpleHTTPRequestHandler); print('up'); s.serve_forever()\"")
         .spawn()?;
     server.stdout_until("up", LIMIT)?;
 

@@ -102,6 +102,15 @@ impl World<'_> {
         &self.dir
     }
 
+    /// Writes a file, named relative to the test's directory, as the user.
+    ///
+    /// # Errors
+    /// When the user may not.
+    pub fn write(&self, name: impl AsRef<std::path::Path>, text: &str) -> Result<()> {
+        self.cmd("dd").arg(of(name.as_ref())).arg("status=none").stdin(text).run()?.ok()?;
+        Ok(())
+    }
+
     /// A program run by the user.
     #[must_use]
     pub fn cmd(&self, program: &str) -> Cmd {
@@ -119,6 +128,13 @@ impl World<'_> {
     pub fn coracle(&self, args: &[&str]) -> Cmd {
         self.ours("coracle").args(args)
     }
+}
+
+/// The operand of dd(1) that names its output.
+fn of(path: &std::path::Path) -> std::ffi::OsString {
+    let mut word = std::ffi::OsString::from("of=");
+    word.push(path);
+    word
 }
 
 #[derive(Debug)]
@@ -219,8 +235,8 @@ fn cases(tests: &[Test], options: &Options) -> Vec<Case> {
 
 fn run(cases: &[Case]) -> Result<bool> {
     let start = clock::now();
-    lab::enter()?;
-    let lab = Lab::set_up()?;
+    lab::enter(None)?;
+    let lab = Lab::set_up(None)?;
     println!("\nrunning {} tests", cases.len());
     let mut outcomes = BTreeMap::new();
     let mut passed = 0;

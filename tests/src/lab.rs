@@ -122,15 +122,23 @@ pub struct Lab {
     _dir: Option<tempfile::TempDir>,
 }
 
+/// Whether this program is inside its namespaces.
+#[must_use]
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Starts this program again inside namespaces of its own when it is root and
-/// is not there yet. Returns only where nothing is to be done.
+/// is not there yet. Returns only where nothing is to be done. The programs
+/// under test are those in `bin`; by default, those next to this program.
 ///
 /// # Errors
 /// When unshare(1) cannot be started.
-pub fn enter() -> Result<()> {
-    if !Uid::effective().is_root() || std::env::var_os(INSIDE).is_some() {
+pub fn enter(bin: Option<&Path>) -> Result<()> {
+    if !Uid::effective().is_root() || is_inside() {
         return Ok(());
     }
+    let bin = bin.map_or_else(bin_dir, |bin| Ok(bin.to_owned()))?;
     let program = std::env::current_exe()?;
     let error = Command::new("unshare")
         .args(["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"])
@@ -138,21 +146,22 @@ pub fn enter() -> Result<()> {
         .arg(program)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
+        .env(BIN_DIR, bin)
         .exec();
     Err(error).context("cannot start unshare (package util-linux)")
 }
 
 impl Lab {
     /// Furnishes the namespaces made by [`enter`], or, as an ordinary user, a
-    /// directory.
+    /// directory. `bin` is as in [`enter`], which passes it on.
     ///
     /// # Errors
     /// Says which part cannot be made.
-    pub fn set_up() -> Result<Self> {
+    pub fn set_up(bin: Option<&Path>) -> Result<Self> {
         nix::sys::prctl::set_child_subreaper(true)?;
-        let bin = bin_dir()?;
+        let bin = bin.map_or_else(bin_dir, |bin| Ok(bin.to_owned()))?;
         let lab = if Uid::effective().is_root() {
-            ensure!(std::env::var_os(INSIDE).is_some(), "call enter() first");
+            ensure!(is_inside(), "call enter() first");
             Self::as_root(&bin)?
         } else {
             Self::as_user(bin)?
@@ -304,6 +313,13 @@ impl Lab {
         fs::create_dir(&dir)?;
         chown(&dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
         Ok(dir)
+    }
+
+    /// Any user: the one with subordinate ids if there is one.
+    #[must_use]
+    pub fn any_user(&self) -> &User {
+        let (_, user) = self.users.first().expect("every lab has a user");
+        user
     }
 
     /// Directories in which nothing may be left.

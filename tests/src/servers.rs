@@ -17,19 +17,23 @@ pub const REFUSED_PORT: u16 = 9;
 /// What `GET /hello` answers.
 pub const HELLO: &str = "hello from outside\n";
 
+/// Starts a web server on a listening socket; it runs until the process ends.
+///
+/// `GET /hello` is answered with [`HELLO`], `GET /from` with the client's
+/// address, any other GET with the file of that name in `dir`; a PUT is stored
+/// there.
+pub fn http(listener: TcpListener, dir: &Path) {
+    let dir = dir.to_owned();
+    serve(listener, move |stream| http_connection(&stream, &dir));
+}
+
 /// Starts all servers, in the network namespace of the calling thread, on all
 /// its addresses. They run until the process ends.
-///
-/// The web server answers `GET /hello` with [`HELLO`], `GET /from` with the
-/// client's address, any other GET with the file of that name in `dir`; a PUT
-/// is stored there.
 ///
 /// # Errors
 /// When a port cannot be listened on.
 pub fn start(dir: &Path) -> Result<()> {
-    let http = TcpListener::bind(("::", HTTP_PORT)).context("web server")?;
-    let dir = dir.to_owned();
-    serve(http, move |stream| http_connection(&stream, &dir));
+    http(TcpListener::bind(("::", HTTP_PORT)).context("web server")?, dir);
     let echo = TcpListener::bind(("::", ECHO_PORT)).context("TCP echo server")?;
     serve(echo, |stream| io::copy(&mut &stream, &mut &stream).map(|_| ()));
     let echo = UdpSocket::bind(("::", ECHO_PORT)).context("UDP echo server")?;

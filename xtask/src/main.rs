@@ -1,2 +1,100 @@
-//! The commands of this repository.
-fn main() {}
+//! The commands of this repository: `cargo xtask demo | test | bench`.
+
+mod demo;
+mod prepare;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The commands of this repository")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Builds the programs and shows what they do, as an ordinary user.
+    Demo {
+        /// Programs to show, instead of a fresh release build.
+        #[arg(long, value_name = "DIR")]
+        programs: Option<PathBuf>,
+    },
+    /// Installs what is missing (as root) and runs every check and test.
+    Test {
+        /// Only the end-to-end tests whose names contain one of these words.
+        e2e: Vec<String>,
+    },
+    /// Measures the programs beside their peers.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What to measure, and its options: see `cargo xtask bench --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().what {
+        What::Demo { programs } => demo::run(programs.as_deref()).map(|()| true),
+        What::Test { e2e } => test::run(&e2e),
+        What::Bench { args } => bench(&args).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench(args: &[String]) -> Result<()> {
+    prepare::machine(&[prepare::Purpose::Build, prepare::Purpose::Run, prepare::Purpose::Bench])?;
+    build_release()?;
+    let programs = target_dir()?.join("release");
+    let status = cargo()
+        .args(["run", "--quiet", "--release", "--package", "benches", "--", "--programs"])
+        .arg(programs)
+        .args(args)
+        .status()?;
+    ensure!(status.success(), "the benchmark failed: {status}");
+    Ok(())
+}
+
+/// Root of the workspace.
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
+}
+
+/// Cargo, in the workspace.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace());
+    command
+}
+
+/// Where cargo builds: this program was built there too, in a directory named
+/// after the profile.
+fn target_dir() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let dir = program.ancestors().nth(2).context("this program lies in no target directory")?;
+    Ok(dir.to_owned())
+}
+
+fn build_release() -> Result<()> {
+    println!("building the programs (release; the first time takes some minutes)");
+    let status = cargo()
+        .args(["build", "--quiet", "--release", "--bins"])
+        .args(["--package", "launcher", "--package", "netstack", "--package", "overlayfs-fuse"])
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the programs cannot be built: see above");
+    Ok(())
+}
