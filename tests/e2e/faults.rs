@@ -51,8 +51,9 @@ fn kill_hard(pid: i32) -> Result<()> {
     kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("kill {pid}"))
 }
 
-/// Any later command of the user's sweeps what a killed monitor left.
+/// The next container's start sweeps what a killed monitor left.
 fn sweep(world: &World<'_>) -> Result<()> {
+    world.coracle(&["run", "--rm", "--network", "none", "--", "true"]).run()?.ok()?;
     let ps = world.coracle(&["ps", "-a"]).run()?.ok()?;
     ensure!(ps.stdout.lines().count() <= 1, "a dead container is listed\n{}", ps.describe());
     Ok(())

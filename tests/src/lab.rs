@@ -210,8 +210,11 @@ impl Lab {
             fs::set_permissions(&user.runtime_dir, fs::Permissions::from_mode(0o700))?;
             chown(&user.runtime_dir, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
         }
-        // The containers' peers want cgroups of version 2; ours do without.
+        // One that shows the lab's network devices, not the machine's. The
+        // containers' peers want cgroups of version 2; ours do without.
         let none = None::<&str>;
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)
+            .context("cannot mount sysfs")?;
         mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::empty(), none)
             .context("cannot mount cgroup2")?;
         for device in ["/dev/fuse", "/dev/net/tun"] {
@@ -334,24 +337,27 @@ impl Lab {
         }
     }
 
-    /// Whether a path below a watched directory is no leak: the empty
-    /// directories in which later containers will be kept.
+    /// Whether a path below a watched directory is no leak: the
+    /// directories in which later containers will be kept, and what the web
+    /// server serves.
     #[must_use]
     pub fn may_stay(&self, path: &Path) -> bool {
-        const BASES: [&str; 8] = [
+        if self.outside.as_ref().is_some_and(|outside| path.starts_with(&outside.www)) {
+            return true;
+        }
+        // Directories, the store's lock, and below its cache what can be computed again.
+        const BASES: [&str; 6] = [
             ".local",
             ".local/share",
             ".local/share/coracle",
+            ".local/share/coracle/lock",
             ".local/share/coracle/containers",
-            ".cache",
-            ".cache/coracle",
-            "coracle",
-            "coracle/containers",
+            ".local/share/coracle/cache",
         ];
         self.users.iter().any(|(_, user)| {
-            [&user.home, &user.runtime_dir].iter().any(|base| {
-                path.strip_prefix(base)
-                    .is_ok_and(|rest| BASES.iter().any(|base| rest == Path::new(base)))
+            path.strip_prefix(&user.home).is_ok_and(|rest| {
+                BASES.iter().any(|base| rest == Path::new(base))
+                    || rest.starts_with(".local/share/coracle/cache")
             })
         })
     }
