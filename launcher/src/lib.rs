@@ -1,6 +1,7 @@
 //! See ARCHITECTURE.md.
 
 pub mod cli;
+pub mod clock;
 pub mod exec;
 pub mod idmap;
 pub mod plan;

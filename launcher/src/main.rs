@@ -1,2 +1,7 @@
 //! Entry point: parse, wire, exit.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    launcher::cli::main()
+}

@@ -228,6 +228,12 @@ impl Store {
         self.root.join("cache")
     }
 
+    /// Where the container of this name is, or would be.
+    #[must_use]
+    pub fn dir_of(&self, name: &str) -> PathBuf {
+        self.containers().join(name)
+    }
+
     fn containers(&self) -> PathBuf {
         self.root.join("containers")
     }

@@ -1,3 +1,176 @@
-//! The command line.
+//! The command line: text → data → the part that acts → exit code.
+//!
+//! Exit codes are Podman's: 125 when `run` or `exec` failed themselves, or the
+//! command line makes no sense; 1 when another command failed; else the
+//! workload's own. Whatever fails is told in one line on standard error.
 
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+mod exec;
+mod lifecycle;
+mod logs;
 pub mod parse;
+mod ps;
+mod run;
+
+/// The command line makes no sense, or `run` and `exec` could not do their part.
+const OWN_FAILURE: u8 = 125;
+
+/// Unprivileged, fast containers.
+///
+/// A container runs on a copy-on-write view of a directory, or of the host's
+/// own root, in namespaces and with a network of its own, without any privilege.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::Args>),
+    Exec(exec::Args),
+    Ps(ps::Args),
+    Logs(logs::Args),
+    Stop(lifecycle::StopArgs),
+    Kill(lifecycle::KillArgs),
+    Rm(lifecycle::RmArgs),
+}
+
+/// The definition of the command line, as manual pages and completions need it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what this process was started for, and tells how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    if let Some(code) = crate::stage::dispatch() {
+        return code.into();
+    }
+    if std::env::var_os("CORACLE_LOG").is_some() {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_env("CORACLE_LOG"))
+            .with_writer(io::stderr)
+            .init();
+    }
+    let cli = match read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(Unread::Asked(text)) => {
+            return print(&text).map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS);
+        }
+        Err(Unread::Wrong(why)) => return fail(&why, OWN_FAILURE),
+    };
+    let (done, own) = match cli.command {
+        Command::Run(args) => (run::run(*args), OWN_FAILURE),
+        Command::Exec(args) => (exec::exec(args), OWN_FAILURE),
+        Command::Ps(args) => (ps::ps(&args), 1),
+        Command::Logs(args) => (logs::logs(&args), 1),
+        Command::Stop(args) => (lifecycle::stop(&args), 1),
+        Command::Kill(args) => (lifecycle::kill(&args), 1),
+        Command::Rm(args) => (lifecycle::rm(&args), 1),
+    };
+    match done {
+        Ok(code) => code.into(),
+        // Whoever was reading has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => fail(format!("{error:#}"), own),
+    }
+}
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+enum Unread {
+    /// Help or the version was asked for: this text.
+    Asked(String),
+    /// The command line makes no sense, for this one-line reason.
+    Wrong(String),
+}
+
+fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Unread> {
+    use clap::error::ErrorKind;
+    Cli::try_parse_from(args).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unread::Asked(error.to_string()),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Unread::Wrong("which command? (see 'coracle --help')".to_owned())
+        }
+        _ => Unread::Wrong(one_line(&error.to_string())),
+    })
+}
+
+/// Of clap's message what stands before the usage: reason and advice.
+fn one_line(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let told = message
+        .split("\n\n")
+        .take_while(|part| !part.starts_with("Usage:") && !part.starts_with("For more"));
+    let mut line = String::new();
+    for part in told {
+        if !line.is_empty() {
+            line.push_str("; ");
+        }
+        line.extend(part.split_whitespace().flat_map(|word| [word, " "]));
+        line.truncate(line.trim_end().len());
+    }
+    format!("{line} (see 'coracle --help')")
+}
+
+fn fail(error: impl std::fmt::Display, code: u8) -> ExitCode {
+    complain(error);
+    code.into()
+}
+
+/// Tells of a failure, in one line on standard error.
+fn complain(error: impl std::fmt::Display) {
+    // A name or path may hold anything, and the line goes to a terminal.
+    let line = printable(&error.to_string());
+    // There is nowhere to tell that standard error is gone.
+    drop(writeln!(io::stderr().lock(), "coracle: {line}"));
+}
+
+/// Text that stays on its line and does nothing to a terminal.
+fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+/// Writes to standard output, all of it.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    kind == Some(io::ErrorKind::BrokenPipe)
+}
+
+/// Does something for each of several containers: one that fails does not
+/// keep the others from it. Returns 0 when none failed, else 1.
+fn for_each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> u8 {
+    let mut code = 0;
+    for name in names {
+        if let Err(error) = act(name) {
+            complain(format!("{error:#}"));
+            code = 1;
+        }
+    }
+    code
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! `coracle run`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+
+use super::{complain, parse, print};
+use crate::spec::{Network, Publish, Root, Spec, Upper, Volume};
+use crate::store::Store;
+
+/// Run a command in a new container.
+///
+/// The container's root filesystem is a copy-on-write view of --rootfs, or of
+/// the public part of the host's own root: what is changed inside is kept
+/// apart and never seen outside.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: the command's own; 128+n when signal n ended it; 127 when it was \
+                  not found, 126 when it could not be executed; 125 when the container could not \
+                  be made.",
+    disable_help_flag = true
+)]
+pub(super) struct Args {
+    /// Use this directory as root filesystem; it is left unchanged [default: the host's /]
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+
+    /// Keep changes in DIR, or in memory up to SIZE (as in ram:512m) [default: with the container]
+    #[arg(long, value_name = "DIR|ram[:SIZE]")]
+    upper: Option<String>,
+
+    /// Mount the root filesystem read-only
+    #[arg(long)]
+    read_only: bool,
+
+    /// Remove the container when it ends
+    #[arg(long)]
+    rm: bool,
+
+    /// Name of the container [default: a made-up one]
+    #[arg(long, value_name = "NAME", value_parser = parse::name)]
+    name: Option<String>,
+
+    /// Run in the background and print the container's name
+    #[arg(short, long)]
+    detach: bool,
+
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+
+    /// Give the command a terminal of its own
+    #[arg(short, long)]
+    tty: bool,
+
+    /// Set an environment variable; NAME alone takes the host's value
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+
+    /// Working directory in the container [default: /]
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+
+    /// User, and group, in the container: names or numbers [default: root]
+    #[arg(short, long, value_name = "USER[:GROUP]", value_parser = parse::user)]
+    user: Option<String>,
+
+    /// Show SRC of the host at DST in the container
+    #[arg(short, long = "volume", value_name = "SRC:DST[:ro]")]
+    volumes: Vec<String>,
+
+    /// Host name in the container [default: its name]
+    #[arg(short = 'h', long, value_name = "NAME", value_parser = parse::hostname)]
+    hostname: Option<String>,
+
+    /// Publish a port of the container on the host
+    #[arg(
+        short,
+        long = "publish",
+        value_name = "[IP:]HOST:CONTAINER[/tcp|udp]",
+        value_parser = parse::publish
+    )]
+    publish: Vec<Publish>,
+
+    /// Network of the container
+    #[arg(long, alias = "net", value_enum, default_value = "netstack", value_name = "NETWORK")]
+    network: NetworkArg,
+
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+
+    /// Command and arguments [default: a shell]
+    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NetworkArg {
+    /// A network of its own, which reaches out through netstack
+    Netstack,
+    /// A loopback device and nothing else
+    None,
+    /// The host's network
+    Host,
+}
+
+/// Runs a container; returns the command's exit code.
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let cwd = std::env::current_dir().context("the working directory is gone")?;
+    let dry_run = args.dry_run;
+    let mut spec = args.into_spec(&cwd, host_env)?;
+    let store = Store::open()?;
+    if dry_run {
+        let name = spec.name.clone().unwrap_or_else(|| "NAME".to_owned());
+        let plan = crate::run::dry_run(&spec, &store.dir_of(&name), store.root())?;
+        print(&plan.to_string())?;
+        return Ok(0);
+    }
+    for left in store.sweep()? {
+        complain(format!("warning: a container that was killed is not cleaned up: {left}"));
+    }
+    let container = store.create(&spec)?;
+    let name = container.name.clone();
+    spec.name = Some(name.clone());
+    let detach = spec.detach;
+    let code = crate::run::run(spec, container)?;
+    if detach && code == 0 {
+        print(&format!("{name}\n"))?;
+    }
+    Ok(code)
+}
+
+/// A variable of this process's own environment.
+pub(super) fn host_env(name: &str) -> Result<Option<String>, String> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(format!("the value of {name} in the host's environment is not UTF-8"))
+        }
+    }
+}
+
+/// Reads all of `-e`; a later one of the same name wins.
+pub(super) fn environment(
+    texts: &[String],
+    host: impl Fn(&str) -> Result<Option<String>, String>,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut env = BTreeMap::new();
+    for text in texts {
+        if let Some((name, value)) = parse::env(text, &host).map_err(anyhow::Error::msg)? {
+            env.insert(name, value);
+        }
+    }
+    Ok(env)
+}
+
+/// Reads `-w`.
+pub(super) fn workdir(text: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
+    let read = |dir| {
+        parse::inside(dir).map_err(|why| anyhow::anyhow!("the working directory '{dir}' {why}"))
+    };
+    text.map(read).transpose()
+}
+
+impl Args {
+    /// What is asked for. Relative paths are taken from `cwd`, values of
+    /// variables given by name alone from `host`.
+    fn into_spec(
+        self,
+        cwd: &Path,
+        host: impl Fn(&str) -> Result<Option<String>, String>,
+    ) -> anyhow::Result<Spec> {
+        let upper = match &self.upper {
+            Some(text) => parse::upper(text, cwd).map_err(anyhow::Error::msg)?,
+            None => Upper::Own,
+        };
+        let mut volumes: Vec<Volume> = Vec::new();
+        for text in &self.volumes {
+            let volume = parse::volume(text, cwd).map_err(anyhow::Error::msg)?;
+            if volumes.iter().any(|other| other.target == volume.target) {
+                anyhow::bail!("two volumes have the target {}", volume.target.display());
+            }
+            volumes.push(volume);
+        }
+        if !self.publish.is_empty() && !matches!(self.network, NetworkArg::Netstack) {
+            anyhow::bail!("--publish needs --network netstack");
+        }
+        if self.rootfs.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+            anyhow::bail!("--rootfs '' is not a directory");
+        }
+        if self.command.first().is_some_and(String::is_empty) {
+            anyhow::bail!("the command is empty");
+        }
+        Ok(Spec {
+            name: self.name,
+            root: self.rootfs.map_or(Root::Host, |dir| Root::Dir(cwd.join(dir))),
+            upper,
+            read_only: self.read_only,
+            remove: self.rm,
+            detach: self.detach,
+            interactive: self.interactive,
+            tty: self.tty,
+            env: environment(&self.env, host)?,
+            workdir: workdir(self.workdir.as_deref())?,
+            user: self.user,
+            volumes,
+            hostname: self.hostname,
+            publish: self.publish,
+            network: match self.network {
+                NetworkArg::Netstack => Network::Netstack,
+                NetworkArg::None => Network::None,
+                NetworkArg::Host => Network::Host,
+            },
+            command: self.command,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(Debug, clap::Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn spec(args: &[&str]) -> Result<Spec, String> {
+        let only = Only::try_parse_from([&["run"], args].concat()).map_err(|e| e.to_string())?;
+        let host = |name: &str| Ok((name == "LANG").then(|| "C".to_owned()));
+        only.args.into_spec(Path::new("/here"), host).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn nothing_asked_for() {
+        assert_eq!(
+            spec(&[]).unwrap(),
+            Spec {
+                name: None,
+                root: Root::Host,
+                upper: Upper::Own,
+                read_only: false,
+                remove: false,
+                detach: false,
+                interactive: false,
+                tty: false,
+                env: BTreeMap::new(),
+                workdir: None,
+                user: None,
+                volumes: Vec::new(),
+                hostname: None,
+                publish: Vec::new(),
+                network: Network::Netstack,
+                command: Vec::new(),
+            }
+        );
+    }
+
+    #[test]
+    fn everything_asked_for() {
+        let args = "--rootfs r --upper ram:1m --read-only --rm --name n -d -it -e A=1 -e LANG -e X \
+                    -e A=2 -w /w -u 1:2 -v /a:/b:ro -v ./c:/d -h host -p 1:2 -p 127.0.0.1:3:4/udp \
+                    --network netstack -- sh -c x";
+        let args: Vec<_> = args.split_whitespace().collect();
+        let spec = spec(&args).unwrap();
+        assert_eq!(spec.name.as_deref(), Some("n"));
+        assert_eq!(spec.root, Root::Dir("/here/r".into()));
+        assert_eq!(spec.upper, Upper::Ram(Some(1 << 20)));
+        assert!(spec.read_only && spec.remove && spec.detach && spec.interactive && spec.tty);
+        let env: Vec<_> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(env, ["A=2", "LANG=C"]);
+        assert_eq!(spec.workdir, Some("/w".into()));
+        assert_eq!(spec.user.as_deref(), Some("1:2"));
+        assert_eq!(spec.volumes[0].source, Path::new("/a"));
+        assert!(spec.volumes[0].read_only && !spec.volumes[1].read_only);
+        assert_eq!(spec.volumes[1].source, Path::new("/here/./c"));
+        assert_eq!(spec.hostname.as_deref(), Some("host"));
+        assert_eq!(spec.publish.len(), 2);
+        assert_eq!(spec.command, ["sh", "-c", "x"]);
+    }
+
+    #[test]
+    fn options_after_the_command_are_the_commands() {
+        let spec = spec(&["--rm", "ls", "--name", "x", "--", "-d"]).unwrap();
+        assert!(spec.remove && !spec.detach);
+        assert_eq!(spec.name, None);
+        assert_eq!(spec.command, ["ls", "--name", "x", "--", "-d"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for args in [
+            &["--nonsense"][..],
+            &["--name", "a/b"],
+            &["--name", ""],
+            &["-p", "80"],
+            &["-p", "1:2", "--network", "none"],
+            &["-p", "1:2", "--network=host"],
+            &["--network", "bridge"],
+            &["-v", "a"],
+            &["-v", "/a:/b", "-v", "/c:/b/"],
+            &["-w", "relative"],
+            &["-u", ""],
+            &["-e", ""],
+            &["-h", "no host"],
+            &["--rootfs", ""],
+            &["--upper", "ram:x"],
+            &[""],
+        ] {
+            assert!(spec(args).is_err(), "{args:?}");
+        }
+    }
+}

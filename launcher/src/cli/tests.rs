@@ -1,0 +1,65 @@
+use super::*;
+use proptest::prelude::*;
+
+fn refused(args: &[&str]) -> String {
+    match read([&["coracle"], args].concat().into_iter().map(OsString::from)) {
+        Err(Unread::Wrong(why)) => why,
+        other => panic!("{args:?} gave {other:?}"),
+    }
+}
+
+#[test]
+fn the_definition_is_sound() {
+    command().debug_assert();
+}
+
+#[test]
+fn what_makes_no_sense_is_told_in_one_line() {
+    for (args, part) in [
+        (&[][..], "which command"),
+        (&["fly"], "'fly'"),
+        (&["run", "--nonsense"], "'--nonsense'"),
+        (&["run", "--nam", "x"], "--name"),
+        (&["run", "--name", "a/b"], "'a/b' is not a container name"),
+        (&["run", "-p", "x"], "names no host port"),
+        (&["exec"], "<CONTAINER>"),
+        (&["exec", "x"], "<COMMAND>"),
+        (&["stop"], "<CONTAINER>"),
+        (&["stop", "-t", "soon", "x"], "'soon'"),
+        (&["kill", "-s", "NOPE", "x"], "'NOPE' is no signal"),
+        (&["ps", "--format", "xml"], "'xml'"),
+    ] {
+        let why = refused(args);
+        assert!(why.contains(part), "{args:?}: {why}");
+        assert!(!why.contains('\n') && !why.contains("error:"), "{args:?}: {why}");
+    }
+}
+
+#[test]
+fn help_is_there_for_every_command_and_option() {
+    for sub in command().get_subcommands() {
+        assert!(sub.get_about().is_some(), "{}", sub.get_name());
+        for arg in sub.get_arguments() {
+            assert!(arg.get_help().is_some(), "{} {}", sub.get_name(), arg.get_id());
+        }
+        let asked = read(["coracle", sub.get_name(), "--help"].map(OsString::from));
+        assert!(matches!(asked, Err(Unread::Asked(_))), "{}", sub.get_name());
+    }
+}
+
+#[test]
+fn messages_do_nothing_to_a_terminal() {
+    assert_eq!(printable("a\x1b[2J\nb\u{9b}ä"), "a\\u{1b}[2J\\nb\\u{9b}ä");
+}
+
+proptest! {
+    #[test]
+    fn any_command_line_is_read_or_refused_in_one_line(
+        args in proptest::collection::vec("\\PC*|-[a-z-]*|run|exec|stop|[a-z:/0-9]*", 0..6),
+    ) {
+        let args = std::iter::once("coracle".to_owned()).chain(args).map(OsString::from);
+        if let Err(Unread::Wrong(why)) = read(args) {
+            prop_assert!(!why.contains('\n') && !why.is_empty());
+        }
+    }
+}
