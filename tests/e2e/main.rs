@@ -3,6 +3,7 @@
 mod bad_input;
 mod faults;
 mod fixtures;
+mod harness;
 mod lifecycle;
 mod net;
 mod overlay;
@@ -13,10 +14,11 @@ mod slirp;
 
 use std::process::ExitCode;
 
-use tests::harness::{self, Test};
+use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 9] = [
+    let tables: [&[Test]; 10] = [
+        harness::TESTS,
         run::TESTS,
         root::TESTS,
         lifecycle::TESTS,
@@ -27,5 +29,5 @@ fn main() -> ExitCode {
         overlay::TESTS,
         slirp::TESTS,
     ];
-    harness::main(&tables.concat())
+    tests::harness::main(&tables.concat())
 }

@@ -628,3 +628,18 @@ pub fn write_blob(path: &Path, size: usize) -> Result<()> {
     file.flush()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod unit {
+    use super::range_of;
+
+    #[test]
+    fn ranges_are_read() {
+        assert_eq!(range_of("a:100000:65536", "a"), Some((100_000, 65_536)));
+        assert_eq!(range_of("ab:1:2", "a"), None);
+        assert_eq!(range_of("ab:1:2", ""), Some((1, 2)));
+        for line in ["", "a", "a:1", "a:x:2", "# a:1"] {
+            assert_eq!(range_of(line, "a"), None, "{line}");
+        }
+    }
+}

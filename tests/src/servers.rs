@@ -117,3 +117,19 @@ fn reply(mut stream: &TcpStream, status: &str, body: &[u8]) -> io::Result<()> {
     write!(stream, "HTTP/1.0 {status}\r\nContent-Length: {}\r\n\r\n", body.len())?;
     stream.write_all(body)
 }
+
+#[cfg(test)]
+mod unit {
+    use std::path::{Path, PathBuf};
+
+    use super::file_of;
+
+    #[test]
+    fn files_stay_in_their_directory() {
+        let dir = Path::new("/www");
+        assert_eq!(file_of("/blob", dir), Some(PathBuf::from("/www/blob")));
+        for path in ["blob", "/..", "/../etc/passwd", "/a/b"] {
+            assert_eq!(file_of(path, dir), None, "{path}");
+        }
+    }
+}
