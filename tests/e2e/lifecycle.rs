@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("lifecycle/diff", diff).each_user(),
     Test::new("lifecycle/terminal", terminal).each_user(),
     Test::new("lifecycle/terminal-exec", terminal_exec),
+    Test::new("lifecycle/one-name-many-takers", one_name),
     Test::new("lifecycle/twenty-at-once", twenty_at_once).seconds(120),
 ];
 
@@ -141,11 +142,18 @@ fn terminal(world: &World<'_>) -> Result<()> {
     pty.until("/dev/pts/", LIMIT)?;
     pty.until("SIZE=40 100", LIMIT)?;
     pty.until("all-tty", LIMIT)?;
+    // A change of the window's size is passed on.
+    pty.write("trap 'echo NOW=$(stty size)' WINCH; echo wait''ing; while :; do sleep 0.1; done\n")?;
+    pty.until("waiting", LIMIT)?;
+    pty.resize(33, 77)?;
+    pty.until("NOW=33 77", LIMIT)?;
+    pty.write("\u{3}")?;
     // ^C reaches the program in front, not us.
     pty.write("sleep 1000; echo after''wards\n")?;
     pty.until("after''wards", LIMIT)?;
     pty.write("\u{3}")?;
-    pty.until("# ", LIMIT)?;
+    pty.write("echo still''here\n")?;
+    pty.until("stillhere", LIMIT)?;
     pty.write("exit 3\n")?;
     running.wait(LIMIT)?.code_is(3)?;
     Ok(())
@@ -176,5 +184,21 @@ fn twenty_at_once(world: &World<'_>) -> Result<()> {
     for (number, running) in (0..).zip(all) {
         running.wait(Duration::from_secs(90))?.code_is(number)?.stdout_is(&number.to_string())?;
     }
+    Ok(())
+}
+
+fn one_name(world: &World<'_>) -> Result<()> {
+    let words = ["run", "-d", "--name", "only", "--network", "none", "--", "sleep", "1000"];
+    let mut all = Vec::new();
+    for _ in 0..8 {
+        all.push(world.coracle(&words).spawn()?);
+    }
+    let mut codes = Vec::new();
+    for running in all {
+        codes.push(running.wait(LIMIT)?.code);
+    }
+    world.coracle(&["rm", "-f", "only"]).limit(LIMIT).run()?.ok()?;
+    codes.sort_unstable();
+    ensure!(codes == [0, 125, 125, 125, 125, 125, 125, 125], "exit codes {codes:?}");
     Ok(())
 }

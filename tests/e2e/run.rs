@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("run/workdir-user-hostname", workdir_user_hostname),
     Test::new("run/single-id-is-said-once", single_id_is_said_once).single_id(),
     Test::new("run/volumes", volumes).each_user(),
+    Test::new("run/volume-through-a-symlink", volume_through_a_symlink).each_user(),
     Test::new("run/read-only", read_only).each_user(),
     Test::new("run/rootfs-directory", rootfs_directory).each_user(),
     Test::new("run/upper-directory", upper_directory).each_user(),
@@ -167,6 +168,24 @@ fn volumes(world: &World<'_>) -> Result<()> {
     let volume = format!("{shared}/in:/etc/hostname");
     let words = ["run", "--rm", "--network", "none", "-v", &volume, "--", "cat", "/etc/hostname"];
     world.coracle(&words).run()?.ok()?.stdout_is("from the host")?;
+    Ok(())
+}
+
+fn volume_through_a_symlink(world: &World<'_>) -> Result<()> {
+    // The image's symlink points at a directory of the host; what is mounted
+    // on it must stay inside, whatever else happens.
+    let root = busybox_rootfs(world)?;
+    let victim = world.dir().join("victim");
+    world.cmd("mkdir").arg(&victim).arg(world.dir().join("shared")).run()?.ok()?;
+    world.write("shared/in", "x\n")?;
+    world.cmd("ln").arg("-s").arg(&victim).arg(root.join("trap")).run()?.ok()?;
+    let root = root.to_str().expect("the lab's paths are ASCII").to_owned();
+    for target in ["/trap", "/trap/below", "/trap/../below"] {
+        let volume = format!("{}:{target}", world.dir().join("shared").display());
+        let words = ["run", "--rm", "--network", "none", "--rootfs", &root, "-v", &volume, "--"];
+        world.coracle(&words).args(["touch", "/trap/below/new", "/trap/new"]).run()?;
+        ensure!(fs::read_dir(&victim)?.next().is_none(), "{target} reached the host");
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! A pseudo-terminal held by the test.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -9,6 +9,7 @@ use nix::pty::{Winsize, openpty};
 
 use crate::clock::Deadline;
 use crate::command::readable;
+use crate::sys;
 
 /// The test's side of a terminal.
 #[derive(Debug)]
@@ -31,6 +32,15 @@ impl Pty {
         Ok((Self { master: pair.master, seen: Vec::new() }, pair.slave))
     }
 
+    /// Changes the size of the terminal's window.
+    ///
+    /// # Errors
+    /// The ioctl's.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        Ok(sys::set_window_size(self.master.as_fd(), &size)?)
+    }
+
     /// Types.
     ///
     /// # Errors
@@ -49,7 +59,6 @@ impl Pty {
     /// # Errors
     /// When the terminal closes, or time is up, without.
     pub fn until(&mut self, text: &str, limit: Duration) -> Result<String> {
-        use std::os::fd::AsFd;
         let deadline = Deadline::after(limit);
         loop {
             let all = String::from_utf8_lossy(&self.seen).into_owned();

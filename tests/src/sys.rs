@@ -228,3 +228,13 @@ pub fn lsetxattr(path: &Path, name: &CStr, value: &[u8]) -> io::Result<()> {
         .into(),
     )
 }
+
+/// TIOCSWINSZ: sets the window size of a terminal.
+///
+/// # Errors
+/// The ioctl's.
+pub fn set_window_size(terminal: BorrowedFd<'_>, size: &libc::winsize) -> io::Result<()> {
+    // SAFETY: TIOCSWINSZ reads one winsize, which outlives the call.
+    let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, size) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
