@@ -11,7 +11,7 @@
 //!
 //! The loop sleeps without limit when the stack has no deadline.
 
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -25,10 +25,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::Config;
+use crate::control;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
+use crate::resolv::Resolv;
 use crate::stack::frame::FRAME_MAX;
 use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
+use crate::sys::random;
 use crate::tap::Offloads;
 
 /// Frames taken from the guest in one turn.
@@ -40,6 +43,8 @@ const TAP: u64 = 0;
 const EXIT: u64 = 1;
 const SIGNAL: u64 = 2;
 const API: u64 = 3;
+/// Marks an epoll token as an API client's; its id is below it.
+const API_CLIENT: u64 = 1 << 61;
 
 /// What the loop runs on.
 #[derive(Debug)]
@@ -54,8 +59,12 @@ pub struct Inputs {
     pub ready: Option<OwnedFd>,
     /// The loop ends when this hangs up.
     pub exit: Option<OwnedFd>,
-    /// Listening UNIX stream socket of slirp4netns' API.
+    /// Listening UNIX stream socket of slirp4netns' API, of [`control::listen`].
     pub api: Option<OwnedFd>,
+    /// Where the name servers come from, to notice when they change.
+    pub resolv: Resolv,
+    /// The guest's Ethernet address, when it is known.
+    pub guest_mac: Option<[u8; 6]>,
 }
 
 /// Why the loop could not start or go on.
@@ -84,7 +93,7 @@ fn os(what: &'static str) -> impl Fn(Errno) -> Error {
 /// # Errors
 /// A published port that cannot be bound, or a failing system call.
 pub fn run(inputs: Inputs) -> Result<(), Error> {
-    let Inputs { config, tap, offloads, ready, exit, api } = inputs;
+    let Inputs { config, tap, offloads, ready, exit, api, resolv, guest_mac } = inputs;
     raise_descriptor_limit();
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("making an epoll"))?;
     let epoll = Rc::new(epoll);
@@ -117,7 +126,11 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         ports.add(*publish)?;
     }
     let host = Host::new(config.outbound_v4, config.outbound_v6);
-    let stack = Netstack::new(config, offloads, random_seed()?);
+    let mut stack =
+        Netstack::new(config, offloads, random::seed().map_err(os("asking for random bytes"))?);
+    if let Some(mac) = guest_mac {
+        stack.set_guest_mac(mac);
+    }
     let mut driver = Driver {
         epoll,
         tap,
@@ -130,6 +143,8 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         datagram: vec![0; 65536],
         deferred: Vec::new(),
         spare: spare_descriptor(),
+        api: api.map(control::Server::new),
+        resolv,
     };
     if let Some(ready) = ready {
         // Whoever waits for it is gone when this fails: nobody to tell, and the
@@ -154,15 +169,6 @@ impl Clock {
     }
 }
 
-/// The one place where randomness is read.
-fn random_seed() -> Result<u64, Error> {
-    let mut seed = [0; 8];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut seed))
-        .map_err(|source| Error::Os { what: "reading /dev/urandom", source })?;
-    Ok(u64::from_ne_bytes(seed))
-}
-
 #[derive(Debug)]
 struct Driver {
     epoll: Rc<Epoll>,
@@ -177,11 +183,14 @@ struct Driver {
     datagram: Vec<u8>,
     deferred: Vec<(FlowId, EpollFlags)>,
     /// Given up to turn a connection away when descriptors are exhausted.
-    spare: Option<std::fs::File>,
+    spare: Option<Epoll>,
+    api: Option<control::Server>,
+    resolv: Resolv,
 }
 
-fn spare_descriptor() -> Option<std::fs::File> {
-    std::fs::File::open("/dev/null").ok()
+/// Any kind will do; this one needs no file to be visible.
+fn spare_descriptor() -> Option<Epoll> {
+    Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).ok()
 }
 
 /// A flow costs a descriptor: takes as many as the hard limit allows. Without
@@ -220,7 +229,7 @@ impl Driver {
                         }
                     }
                     EXIT | SIGNAL => return Ok(()),
-                    API => {}
+                    API => self.api_accept(),
                     token if token & FLOW_TOKEN != 0 => {
                         let flow = FlowId::from_bits(token & !FLOW_TOKEN);
                         self.deferred.push((flow, event.events()));
@@ -228,10 +237,19 @@ impl Driver {
                     token if token & PUBLISH_TOKEN != 0 => {
                         self.published(now, token & !PUBLISH_TOKEN);
                     }
+                    token if token & API_CLIENT != 0 => {
+                        if let Some(api) = &mut self.api {
+                            let id = token & !API_CLIENT;
+                            api.ready(id, self.stack.config(), &mut self.ports);
+                        }
+                    }
                     _ => {}
                 }
             }
             if tap_ready {
+                if let Some(servers) = self.resolv.refresh(now) {
+                    self.stack.set_name_servers(servers);
+                }
                 match self.read_frames(now)? {
                     (Turn::End, _) => return Ok(()),
                     (Turn::GoOn, more) => tap_ready = more,
@@ -252,6 +270,14 @@ impl Driver {
             // Sending may have ended flows.
             self.execute(now);
         }
+    }
+
+    fn api_accept(&mut self) {
+        let Some((id, client)) = self.api.as_mut().and_then(control::Server::accept) else {
+            return;
+        };
+        // A client that cannot be watched waits until it is dropped for another.
+        self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, API_CLIENT | id)).ok();
     }
 
     /// How long to sleep at most.

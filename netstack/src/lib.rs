@@ -3,9 +3,16 @@
 //!
 //! [`stack`] decides (pure: no file descriptor, no clock, no log), [`driver`],
 //! [`host`] and [`forward`] act, [`tap`] makes the device. See ARCHITECTURE.md.
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod driver;
 pub mod forward;
 pub mod host;
+pub mod outbound;
+pub mod resolv;
+pub mod sandbox;
 pub mod stack;
+pub use sys::fd;
+mod sys;
 pub mod tap;

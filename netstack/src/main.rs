@@ -1,2 +1,95 @@
 //! Entry point: parse, wire, exit.
-fn main() {}
+
+use std::collections::BTreeSet;
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use netstack::cli::{self, Device, Invocation};
+use netstack::{control, driver, fd, outbound, resolv, sandbox, tap};
+
+fn main() -> ExitCode {
+    let invocation = match cli::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(error) => {
+            // Nobody is left to tell when the standard streams are closed.
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(invocation) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netstack: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(invocation: Invocation) -> anyhow::Result<()> {
+    for warning in &invocation.warnings {
+        eprintln!("netstack: warning: {warning}");
+    }
+    let mut inherited = Inherited::default();
+    let ready = inherited.take("--ready-fd", invocation.ready_fd)?;
+    let exit = inherited.take("--exit-fd", invocation.exit_fd)?;
+
+    let mut config = invocation.config;
+    let (v4, v6) = &invocation.outbound_interfaces;
+    if let Some(name) = v4 {
+        config.outbound_v4 = Some(outbound::ipv4_of(name).context("--outbound-addr")?);
+    }
+    if let Some(name) = v6 {
+        config.outbound_v6 = Some(outbound::ipv6_of(name).context("--outbound-addr6")?);
+    }
+    // Before anything has an effect: a forked child must not find threads.
+    let tap = match invocation.device {
+        Device::Create(request) => tap::create(&request)?,
+        Device::Inherited(raw) => {
+            let fd = inherited.take("--tap-fd", Some(raw))?.context("no --tap-fd")?;
+            tap::adopt(fd)?
+        }
+    };
+    for remark in &tap.remarks {
+        eprintln!("netstack: warning: {remark}");
+    }
+    let api = match &invocation.api_socket {
+        Some(path) => Some(control::listen(path)?),
+        None => None,
+    };
+    let mut resolv = resolv::Resolv::new("/etc/resolv.conf".into());
+    config.name_servers =
+        resolv.refresh(std::time::Duration::ZERO).unwrap_or_else(|| resolv::parse(""));
+    if invocation.sandbox {
+        sandbox::enter().context("--enable-sandbox")?;
+    }
+    driver::run(driver::Inputs {
+        config,
+        tap: tap.fd,
+        offloads: tap.offloads,
+        ready,
+        exit,
+        api,
+        resolv,
+        guest_mac: tap.mac,
+    })?;
+    Ok(())
+}
+
+/// Descriptors of the parent, each taken once.
+#[derive(Default)]
+struct Inherited(BTreeSet<RawFd>);
+
+impl Inherited {
+    fn take(
+        &mut self,
+        option: &str,
+        raw: Option<RawFd>,
+    ) -> anyhow::Result<Option<std::os::fd::OwnedFd>> {
+        let Some(raw) = raw else { return Ok(None) };
+        anyhow::ensure!(self.0.insert(raw), "{option} {raw}: another option has this descriptor");
+        let fd = fd::inherited(raw)
+            .with_context(|| format!("{option} {raw}: no such descriptor was inherited"))?;
+        Ok(Some(fd))
+    }
+}

@@ -54,12 +54,6 @@ impl Netstack {
         self.config.name_servers = servers;
     }
 
-    /// Whether a DNS query is under way: a good moment to look whether the host's
-    /// name servers have changed.
-    pub fn resolves(&self) -> bool {
-        self.services.dns.poll_timeout().is_some()
-    }
-
     pub(super) fn services_timeout(&mut self, now: Duration) {
         if self.services.advertise_at.is_some_and(|at| at <= now) {
             self.services.advertise_at = Some(now + ra::INTERVAL);

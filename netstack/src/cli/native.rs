@@ -1,0 +1,72 @@
+//! The form in which a launcher starts us: the TAP device is open and attached,
+//! the guest's side is configured.
+
+use std::os::fd::RawFd;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use super::value::{self, PublishArg};
+use super::{Device, Invocation, refuse};
+use crate::config::{Config, MTU_MIN, V4Network};
+
+/// User-mode networking on a TAP device that the caller has opened.
+#[derive(Debug, Parser)]
+#[command(name = "netstack", version, override_usage = "netstack --tap-fd FD [OPTION]...")]
+pub struct Args {
+    /// Attached TAP device (IFF_TAP, IFF_NO_PI; IFF_VNET_HDR for speed)
+    #[arg(long, value_name = "FD", value_parser = value::fd)]
+    tap_fd: RawFd,
+    /// Receives `1` and is closed once everything is in place
+    #[arg(short, long, value_name = "FD", value_parser = value::fd)]
+    ready_fd: Option<RawFd>,
+    /// When it hangs up, the program ends
+    #[arg(short, long, value_name = "FD", value_parser = value::fd)]
+    exit_fd: Option<RawFd>,
+    /// Largest IP packet, in bytes
+    #[arg(short, long, value_name = "MTU", value_parser = value::mtu, default_value = "65520")]
+    mtu: u16,
+    /// The guest's network [default: 10.0.2.0/24]
+    #[arg(long, value_name = "CIDR", value_parser = value::cidr)]
+    cidr: Option<V4Network>,
+    /// Carry IPv6 as well (fd00::/64)
+    #[arg(short = '6', long)]
+    enable_ipv6: bool,
+    /// The host's loopback is not reached at the gateway's address
+    #[arg(long)]
+    disable_host_loopback: bool,
+    /// No name server at the DNS address
+    #[arg(long)]
+    disable_dns: bool,
+    /// Publish a port: [IP:]HOSTPORT:PORT[/tcp|udp]
+    #[arg(short, long, value_name = "SPEC", value_parser = value::publish)]
+    publish: Vec<PublishArg>,
+}
+
+impl Args {
+    pub(super) fn into_invocation(self) -> Result<Invocation, clap::Error> {
+        if self.enable_ipv6 && self.mtu < MTU_MIN {
+            let message = format!("IPv6 needs an MTU of {MTU_MIN} at least");
+            return Err(refuse::<Args>(ErrorKind::ValueValidation, message));
+        }
+        let mut config = Config {
+            mtu: self.mtu,
+            v4: self.cidr.unwrap_or_default(),
+            enable_ipv6: self.enable_ipv6,
+            disable_host_loopback: self.disable_host_loopback,
+            disable_dns: self.disable_dns,
+            ..Config::default()
+        };
+        config.publishes = self.publish.into_iter().map(|p| p.resolve(&config)).collect();
+        Ok(Invocation {
+            config,
+            device: Device::Inherited(self.tap_fd),
+            ready_fd: self.ready_fd,
+            exit_fd: self.exit_fd,
+            api_socket: None,
+            sandbox: false,
+            outbound_interfaces: (None, None),
+            warnings: Vec::new(),
+        })
+    }
+}

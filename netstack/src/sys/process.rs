@@ -1,0 +1,119 @@
+//! Running a function in a forked child that hands a descriptor back.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
+
+/// Longest text that comes back.
+const TEXT_MAX: usize = 4096;
+
+/// What the child gave back: a descriptor and remarks, or why it failed.
+pub(crate) type Outcome = Result<(OwnedFd, String), String>;
+
+/// Runs `work` in a child process, so that the namespaces it enters are not
+/// entered by us, and gives what it returned. The process must have one thread.
+///
+/// # Errors
+/// A failing system call, or a child that ended without an answer (EPROTO).
+pub(crate) fn in_child(work: impl FnOnce() -> Outcome) -> Result<Outcome, Errno> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the process has one thread (documented above), so the child finds
+    // no lock held by a thread that is not there.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            drop(ours);
+            // Unwinding must not leave this branch: it would run the parent's code.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+                .unwrap_or_else(|_| Err("the child panicked".into()));
+            let sent = answer(&theirs, outcome);
+            // SAFETY: _exit takes an integer, runs no handlers and does not return.
+            unsafe { libc::_exit(i32::from(sent.is_err())) }
+        }
+        ForkResult::Parent { child } => {
+            drop(theirs);
+            let outcome = receive(&ours);
+            // Its answer says all there is to say.
+            waitpid(child, None).ok();
+            outcome
+        }
+    }
+}
+
+fn answer(socket: &OwnedFd, outcome: Outcome) -> Result<(), Errno> {
+    let (tag, text, fd) = match outcome {
+        Ok((fd, text)) => (b"+", text, Some(fd)),
+        Err(text) => (b"-", text, None),
+    };
+    let text = &text.as_bytes()[..text.len().min(TEXT_MAX)];
+    let raw: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let parts = [IoSlice::new(tag), IoSlice::new(text)];
+    sendmsg::<()>(socket.as_raw_fd(), &parts, control, MsgFlags::empty(), None).map(drop)
+}
+
+fn receive(socket: &OwnedFd) -> Result<Outcome, Errno> {
+    let mut tag = [0];
+    let mut text = vec![0; TEXT_MAX];
+    let mut control = nix::cmsg_space!(libc::c_int);
+    let (len, fd) = {
+        let mut parts = [IoSliceMut::new(&mut tag), IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+        let mut fd = None;
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = part {
+                for raw in raw {
+                    // SAFETY: the kernel has just made this descriptor for us;
+                    // nobody else has it.
+                    fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                }
+            }
+        }
+        (message.bytes, fd)
+    };
+    let text = String::from_utf8_lossy(&text[..len.saturating_sub(1)]).into_owned();
+    match (len, tag[0], fd) {
+        (1.., b'+', Some(fd)) => Ok(Ok((fd, text))),
+        (1.., b'-', None) => Ok(Err(text)),
+        _ => Err(Errno::EPROTO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_childs_descriptor_and_words_come_back() {
+        let work = || {
+            let file = std::fs::File::open("/proc/self/stat").map_err(|e| e.to_string())?;
+            Ok((file.into(), "a remark".into()))
+        };
+        let (fd, text) = in_child(work).unwrap().unwrap();
+        assert_eq!(text, "a remark");
+        let mut stat = String::new();
+        // The child is gone: reading its stat through the descriptor says so.
+        assert!(std::fs::File::from(fd).read_to_string(&mut stat).is_err(), "{stat}");
+    }
+
+    #[test]
+    fn a_childs_failure_is_told() {
+        assert_eq!(in_child(|| Err("no".into())).unwrap().unwrap_err(), "no");
+        let silent = in_child(|| {
+            nix::sys::signal::raise(nix::sys::signal::SIGKILL).map_err(|e| e.to_string())?;
+            Err("survived".into())
+        });
+        assert_eq!(silent.unwrap_err(), Errno::EPROTO);
+    }
+}
