@@ -1,5 +1,6 @@
 //! See ARCHITECTURE.md.
 
+pub mod channel;
 pub mod cli;
 pub mod clock;
 pub mod exec;

@@ -1,8 +1,63 @@
 //! The processes of a container, one file each.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//! monitor (M)            host namespaces; the command itself, or its background part
+//!   ├ storage            new user and mount namespace; ends once its children run
+//!   ├ overlayfs-fuse (S) in storage's namespaces, started by it as its sibling
+//!   ├ init (I)           made by storage as its sibling, in all the other namespaces
+//!   │   └ workload
+//!   └ netstack (N)       host namespaces, holds the TAP device that init made
+//! ```
+//!
+//! Everything is a child of the monitor's, which so learns of every end.
+//! Storage executes this program anew with an empty environment, from a
+//! read-only copy of the mount that holds it: so neither init nor the workload
+//! has ever held the caller's environment in its memory, and what the
+//! container sees as `/proc/1/exe` cannot be written.
+//!
+//! Order: M forks storage → storage makes its namespaces (`Unshared`) → M
+//! writes the id maps (`Mapped`) → storage executes itself → M sends the plan
+//! → storage prepares the layers, starts S (`Overlay`) and I (`Init`) → I makes
+//! its network (`Tap`, M starts N) while S mounts → storage ends, which lets I
+//! go on → I mounts, pivots (`Ready`) → M has heard from N and I (`Go`) → I
+//! starts the workload (`Started`).
+//!
+//! Invariants:
+//! * Every process but M asks for SIGKILL at M's death and holds one end of a
+//!   channel or pipe whose other end only M holds.
+//! * Init is never dumpable, and has given up every capability but CAP_KILL
+//!   by the time code of the container's runs.
+
+pub mod in_root;
+pub mod init;
+pub mod join;
+pub mod monitor;
+pub mod passwd;
+pub mod storage;
+pub mod workload;
+
+use std::env;
+
+/// First argument (the program's name) of a process that is a stage.
+const STAGE: &str = "coracle-stage";
 
 /// When this process was started as one of a container's own stages: runs the
 /// stage and returns its exit code. The first thing `main` does, before the
 /// command line is looked at.
 pub fn dispatch() -> Option<u8> {
-    None
+    let mut arguments = env::args_os();
+    if arguments.next()? != STAGE {
+        return None;
+    }
+    let rest: Vec<String> = arguments.filter_map(|a| a.into_string().ok()).collect();
+    let number = |index: usize| rest.get(index).and_then(|text| text.parse::<i32>().ok());
+    Some(match (rest.first().map(String::as_str), number(1), number(2), number(3)) {
+        (Some("storage"), Some(monitor), Some(own), Some(init)) => {
+            storage::main(monitor, own, init)
+        }
+        (Some("join"), Some(parent), Some(own), _) => join::main(parent, own),
+        _ => 125,
+    })
 }

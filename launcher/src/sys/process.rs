@@ -187,10 +187,9 @@ pub fn set_capabilities(keep: u64) -> io::Result<()> {
     /// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two halves.
     const VERSION: u32 = 0x2008_0522;
     // SAFETY: prctl with integers only.
-    check(
-        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) }
-            .into(),
-    )?;
+    let cleared =
+        unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    check(cleared.into())?;
     let half = |bits: u32| CapData { effective: bits, permitted: bits, inheritable: 0 };
     let mut header = CapHeader { version: VERSION, pid: 0 };
     let data = [half(keep as u32), half((keep >> 32) as u32)];

@@ -1,0 +1,404 @@
+//! The container's first process: makes its network and its mounts, starts the
+//! workload, reaps, forwards signals, and ends as the workload does.
+
+use std::ffi::CStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, SFlag, fstat, umask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, chdir, fchdir, pivot_root, sethostname, setsid, symlinkat};
+
+use super::in_root::{InRoot, Make};
+use super::storage::{c_path, empty_directory};
+use super::workload;
+use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
+use crate::plan::{self, InitStep, Kind, Plan};
+use crate::sys::{fd, mount, net, process, tty};
+
+/// The group of terminals on Debian and everywhere else.
+const TTY_GROUP: u32 = 5;
+/// CAP_KILL: all that init needs once the workload runs, which may belong to
+/// any user.
+const ONLY_KILL: u64 = 1 << 5;
+
+/// Goes on as the container's first process. `mounted` gives a byte when the
+/// root is mounted. Returns the exit code.
+pub fn main(channel: &Channel, plan: &Plan, filter: &[u8], mounted: io::PipeReader) -> u8 {
+    match set_up(channel, plan, mounted).and_then(|slave| start(channel, plan, filter, slave)) {
+        Ok(workload) => supervise(channel, workload),
+        Err(fault) => {
+            let code = fault.code;
+            match channel.send(&ToMonitor::Failed(fault), &[]) {
+                Ok(()) => code,
+                // The monitor is gone, and so is everything else.
+                Err(_) => 125,
+            }
+        }
+    }
+}
+
+fn set_up(
+    channel: &Channel,
+    plan: &Plan,
+    mounted: io::PipeReader,
+) -> Result<Option<OwnedFd>, Fault> {
+    // Its parent, the monitor, lies outside of its pid namespace: number 0. If
+    // it has died already, the channel has hung up, which is looked at below.
+    process::die_with_parent(0).context(|| "the monitor is gone")?;
+    nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the container's init")?;
+    nix::sys::prctl::set_name(c"coracle-init").context(|| "cannot name the process")?;
+    setsid().context(|| "cannot make a session")?;
+    umask(Mode::from_bits_truncate(0o022));
+    let mut stage = Stage { channel, plan, mounted, root: None, slave: None };
+    for step in &plan.init {
+        stage.carry_out(step)?;
+    }
+    process::new_session_keyring().context(|| "cannot make a keyring")?;
+    Ok(stage.slave)
+}
+
+fn start(
+    channel: &Channel,
+    plan: &Plan,
+    filter: &[u8],
+    slave: Option<OwnedFd>,
+) -> Result<i32, Fault> {
+    let identity = workload::identity(&plan.workload)?;
+    // Blocked from here on, so that none is lost between two reads of the signalfd.
+    SigSet::all().thread_set_mask().context(|| "cannot block signals")?;
+    process::bound_capabilities(plan.workload.capabilities)
+        .context(|| "cannot give up capabilities")?;
+    channel.send(&ToMonitor::Ready, &[]).context(|| "cannot reach the monitor")?;
+    match channel.receive().context(|| "cannot reach the monitor")? {
+        Some((ToStage::Go, _)) => {}
+        _ => return Err(Fault::said("the monitor is gone")),
+    }
+    let pid = workload::start(&plan.workload, &identity, filter, slave)?;
+    process::set_capabilities(ONLY_KILL & plan.workload.capabilities)
+        .context(|| "cannot give up capabilities")?;
+    nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
+    release_standard().context(|| "cannot open /dev/null")?;
+    channel.send(&ToMonitor::Started, &[]).context(|| "cannot reach the monitor")?;
+    Ok(pid)
+}
+
+/// Lets go of the caller's input and output: whoever reads the workload's
+/// output shall see its end.
+fn release_standard() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    for number in 0..=2 {
+        fd::become_standard(null.as_fd(), number)?;
+    }
+    Ok(())
+}
+
+/// Reaps and forwards until the workload ends; then its exit code.
+fn supervise(channel: &Channel, workload: i32) -> u8 {
+    let Ok(signals) = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC) else {
+        return 125;
+    };
+    let workload = Pid::from_raw(workload);
+    // One may have ended before the descriptor was there.
+    if let Some(code) = reap(workload) {
+        return code;
+    }
+    loop {
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(channel.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return 125,
+        }
+        // The monitor sends nothing any more: this is its end.
+        if fds[1].any().unwrap_or(true) {
+            return 137;
+        }
+        if !fds[0].any().unwrap_or(true) {
+            continue;
+        }
+        let Ok(Some(info)) = signals.read_signal() else { continue };
+        match Signal::try_from(info.ssi_signo as i32) {
+            Ok(Signal::SIGCHLD) => {
+                if let Some(code) = reap(workload) {
+                    return code;
+                }
+            }
+            // ESRCH: it has just ended, and SIGCHLD is on its way.
+            Ok(signal) => match kill(workload, signal) {
+                Ok(()) | Err(_) => {}
+            },
+            Err(_) => {}
+        }
+    }
+}
+
+fn reap(workload: Pid) -> Option<u8> {
+    let mut code = None;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == workload => code = Some(status as u8),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == workload => {
+                code = Some(128u8.saturating_add(signal as u8));
+            }
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return code,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return code,
+        }
+    }
+}
+
+struct Stage<'a> {
+    channel: &'a Channel,
+    plan: &'a Plan,
+    mounted: io::PipeReader,
+    root: Option<InRoot>,
+    slave: Option<OwnedFd>,
+}
+
+impl Stage<'_> {
+    fn root(&self) -> Result<&InRoot, Fault> {
+        self.root.as_ref().ok_or_else(|| Fault::said("the plan has no root before its mounts"))
+    }
+
+    fn carry_out(&mut self, step: &InitStep) -> Result<(), Fault> {
+        match step {
+            InitStep::Loopback => net::Devices::open()
+                .and_then(|devices| devices.up("lo"))
+                .context(|| "cannot bring up the loopback device")?,
+            InitStep::Tap { ipv6 } => {
+                let tap = make_tap(*ipv6)?;
+                self.channel
+                    .send(&ToMonitor::Tap, &[tap.as_fd()])
+                    .context(|| "cannot reach the monitor")?;
+            }
+            InitStep::Root(path) => self.take_root(path)?,
+            InitStep::Mount { kind, target } => self.mount(*kind, target)?,
+            InitStep::HostSysfs => {
+                let attributes = mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC;
+                self.bind(c"/sys", "/sys".as_ref(), Make::Directory, true, attributes)
+                    .context(|| "cannot show the host's /sys")?;
+            }
+            InitStep::Device(name) => self.device(name)?,
+            InitStep::Link { path, target } => {
+                let what = || format!("cannot make the link {}", path.display());
+                let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+                    return Err(Fault::new(what(), Errno::EINVAL));
+                };
+                let parent = self.root()?.ensure(parent, Make::Directory).context(what)?;
+                symlinkat(target, &parent, name).context(what)?;
+            }
+            InitStep::Console => self.console()?,
+            InitStep::Volume { source, target, read_only } => {
+                self.volume(source, target, *read_only)?;
+            }
+            InitStep::File { source, target } => {
+                let attributes = mount::NOSUID | mount::NODEV | mount::NOEXEC;
+                c_path(source)
+                    .and_then(|s| self.bind(&s, target, Make::File, false, attributes))
+                    .context(|| format!("cannot provide {}", target.display()))?;
+            }
+            InitStep::PingGroups(last) => {
+                let path = "/proc/sys/net/ipv4/ping_group_range";
+                fs::write(path, format!("0 {last}")).context(|| format!("cannot write {path}"))?;
+            }
+            InitStep::Hostname(name) => {
+                sethostname(name).context(|| format!("cannot set the host name {name}"))?;
+            }
+            InitStep::Pivot => self.pivot()?,
+            InitStep::Hide(path) => self.hide(path)?,
+            InitStep::Protect(path) => self.protect(path)?,
+            InitStep::RootReadOnly => InRoot::open_root("/".as_ref())
+                .and_then(|root| mount::restrict(root.as_fd(), mount::RDONLY, false))
+                .context(|| "cannot make the root read-only")?,
+        }
+        Ok(())
+    }
+
+    fn take_root(&mut self, path: &Path) -> Result<(), Fault> {
+        // Storage says itself what kept it from mounting.
+        self.mounted
+            .read_exact(&mut [0])
+            .map_err(|_| Fault::said("the root could not be mounted"))?;
+        unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace")?;
+        let root = InRoot::open_root(path)
+            .context(|| format!("cannot open the root at {}", path.display()))?;
+        self.root = Some(root);
+        Ok(())
+    }
+
+    fn mount(&self, kind: Kind, target: &Path) -> Result<(), Fault> {
+        use mount::{NODEV, NOEXEC, NOSUID, RDONLY};
+        let (name, options, attributes): (&CStr, Vec<(&CStr, Option<&CStr>)>, u64) = match kind {
+            Kind::Proc => (c"proc", vec![], NOSUID | NODEV | NOEXEC),
+            Kind::Sysfs => (c"sysfs", vec![], RDONLY | NOSUID | NODEV | NOEXEC),
+            Kind::Dev => {
+                (c"tmpfs", vec![(c"mode", Some(c"0755")), (c"size", Some(c"64m"))], NOSUID | NOEXEC)
+            }
+            Kind::Devpts => {
+                let mut options = vec![(c"ptmxmode", Some(c"0666")), (c"mode", Some(c"0620"))];
+                if self.plan.map.has_gid(TTY_GROUP) {
+                    options.push((c"gid", Some(c"5")));
+                }
+                (c"devpts", options, NOSUID | NOEXEC)
+            }
+            Kind::Shm => (
+                c"tmpfs",
+                vec![(c"mode", Some(c"1777")), (c"size", Some(c"64m"))],
+                NOSUID | NODEV | NOEXEC,
+            ),
+            Kind::Mqueue => (c"mqueue", vec![], NOSUID | NODEV | NOEXEC),
+            Kind::Tmpfs(0o1777) => (c"tmpfs", vec![(c"mode", Some(c"1777"))], NOSUID | NODEV),
+            Kind::Tmpfs(_) => (c"tmpfs", vec![(c"mode", Some(c"0755"))], NOSUID | NODEV),
+        };
+        let what = || format!("cannot mount {} at {}", name.to_string_lossy(), target.display());
+        let root = self.root()?;
+        root.ensure(target, Make::Directory).context(what)?;
+        // A root that has a link in place of /proc or /sys could put them where
+        // its programs do not expect them: refused.
+        let place = root.open_plain(target, OFlag::O_PATH | OFlag::O_DIRECTORY).context(what)?;
+        let made = mount::new(name, &options, attributes).context(what)?;
+        mount::attach(made.as_fd(), place.as_fd()).context(what)
+    }
+
+    /// Shows what is at `source`, seen from the host, at `target` in the root.
+    fn bind(
+        &self,
+        source: &CStr,
+        target: &Path,
+        make: Make,
+        recursive: bool,
+        attributes: u64,
+    ) -> io::Result<()> {
+        let copy = mount::copy_path(source, recursive)?;
+        if attributes != 0 {
+            mount::restrict(copy.as_fd(), attributes, recursive)?;
+        }
+        let root = self.root.as_ref().ok_or(Errno::ENOTDIR)?;
+        let place = root.ensure(target, make)?;
+        mount::attach(copy.as_fd(), place.as_fd())
+    }
+
+    fn device(&self, name: &str) -> Result<(), Fault> {
+        let source = Path::new("/dev").join(name);
+        let what = || format!("cannot show {}", source.display());
+        let copy = c_path(&source).and_then(|s| mount::copy_path(&s, false)).context(what)?;
+        let kind = fstat(&copy).context(what)?.st_mode;
+        if kind & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() {
+            return Err(Fault::said(format!("{} is no device on this host", source.display())));
+        }
+        let place = self.root()?.ensure(&source, Make::File).context(what)?;
+        mount::attach(copy.as_fd(), place.as_fd()).context(what)
+    }
+
+    fn console(&mut self) -> Result<(), Fault> {
+        let what = || "cannot open a pseudo-terminal";
+        let root = self.root()?;
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY;
+        let master = root.open("/dev/pts/ptmx".as_ref(), flags).context(what)?;
+        let (number, slave) = tty::open_slave(master.as_fd()).context(what)?;
+        let path = Path::new("/dev/pts").join(number.to_string());
+        let shown = root.open(&path, OFlag::O_PATH).context(what)?;
+        let shown = mount::copy(shown.as_fd(), c"", false).context(what)?;
+        let place = root.ensure("/dev/console".as_ref(), Make::File).context(what)?;
+        mount::attach(shown.as_fd(), place.as_fd()).context(what)?;
+        self.channel
+            .send(&ToMonitor::Console, &[master.as_fd()])
+            .context(|| "cannot reach the monitor")?;
+        self.slave = Some(slave);
+        Ok(())
+    }
+
+    fn volume(&self, source: &Path, target: &Path, read_only: bool) -> Result<(), Fault> {
+        let what =
+            || format!("cannot show the volume {} at {}", source.display(), target.display());
+        let make = match fs::metadata(source).context(what)?.is_dir() {
+            true => Make::Directory,
+            false => Make::File,
+        };
+        let mut attributes = mount::NOSUID | mount::NODEV;
+        if read_only {
+            attributes |= mount::RDONLY;
+        }
+        let source = c_path(source).context(what)?;
+        self.bind(&source, target, make, true, attributes).context(what)
+    }
+
+    fn pivot(&self) -> Result<(), Fault> {
+        let what = || "cannot change the root";
+        fchdir(self.root()?).context(what)?;
+        // The old root lands on top of the new one, and is taken off it again.
+        pivot_root(".", ".").context(what)?;
+        umount2(".", MntFlags::MNT_DETACH).context(what)?;
+        chdir("/").context(what)
+    }
+
+    fn hide(&self, path: &Path) -> Result<(), Fault> {
+        let what = || format!("cannot hide {}", path.display());
+        let Some(place) = existing(path).context(what)? else { return Ok(()) };
+        let kind = fstat(&place).context(what)?.st_mode & SFlag::S_IFMT.bits();
+        let cover = if kind == SFlag::S_IFDIR.bits() {
+            empty_directory(0o755).context(what)?
+        } else {
+            let null = InRoot::open_root("/".as_ref())
+                .and_then(|root| root.open_plain("/dev/null".as_ref(), OFlag::O_PATH))
+                .context(what)?;
+            mount::copy(null.as_fd(), c"", false).context(what)?
+        };
+        mount::attach(cover.as_fd(), place.as_fd()).context(what)
+    }
+
+    fn protect(&self, path: &Path) -> Result<(), Fault> {
+        let what = || format!("cannot protect {}", path.display());
+        let Some(place) = existing(path).context(what)? else { return Ok(()) };
+        let copy = mount::copy(place.as_fd(), c"", true).context(what)?;
+        let attributes = mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC;
+        mount::restrict(copy.as_fd(), attributes, true).context(what)?;
+        mount::attach(copy.as_fd(), place.as_fd()).context(what)
+    }
+}
+
+/// What is at `path` (after the pivot), free of links; `None` when nothing is.
+fn existing(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let root = InRoot::open_root("/".as_ref())?;
+    match root.open_plain(path, OFlag::O_PATH) {
+        Ok(place) => Ok(Some(place)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The TAP device, up, with its addresses and routes.
+fn make_tap(ipv6: bool) -> Result<OwnedFd, Fault> {
+    const TAP: &str = "tap0";
+    let what = || "cannot set up the network device tap0";
+    if ipv6 {
+        // There is nobody else: addresses hold at once, and the routes are ours.
+        for (setting, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
+            let path = format!("/proc/sys/net/ipv6/conf/default/{setting}");
+            fs::write(&path, value).context(|| format!("cannot write {path}"))?;
+        }
+    }
+    let tap = net::open_tap(TAP).context(|| "cannot make the network device tap0")?;
+    let devices = net::Devices::open().context(what)?;
+    devices.set_mtu(TAP, plan::MTU).context(what)?;
+    devices.set_queue(TAP, plan::QUEUE).context(what)?;
+    devices.up(TAP).context(what)?;
+    devices.set_v4(TAP, plan::GUEST_V4, plan::PREFIX_V4).context(what)?;
+    devices.default_v4(plan::GATEWAY_V4).context(what)?;
+    if ipv6 {
+        devices.set_v6(TAP, plan::GUEST_V6, plan::PREFIX_V6, plan::GATEWAY_V6).context(what)?;
+    }
+    Ok(tap)
+}

@@ -1,0 +1,274 @@
+//! The storage stage: makes the user namespace, puts the layers together,
+//! starts the overlay and the container's first process, and ends.
+
+use std::env;
+use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::{STAGE, init};
+use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
+use crate::plan::{Plan, StorageStep};
+use crate::spawn::{self, Kinship, Started, Theirs};
+use crate::sys::process::{self, Forked};
+use crate::sys::{fd, mount as tree};
+
+/// Goes on as the storage stage, in a process freshly forked from the monitor
+/// (whose number is `monitor`). Does not return.
+pub fn enter(monitor: i32, stdin: Option<BorrowedFd<'_>>, own: &Channel, init: &Channel) -> ! {
+    let fault = match prepare(monitor, stdin, own, init) {
+        Ok(never) => match never {},
+        Err(fault) => fault,
+    };
+    // When nobody listens any more there is nobody to tell.
+    let code = match own.send(&ToMonitor::Failed(fault), &[]) {
+        Ok(()) => 125,
+        Err(_) => 1,
+    };
+    process::exit_now(code)
+}
+
+fn prepare(
+    monitor: i32,
+    stdin: Option<BorrowedFd<'_>>,
+    own: &Channel,
+    init: &Channel,
+) -> Result<std::convert::Infallible, Fault> {
+    fd::close_all_on_exec().context(|| "cannot mark descriptors close-on-exec")?;
+    if let Some(stdin) = stdin {
+        fd::become_standard(stdin, 0).context(|| "cannot replace standard input")?;
+    }
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context(|| {
+        "cannot make a user namespace (allow them with sysctl user.max_user_namespaces, \
+         kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns)"
+    })?;
+    process::die_with_parent(monitor).context(|| "the monitor is gone")?;
+    own.send(&ToMonitor::Unshared, &[]).context(|| "cannot reach the monitor")?;
+    match own.receive().context(|| "cannot reach the monitor")? {
+        Some((ToStage::Mapped, _)) => {}
+        _ => return Err(Fault::said("the monitor sent no id maps")),
+    }
+    let program = unwritable_self().context(|| "cannot copy the running program")?;
+    fd::set_inherited(own.as_fd(), true).context(|| "cannot pass on the channel")?;
+    fd::set_inherited(init.as_fd(), true).context(|| "cannot pass on the channel")?;
+    let numbers = [monitor, own.as_fd().as_raw_fd(), init.as_fd().as_raw_fd()];
+    let error = execute_self(program.as_fd(), "storage", &numbers);
+    Err(Fault::new("cannot execute the running program anew", error))
+}
+
+/// Executes `program`, which is this one, as the stage `name`, with an empty
+/// environment. Returns only on failure.
+pub fn execute_self(program: BorrowedFd<'_>, name: &str, numbers: &[i32]) -> io::Error {
+    let words = [STAGE.to_owned(), name.to_owned()];
+    let argv: Result<Vec<CString>, _> =
+        words.into_iter().chain(numbers.iter().map(i32::to_string)).map(CString::new).collect();
+    match argv {
+        Ok(argv) => {
+            let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
+            process::exec_fd(program, &argv, &[])
+        }
+        Err(error) => error.into(),
+    }
+}
+
+/// This program, in a form that a container which gets hold of it through
+/// `/proc/PID/exe` cannot write to: through a read-only mount of its own, or,
+/// when it has no path any more, a sealed copy in memory.
+fn unwritable_self() -> io::Result<OwnedFd> {
+    const SELF: &str = "/proc/self/exe";
+    let running = fs::metadata(SELF)?;
+    let path = env::current_exe()?;
+    let same = fs::metadata(&path)
+        .is_ok_and(|found| (found.dev(), found.ino()) == (running.dev(), running.ino()));
+    if same {
+        let copy = tree::copy_path(&c_path(&path)?, false)?;
+        tree::restrict(copy.as_fd(), tree::RDONLY, false)?;
+        return Ok(copy);
+    }
+    sealed(c"coracle", &mut File::open(SELF)?)
+}
+
+/// A file in memory that nobody can change any more.
+///
+/// # Errors
+/// As of memfd_create(2), write(2).
+pub fn sealed(name: &CStr, content: &mut impl Read) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let mut file = File::from(memfd_create(name, flags)?);
+    io::copy(content, &mut file)?;
+    file.flush()?;
+    file.rewind()?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
+
+/// The storage stage, executed anew: its own channel and init's were inherited
+/// under the numbers `own` and `init`.
+pub fn main(monitor: i32, own: RawFd, init: RawFd) -> u8 {
+    let Ok(own) = Channel::adopt(own) else { return 125 };
+    let Ok(init) = Channel::adopt(init) else { return 125 };
+    let mut own = Some(own);
+    match (work(monitor, &mut own, init), own) {
+        (Ok(Kind::Storage), _) => 0,
+        (Ok(Kind::Init(code)), _) => code,
+        (Err(fault), Some(own)) => match own.send(&ToMonitor::Failed(fault), &[]) {
+            Ok(()) => 125,
+            Err(_) => 1,
+        },
+        (Err(_), None) => 1,
+    }
+}
+
+/// Which process came out of [`work`].
+enum Kind {
+    Storage,
+    Init(u8),
+}
+
+fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Result<Kind, Fault> {
+    let Some(own) = shared.as_ref() else { return Err(Fault::said("no channel")) };
+    nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the storage stage")?;
+    process::die_with_parent(monitor).context(|| "the monitor is gone")?;
+    let (plan, filter, pipes) = receive_plan(own)?;
+    // Nothing that is mounted here may show in the host's mount namespace.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context(|| "cannot make mounts private")?;
+    let mut overlay = None;
+    for step in &plan.storage {
+        if let Some(started) = carry_out(step, &pipes)? {
+            own.send(&ToMonitor::Overlay(started.pid), &[])
+                .context(|| "cannot reach the monitor")?;
+            overlay = Some(started);
+        }
+    }
+    // The overlay's alone now: their hang-up tells.
+    drop(pipes);
+    let (mounted, tell_mounted) = io::pipe().context(|| "cannot make a pipe")?;
+    let mut namespaces =
+        libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    if plan.own_network {
+        namespaces |= libc::CLONE_NEWNET;
+    }
+    match process::fork_sibling(namespaces).context(|| "cannot make the container's namespaces")? {
+        Forked::Child => {
+            drop((tell_mounted, overlay));
+            // The monitor must see the end of storage's channel with storage.
+            shared.take();
+            Ok(Kind::Init(init::main(&init_channel, &plan, &filter, mounted)))
+        }
+        Forked::Parent(pid) => {
+            own.send(&ToMonitor::Init(pid), &[]).context(|| "cannot reach the monitor")?;
+            drop((init_channel, mounted));
+            if let Some(mut overlay) = overlay {
+                spawn::wait_ready(&mut overlay.ready)
+                    .map_err(|_| Fault::said("overlayfs-fuse could not mount the root"))?;
+            }
+            let mut tell_mounted = tell_mounted;
+            tell_mounted.write_all(&[1]).context(|| "cannot reach the container's init")?;
+            Ok(Kind::Storage)
+        }
+    }
+}
+
+fn receive_plan(own: &Channel) -> Result<(Plan, Vec<u8>, Theirs), Fault> {
+    let Some((ToStage::Plan, fds)) = own.receive().context(|| "cannot reach the monitor")? else {
+        return Err(Fault::said("the monitor sent no plan"));
+    };
+    let Ok([plan, filter, exit, stderr]) = <[OwnedFd; 4]>::try_from(fds) else {
+        return Err(Fault::said("the monitor's plan lacks a descriptor"));
+    };
+    let plan = serde_json::from_reader(io::BufReader::new(File::from(plan)))
+        .map_err(io::Error::from)
+        .context(|| "cannot read the plan")?;
+    let mut bytes = Vec::new();
+    File::from(filter).read_to_end(&mut bytes).context(|| "cannot read the filter")?;
+    Ok((plan, bytes, Theirs { exit, stderr }))
+}
+
+fn carry_out(step: &StorageStep, pipes: &Theirs) -> Result<Option<Started>, Fault> {
+    match step {
+        StorageStep::BindTree { source, target } => {
+            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(source), target, None::<&str>, flags, None::<&str>)
+                .context(|| format!("cannot show {} in the container", source.display()))?;
+        }
+        StorageStep::Hide { path, mode } => hide(path, *mode)?,
+        StorageStep::Ram { target, size } => {
+            let size = size.map(|size| CString::new(size.to_string()));
+            let size = size.transpose().map_err(io::Error::from).context(|| "bad size")?;
+            let mut options = vec![(c"mode", Some(c"0755"))];
+            if let Some(size) = &size {
+                options.push((c"size", Some(size.as_c_str())));
+            }
+            let ram = tree::new(c"tmpfs", &options, tree::NODEV)
+                .context(|| "cannot make a file system in memory")?;
+            attach_at(&ram, target)
+                .context(|| format!("cannot mount memory at {}", target.display()))?;
+        }
+        StorageStep::MakeDirectory(path) => {
+            fs::create_dir_all(path)
+                .context(|| format!("cannot make the directory {}", path.display()))?;
+        }
+        StorageStep::Overlay { program, options, target } => {
+            let arguments = ["-f", "-o", options, &target.to_string_lossy()].map(str::to_owned);
+            let started = spawn::start(Kinship::Sibling, program, &arguments, &[], pipes)
+                .context(|| format!("cannot start {}", program.display()))?;
+            return Ok(Some(started));
+        }
+    }
+    Ok(None)
+}
+
+fn hide(path: &Path, mode: u32) -> Result<(), Fault> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Fault::new(format!("cannot look at {}", path.display()), e)),
+    };
+    // A link leads to something that is hidden itself, if it is to be.
+    if !metadata.is_dir() {
+        return Ok(());
+    }
+    empty_directory(mode)
+        .and_then(|empty| attach_at(&empty, path))
+        .context(|| format!("cannot hide {}", path.display()))
+}
+
+/// A detached, empty, read-only directory.
+///
+/// # Errors
+/// As of fsopen(2).
+pub fn empty_directory(mode: u32) -> io::Result<OwnedFd> {
+    let mode = CString::new(format!("{mode:o}"))?;
+    let options = [(c"mode", Some(mode.as_c_str())), (c"size", Some(c"4k"))];
+    let attributes = tree::RDONLY | tree::NOSUID | tree::NODEV | tree::NOEXEC;
+    tree::new(c"tmpfs", &options, attributes)
+}
+
+fn attach_at(mount: &OwnedFd, path: &Path) -> io::Result<()> {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let target = open(path, flags, nix::sys::stat::Mode::empty())?;
+    tree::attach(mount.as_fd(), target.as_fd())
+}
+
+/// A path as the kernel takes it.
+///
+/// # Errors
+/// InvalidInput when it contains a NUL.
+pub fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}

@@ -1,0 +1,220 @@
+//! Becoming the workload: identity, capabilities, filter, and exec.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
+
+use super::passwd::{self, Identity};
+use crate::channel::{Context, Fault};
+use crate::plan::{self, Workload};
+use crate::sys::process::{self, Forked};
+use crate::sys::{fd, tty};
+
+/// No file of users is longer than this many bytes.
+const LONGEST_FILE: u64 = 16 << 20;
+
+/// Looks up as whom `workload` runs, in the files of the root this process has.
+///
+/// # Errors
+/// A fault that names the missing user or group.
+pub fn identity(workload: &Workload) -> Result<Identity, Fault> {
+    let read = |path: &str| -> String {
+        let mut bytes = Vec::new();
+        // A missing file has no users in it; numbers need none.
+        let read =
+            File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut bytes));
+        if read.is_err() {
+            return String::new();
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let user = workload.user.as_deref();
+    let identity = passwd::identity(user, &read("/etc/passwd"), &read("/etc/group"))
+        .map_err(|unknown| Fault::said(unknown.to_string()))?;
+    if workload.single_id && (identity.uid, identity.gid) != (0, 0) {
+        return Err(Fault::said(format!(
+            "only root exists in this container, not user {}:{}; ask the administrator for \
+             subordinate ids (usermod --add-subuids and --add-subgids)",
+            identity.uid, identity.gid
+        )));
+    }
+    Ok(identity)
+}
+
+/// Forks and executes the workload in the child.
+///
+/// Returns the child's number once the program has been executed. The fault
+/// has the exit code: 127 when it was not found, 126 when it could not be
+/// executed, 125 for what is ours.
+///
+/// # Errors
+/// As said.
+pub fn start(
+    workload: &Workload,
+    identity: &Identity,
+    filter: &[u8],
+    slave: Option<OwnedFd>,
+) -> Result<i32, Fault> {
+    let (mut failed, mut tell_failed) = io::pipe().context(|| "cannot make a pipe")?;
+    match process::fork().context(|| "cannot fork the workload")? {
+        Forked::Child => {
+            drop(failed);
+            let fault = become_workload(workload, identity, filter, slave.as_ref());
+            let code = fault.code;
+            // Without a listener only the exit code can tell.
+            let told = serde_json::to_vec(&fault)
+                .map_err(io::Error::from)
+                .and_then(|bytes| tell_failed.write_all(&bytes));
+            process::exit_now(if told.is_ok() { code } else { 125 });
+        }
+        Forked::Parent(pid) => {
+            drop((tell_failed, slave));
+            let mut bytes = Vec::new();
+            failed.read_to_end(&mut bytes).context(|| "cannot hear of the workload")?;
+            if bytes.is_empty() {
+                return Ok(pid);
+            }
+            Err(serde_json::from_slice(&bytes)
+                .unwrap_or_else(|_| Fault::said("the workload failed in an unknown way")))
+        }
+    }
+}
+
+fn become_workload(
+    workload: &Workload,
+    identity: &Identity,
+    filter: &[u8],
+    slave: Option<&OwnedFd>,
+) -> Fault {
+    match prepare(workload, identity, filter, slave.map(AsFd::as_fd)) {
+        Ok((argv, env)) => execute(workload, &argv, &env),
+        Err(fault) => fault,
+    }
+}
+
+type Strings = Vec<CString>;
+
+fn prepare(
+    workload: &Workload,
+    identity: &Identity,
+    filter: &[u8],
+    slave: Option<BorrowedFd<'_>>,
+) -> Result<(Strings, Strings), Fault> {
+    let c_strings = |strings: Vec<String>| -> Result<Strings, Fault> {
+        strings
+            .into_iter()
+            .map(CString::new)
+            .collect::<Result<_, _>>()
+            .context(|| "an argument or a variable contains a NUL")
+    };
+    let argv = c_strings(workload.command.clone())?;
+    let env = c_strings(environment(&workload.env, identity))?;
+    // A session of its own: it has no way to the caller's terminal (TIOCSTI),
+    // and a key pressed there reaches it once, through the monitor.
+    setsid().context(|| "cannot make a session")?;
+    if let Some(slave) = slave {
+        tty::make_controlling(slave).context(|| "cannot take the pseudo-terminal")?;
+        nix::unistd::fchown(slave, Some(Uid::from_raw(identity.uid)), None)
+            .context(|| "cannot give the pseudo-terminal to the user")?;
+        for number in 0..=2 {
+            fd::become_standard(slave, number).context(|| "cannot use the pseudo-terminal")?;
+        }
+    }
+    fd::close_all_on_exec().context(|| "cannot mark descriptors close-on-exec")?;
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    if !workload.single_id {
+        let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+        setgroups(&groups).context(|| "cannot set the groups")?;
+    }
+    setresgid(gid, gid, gid).context(|| format!("cannot become group {gid}"))?;
+    setresuid(uid, uid, uid).context(|| format!("cannot become user {uid}"))?;
+    let keep = if uid.is_root() { workload.capabilities } else { 0 };
+    process::set_capabilities(keep).context(|| "cannot give up capabilities")?;
+    if let Err(errno) = chdir(&workload.workdir) {
+        let what = format!("cannot change to the directory {}", workload.workdir.display());
+        return Err(Fault { code: 126, ..Fault::new(what, errno) });
+    }
+    process::reset_signals();
+    nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
+    if !filter.is_empty() {
+        process::load_filter(filter).context(|| "cannot load the system call filter")?;
+    }
+    Ok((argv, env))
+}
+
+/// `NAME=VALUE` of every variable; HOME is the user's unless given.
+fn environment(given: &BTreeMap<String, String>, identity: &Identity) -> Vec<String> {
+    let mut all: Vec<String> =
+        given.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if !given.contains_key("HOME") {
+        all.push(format!("HOME={}", identity.home.display()));
+    }
+    all
+}
+
+fn execute(workload: &Workload, argv: &[CString], env: &[CString]) -> Fault {
+    let name = workload.command.first().map_or("", String::as_str);
+    let path = workload.env.get("PATH").map_or(plan::PATH, String::as_str);
+    let mut worst = Errno::ENOENT;
+    for candidate in candidates(name, path) {
+        let Ok(candidate) = super::storage::c_path(&candidate) else { continue };
+        let Err(errno) = nix::unistd::execve(&candidate, argv, env);
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            // Perhaps there is one further on that may be executed.
+            Errno::EACCES => worst = errno,
+            _ => {
+                worst = errno;
+                break;
+            }
+        }
+    }
+    let code = if worst == Errno::ENOENT { 127 } else { 126 };
+    Fault { code, ..Fault::new(format!("cannot execute '{name}'"), worst) }
+}
+
+/// Where a program may be: itself when it has a slash, else below each
+/// directory of the search path (an empty one is the working directory).
+fn candidates(name: &str, path: &str) -> Vec<PathBuf> {
+    if name.is_empty() {
+        return Vec::new();
+    }
+    if name.contains('/') {
+        return vec![name.into()];
+    }
+    path.split(':')
+        .map(|dir| if dir.is_empty() { Path::new(".") } else { Path::new(dir) })
+        .map(|dir| dir.join(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_for_in_order() {
+        let list = |name, path| -> Vec<String> {
+            candidates(name, path).iter().map(|p| p.display().to_string()).collect()
+        };
+        assert_eq!(list("sh", "/a:/b::c"), ["/a/sh", "/b/sh", "./sh", "c/sh"]);
+        assert_eq!(list("/x/sh", "/a"), ["/x/sh"]);
+        assert_eq!(list("./sh", "/a"), ["./sh"]);
+        assert!(list("", "/a").is_empty());
+    }
+
+    #[test]
+    fn home_is_the_users_unless_given() {
+        let identity = Identity { uid: 0, gid: 0, groups: vec![], home: "/root".into() };
+        let mut given = BTreeMap::from([("A".to_owned(), "b=c".to_owned())]);
+        assert_eq!(environment(&given, &identity), ["A=b=c", "HOME=/root"]);
+        given.insert("HOME".to_owned(), "/x".to_owned());
+        assert_eq!(environment(&given, &identity), ["A=b=c", "HOME=/x"]);
+    }
+}
