@@ -14,3 +14,4 @@ pub mod spec;
 pub mod stage;
 pub mod store;
 pub mod sys;
+pub mod terminal;

@@ -148,8 +148,10 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
-            // When the terminal is gone there is nothing to put back.
-            drop(tcsetattr(io::stdin(), SetArg::TCSADRAIN, before));
+            match tcsetattr(io::stdin(), SetArg::TCSADRAIN, before) {
+                // When the terminal is gone there is nothing to put back.
+                Ok(()) | Err(_) => {}
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, fchdir, pivot_root, sethostname, setsid, symlinkat};
 
 use super::in_root::{InRoot, Make};
-use super::storage::{c_path, empty_directory};
+use super::storage::{self, c_path, empty_directory};
 use super::workload;
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::{self, InitStep, Kind, Plan};
@@ -228,9 +228,7 @@ impl Stage<'_> {
 
     fn take_root(&mut self, path: &Path) -> Result<(), Fault> {
         // Storage says itself what kept it from mounting.
-        self.mounted
-            .read_exact(&mut [0])
-            .map_err(|_| Fault::said("the root could not be mounted"))?;
+        self.mounted.read_exact(&mut [0]).map_err(|_| Fault::said(storage::NO_ROOT))?;
         unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace")?;
         let root = InRoot::open_root(path)
             .context(|| format!("cannot open the root at {}", path.display()))?;

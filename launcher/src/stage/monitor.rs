@@ -360,9 +360,7 @@ impl Monitor<'_> {
                 add(end, service.process.pidfd.as_fd(), read);
             }
         }
-        for (process, end) in
-            [(&self.storage, Source::StorageEnd), (&self.init, Source::InitEnd)]
-        {
+        for (process, end) in [(&self.storage, Source::StorageEnd), (&self.init, Source::InitEnd)] {
             if let Some(process) = process {
                 if process.ended.is_none() {
                     add(end, process.pidfd.as_fd(), read);
@@ -448,8 +446,9 @@ impl Monitor<'_> {
 
     fn hear_storage(&mut self) -> Result<(), RunError> {
         let Some(channel) = &self.storage_channel else { return Ok(()) };
-        let message =
-            channel.receive::<ToMonitor>().map_err(RunError::os("cannot hear the storage stage"))?;
+        let message = channel
+            .receive::<ToMonitor>()
+            .map_err(RunError::os("cannot hear the storage stage"))?;
         match message.map(|(message, _)| message) {
             None => self.storage_channel = None,
             Some(ToMonitor::Unshared) => self.send_plan()?,
@@ -492,8 +491,7 @@ impl Monitor<'_> {
 
     fn hear_init(&mut self) -> Result<Option<Ended>, RunError> {
         let Some(channel) = &self.init_channel else { return Ok(None) };
-        let message =
-            channel.receive::<ToMonitor>().map_err(RunError::os("cannot hear init"))?;
+        let message = channel.receive::<ToMonitor>().map_err(RunError::os("cannot hear init"))?;
         let Some((message, mut fds)) = message else {
             self.init_channel = None;
             return Ok(None);
@@ -594,13 +592,14 @@ impl Monitor<'_> {
             _ => return error,
         };
         for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
-            let named =
-                matches!(&error, RunError::ServiceDied(name) if *name == service.process.name);
-            let timeout = if named || self.storage_failed(&error, service.process.name) {
-                PollTimeout::from(patience)
-            } else {
-                PollTimeout::ZERO
+            let suspect = match &error {
+                RunError::ServiceDied(name) => *name == service.process.name,
+                RunError::Stage(fault) => {
+                    fault.what == storage::NO_ROOT && service.process.name == "overlayfs-fuse"
+                }
+                _ => false,
             };
+            let timeout = if suspect { PollTimeout::from(patience) } else { PollTimeout::ZERO };
             if !service.process.reap(timeout).unwrap_or(false) {
                 continue;
             }

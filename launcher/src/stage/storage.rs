@@ -21,6 +21,9 @@ use crate::spawn::{self, Kinship, Started, Theirs};
 use crate::sys::process::{self, Forked};
 use crate::sys::{fd, mount as tree};
 
+/// What is said when the overlay failed; it knows better why.
+pub const NO_ROOT: &str = "overlayfs-fuse could not mount the container's root";
+
 /// Goes on as the storage stage, in a process freshly forked from the monitor
 /// (whose number is `monitor`). Does not return.
 pub fn enter(monitor: i32, stdin: Option<BorrowedFd<'_>>, own: &Channel, init: &Channel) -> ! {
@@ -173,8 +176,7 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
             own.send(&ToMonitor::Init(pid), &[]).context(|| "cannot reach the monitor")?;
             drop((init_channel, mounted));
             if let Some(mut overlay) = overlay {
-                spawn::wait_ready(&mut overlay.ready)
-                    .map_err(|_| Fault::said("overlayfs-fuse could not mount the root"))?;
+                spawn::wait_ready(&mut overlay.ready).map_err(|_| Fault::said(NO_ROOT))?;
             }
             let mut tell_mounted = tell_mounted;
             tell_mounted.write_all(&[1]).context(|| "cannot reach the container's init")?;
