@@ -335,11 +335,9 @@ impl Monitor<'_> {
         if let Some(channel) = &self.init_channel {
             add(Source::InitChannel, channel.as_fd(), read);
         }
-        if let Some(relay) = &self.relay {
-            if let Some((master, writing)) = relay.master() {
-                let flags = if writing { read | PollFlags::POLLOUT } else { read };
-                add(Source::Terminal, master, flags);
-            }
+        if let Some((master, writing)) = self.relay.as_ref().and_then(Relay::master) {
+            let flags = if writing { read | PollFlags::POLLOUT } else { read };
+            add(Source::Terminal, master, flags);
         }
         let stdin = io::stdin();
         if self.relay.as_ref().is_some_and(Relay::wants_input) {
@@ -361,10 +359,8 @@ impl Monitor<'_> {
             }
         }
         for (process, end) in [(&self.storage, Source::StorageEnd), (&self.init, Source::InitEnd)] {
-            if let Some(process) = process {
-                if process.ended.is_none() {
-                    add(end, process.pidfd.as_fd(), read);
-                }
+            if let Some(process) = process.as_ref().filter(|process| process.ended.is_none()) {
+                add(end, process.pidfd.as_fd(), read);
             }
         }
         loop {

@@ -44,7 +44,9 @@ pub fn new(
     let context = new_fd(unsafe {
         libc::syscall(libc::SYS_fsopen, kind.as_ptr(), 1 /* FSOPEN_CLOEXEC */)
     })?;
-    for (key, value) in options {
+    // What mount(8) and /proc/self/mounts show as the device.
+    let source = (c"source", Some(kind));
+    for (key, value) in [&source].into_iter().chain(options) {
         let command = if value.is_some() { FSCONFIG_SET_STRING } else { FSCONFIG_SET_FLAG };
         let value = value.map_or(std::ptr::null(), CStr::as_ptr);
         // SAFETY: key and value end in NUL and outlive the call.
