@@ -1,2 +1,29 @@
 //! Entry point: parse, wire, exit.
-fn main() {}
+
+use std::process::ExitCode;
+
+use overlayfs_fuse::cli::{self, Command};
+use overlayfs_fuse::session;
+
+fn main() -> ExitCode {
+    let outcome = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => {
+            print!("{}", cli::USAGE);
+            Ok(())
+        }
+        Ok(Command::Version) => {
+            println!("overlayfs-fuse: version {}", env!("CARGO_PKG_VERSION"));
+            println!("FUSE library version: fuser 0.18");
+            Ok(())
+        }
+        Ok(Command::Mount(mount)) => session::run(*mount),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("overlayfs-fuse: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! A layer that is a directory of the host.
+//!
+//! # Theory of operation
+//! Every access starts at a directory descriptor that was reached with openat2
+//! and `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS`, and then names one component:
+//! nothing in a layer (symbolic links, `..`, magic links) can lead outside of
+//! it, also while it is changed underneath. A layer may contain mount points.
+//!
+//! The descriptors of directories are kept in a bounded least-recently-used
+//! cache by path. The paths of a lower never change; whoever renames or removes
+//! directories of the upper calls [`DirLayer::forget`] or
+//! [`DirLayer::forget_all`] while it keeps others from resolving paths.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+
+use super::{EntryKind, Layer, Listing, Named, RawEntry};
+use crate::error::{During, Error, Result};
+use crate::overlay::whiteout;
+use crate::sys;
+
+/// A directory of the host as a layer.
+#[derive(Debug)]
+pub struct DirLayer {
+    root: Arc<OwnedFd>,
+    dirs: Mutex<Lru>,
+}
+
+/// Open directories by path, the least recently used of which goes first.
+#[derive(Debug)]
+struct Lru {
+    open: HashMap<PathBuf, (Arc<OwnedFd>, u64)>,
+    clock: u64,
+    limit: usize,
+}
+
+impl Lru {
+    fn touch(&mut self, path: &Path) -> Option<Arc<OwnedFd>> {
+        self.clock += 1;
+        let (fd, used) = self.open.get_mut(path)?;
+        *used = self.clock;
+        Some(Arc::clone(fd))
+    }
+
+    fn insert(&mut self, path: &Path, fd: Arc<OwnedFd>) {
+        if self.open.len() >= self.limit {
+            // Drop the older half at once: amortised constant work an insertion.
+            let mut ages: Vec<u64> = self.open.values().map(|(_, used)| *used).collect();
+            let middle = ages.len() / 2;
+            let (_, cut, _) = ages.select_nth_unstable(middle);
+            let cut = *cut;
+            self.open.retain(|_, (_, used)| *used > cut);
+        }
+        self.clock += 1;
+        self.open.insert(path.to_owned(), (fd, self.clock));
+    }
+}
+
+impl DirLayer {
+    /// Opens the layer rooted at `path` (which may be a symbolic link), keeping
+    /// at most `limit` of its directories open.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn open_root(path: &Path, limit: usize) -> nix::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(path, flags, Mode::empty())?;
+        Ok(Self::from_fd(root, limit))
+    }
+
+    /// The layer rooted at an open directory.
+    #[must_use]
+    pub fn from_fd(root: OwnedFd, limit: usize) -> Self {
+        let dirs = Lru { open: HashMap::new(), clock: 0, limit: limit.max(2) };
+        Self { root: Arc::new(root), dirs: Mutex::new(dirs) }
+    }
+
+    /// A descriptor (`O_PATH`) of directory `path`.
+    ///
+    /// # Errors
+    /// `Stale` when it is not there, else what openat2(2) says.
+    pub fn dir(&self, path: &Path) -> Result<Arc<OwnedFd>> {
+        if path.as_os_str().is_empty() {
+            return Ok(Arc::clone(&self.root));
+        }
+        if let Some(fd) = self.lru().touch(path) {
+            return Ok(fd);
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let opened = loop {
+            match openat2(self.root.as_fd(), path, how) {
+                // EAGAIN: a rename raced with the resolution (openat2(2)).
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                other => break other,
+            }
+        };
+        let fd = Arc::new(gone_is_stale(opened, "open a directory of a layer")?);
+        self.lru().insert(path, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    /// Forgets the descriptor of a directory that has been removed.
+    pub fn forget(&self, path: &Path) {
+        self.lru().open.remove(path);
+    }
+
+    /// Forgets all descriptors: a directory was renamed.
+    pub fn forget_all(&self) {
+        self.lru().open.clear();
+    }
+
+    fn lru(&self) -> std::sync::MutexGuard<'_, Lru> {
+        self.dirs.lock().expect("no panic while the cache is locked")
+    }
+
+    /// Opens `name` in `dir` as `O_PATH`, never following it; `dir` itself when
+    /// `name` is empty.
+    ///
+    /// # Errors
+    /// `Stale` when it is not there.
+    pub fn reach(&self, dir: &Path, name: &OsStr) -> Result<Arc<OwnedFd>> {
+        let parent = self.dir(dir)?;
+        if name.is_empty() {
+            return Ok(parent);
+        }
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(parent.as_fd(), name, flags, Mode::empty());
+        Ok(Arc::new(gone_is_stale(fd, "reach a file of a layer")?))
+    }
+}
+
+/// Absence of something seen before means that the layer changed underneath.
+fn gone_is_stale<T>(result: nix::Result<T>, op: &'static str) -> Result<T> {
+    match result {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Err(Error::Stale),
+        other => other.during(op),
+    }
+}
+
+impl Layer for DirLayer {
+    fn root(&self) -> Result<FileStat> {
+        fstat(self.root.as_fd()).during("stat the root of a layer")
+    }
+
+    fn list(&self, dir: &Path) -> Result<Listing> {
+        let parent = self.dir(dir)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = openat(parent.as_fd(), ".", flags, Mode::empty());
+        let fd = gone_is_stale(fd, "open a directory for reading")?;
+        let marks = whiteout::dir_marks(fd.as_fd())?;
+        let mut stream = Dir::from_fd(fd).during("read a directory")?;
+        let mut out = Listing { entries: Vec::new(), opaque: marks.opaque };
+        for entry in stream.iter() {
+            let entry = entry.during("read a directory")?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            if let Some(marker) = whiteout::Marker::parse(name) {
+                match marker {
+                    whiteout::Marker::Opaque => out.opaque = true,
+                    whiteout::Marker::Hides(name) => out
+                        .entries
+                        .push(RawEntry { name: name.to_owned(), kind: EntryKind::Whiteout }),
+                    whiteout::Marker::Reserved => {}
+                }
+                continue;
+            }
+            let kind = match entry.file_type() {
+                Some(Type::Directory) => EntryKind::Object(libc::S_IFDIR),
+                Some(Type::Symlink) => EntryKind::Object(libc::S_IFLNK),
+                Some(Type::Fifo) => EntryKind::Object(libc::S_IFIFO),
+                Some(Type::Socket) => EntryKind::Object(libc::S_IFSOCK),
+                Some(Type::BlockDevice) => EntryKind::Object(libc::S_IFBLK),
+                Some(Type::File) if !marks.xattr_whiteouts => EntryKind::Object(libc::S_IFREG),
+                // A character device may be a whiteout, an unknown type anything.
+                Some(Type::CharacterDevice | Type::File) | None => {
+                    match fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                        Ok(stat) => {
+                            if whiteout::is_whiteout(
+                                parent.as_fd(),
+                                name,
+                                &stat,
+                                marks.xattr_whiteouts,
+                            )? {
+                                EntryKind::Whiteout
+                            } else {
+                                EntryKind::Object(stat.st_mode & libc::S_IFMT)
+                            }
+                        }
+                        Err(Errno::ENOENT) => continue,
+                        Err(errno) => return Err(Error::Layer { op: "stat an entry", errno }),
+                    }
+                }
+            };
+            out.entries.push(RawEntry { name: name.to_owned(), kind });
+        }
+        Ok(out)
+    }
+
+    fn find(&self, dir: &Path, name: &OsStr) -> Result<Named> {
+        let parent = match self.dir(dir) {
+            Err(Error::Stale) => return Ok(Named::Absent),
+            other => other?,
+        };
+        match fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+                    let opaque = whiteout::is_opaque(parent.as_fd(), name)?;
+                    return Ok(Named::Present(stat, opaque));
+                }
+                // Only an empty file can be a whiteout made of attributes.
+                let empty = stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_size == 0;
+                let by_attribute = empty && whiteout::dir_marks(parent.as_fd())?.xattr_whiteouts;
+                if whiteout::is_whiteout(parent.as_fd(), name, &stat, by_attribute)? {
+                    Ok(Named::Whiteout)
+                } else {
+                    Ok(Named::Present(stat, false))
+                }
+            }
+            Err(Errno::ENOENT) => {
+                let marker = whiteout::marker_name(name);
+                match fstatat(parent.as_fd(), marker.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    Ok(_) => Ok(Named::Whiteout),
+                    Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(Named::Absent),
+                    Err(errno) => Err(Error::Layer { op: "look for a whiteout", errno }),
+                }
+            }
+            Err(errno) => Err(Error::Layer { op: "look up a name", errno }),
+        }
+    }
+
+    fn stat(&self, dir: &Path, name: &OsStr) -> Result<FileStat> {
+        let parent = self.dir(dir)?;
+        if name.is_empty() {
+            return fstat(parent.as_fd()).during("stat a directory");
+        }
+        let stat = fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        gone_is_stale(stat, "stat a file")
+    }
+
+    fn open(&self, dir: &Path, name: &OsStr) -> Result<OwnedFd> {
+        let parent = self.dir(dir)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        // Reading through the union must not change the layer's access times
+        // where that can be avoided (only an owner may ask for it).
+        match openat(parent.as_fd(), name, flags | OFlag::O_NOATIME, Mode::empty()) {
+            Err(Errno::EPERM) => {}
+            other => return gone_is_stale(other, "open a file"),
+        }
+        gone_is_stale(openat(parent.as_fd(), name, flags, Mode::empty()), "open a file")
+    }
+
+    fn readlink(&self, dir: &Path, name: &OsStr) -> Result<OsString> {
+        let parent = self.dir(dir)?;
+        gone_is_stale(readlinkat(parent.as_fd(), name), "read a symbolic link")
+    }
+
+    fn getxattr(&self, dir: &Path, name: &OsStr, attr: &OsStr) -> Result<Vec<u8>> {
+        let file = self.reach(dir, name)?;
+        match sys::getxattr(file.as_fd(), attr) {
+            Err(Errno::ENODATA) => Err(Error::NoAttribute),
+            other => other.during("get an extended attribute"),
+        }
+    }
+
+    fn listxattr(&self, dir: &Path, name: &OsStr) -> Result<Vec<OsString>> {
+        let file = self.reach(dir, name)?;
+        match sys::listxattr(file.as_fd()) {
+            Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
+            other => other.during("list extended attributes"),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Attributes: status, owner, mode, times, size, extended attributes, link targets.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchownat, ftruncate};
+
+use super::handle::Handle;
+use super::inode::{Ino, Lower, Node, UpperAt};
+use super::xattr::{OverrideStat, Permissions, is_private};
+use super::{Attr, Overlay};
+use crate::error::{During, Error, Result};
+use crate::sys;
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The time of the change.
+    Now,
+    /// Seconds since 1970 and nanoseconds.
+    At(i64, u32),
+}
+
+/// What setattr is to change; owners as shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: Option<SetTime>,
+    /// Time of last change of the data.
+    pub mtime: Option<SetTime>,
+    /// The caller lacks the privilege to keep set-id bits when it changes data.
+    pub drop_set_id: bool,
+}
+
+/// Changes the mode of whatever `fd` refers to, `O_PATH` descriptors included.
+pub(crate) fn chmod_fd(fd: BorrowedFd<'_>, mode: Mode) -> nix::Result<()> {
+    fchmodat(AT_FDCWD, sys::fd_path(fd).as_c_str(), mode, FchmodatFlags::FollowSymlink)
+}
+
+/// Sets the times of whatever `fd` refers to, a symbolic link included: a magic
+/// link is followed to the object and no further (proc(5)).
+pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
+    let path = sys::fd_path(fd);
+    utimensat(AT_FDCWD, path.as_c_str(), atime, mtime, UtimensatFlags::FollowSymlink)
+}
+
+/// The set-id bits that a change of data by the unprivileged clears (inode(7)).
+pub(crate) fn without_set_id(mode: u32) -> u32 {
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
+fn time_spec(time: Option<SetTime>) -> TimeSpec {
+    match time {
+        None => TimeSpec::UTIME_OMIT,
+        Some(SetTime::Now) => TimeSpec::UTIME_NOW,
+        Some(SetTime::At(s, ns)) => TimeSpec::new(s, i64::from(ns)),
+    }
+}
+
+impl Overlay {
+    /// Attributes of a node.
+    ///
+    /// # Errors
+    /// What the layers say.
+    pub fn getattr(&self, id: Ino) -> Result<Attr> {
+        let node = self.node(id)?;
+        let _tree = self.tree_shared();
+        self.attr(&node)
+    }
+
+    /// Attributes of a node. The tree lock is held.
+    pub(crate) fn attr(&self, node: &Arc<Node>) -> Result<Attr> {
+        if let Some(spot) = self.upper_spot(node)? {
+            let stat = match spot.stat() {
+                Err(Errno::ENOENT) => Err(Error::Stale),
+                other => other.during("stat a file of the upper"),
+            }?;
+            let kept = self.kept_by_spot(&spot, &stat)?;
+            return Ok(self.attr_of(node, &stat, kept.as_ref(), true));
+        }
+        let (layer, path, name) = lower_of(node)?;
+        let stat = self.lowers[layer].stat(&path, &name)?;
+        let kept = self.kept_in_lower(layer, &path, &name)?;
+        Ok(self.attr_of(node, &stat, kept.as_ref(), false))
+    }
+
+    fn kept_by_spot(
+        &self,
+        spot: &super::upper::Spot,
+        stat: &FileStat,
+    ) -> Result<Option<OverrideStat>> {
+        let kind = stat.st_mode & libc::S_IFMT;
+        if self.options.permissions.names().is_empty()
+            || (kind != libc::S_IFREG && kind != libc::S_IFDIR)
+        {
+            return Ok(None);
+        }
+        match spot {
+            super::upper::Spot::At(dir, name) => {
+                self.kept(|a| sys::getxattr_at(dir.as_fd(), name, OsStr::new(a)))
+            }
+            super::upper::Spot::Fd(fd) => self.kept(|a| sys::getxattr(fd.as_fd(), OsStr::new(a))),
+        }
+    }
+
+    /// Changes attributes; the object is copied up first, without the data that
+    /// a new size cuts off.
+    ///
+    /// # Errors
+    /// What the layers say. Changes made before the failing one stay.
+    pub fn setattr(&self, id: Ino, handle: Option<u64>, changes: &Changes) -> Result<Attr> {
+        let node = self.node(id)?;
+        self.copy_up(&node, changes.size)?;
+        let handle = handle.and_then(|h| self.handles.find(h));
+        let _tree = self.tree_shared();
+        let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
+        let object = spot.reach().during("reach a file of the upper")?;
+        let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
+        let kept = self.kept_by_spot(&spot, &stat)?;
+        if let Some(size) = changes.size {
+            self.resize(&node, handle.as_deref(), &spot, size)?;
+        }
+        if self.options.permissions == Permissions::Inode || node.kind == libc::S_IFLNK {
+            self.change_inode(object.as_fd(), &node, changes)?;
+        } else {
+            self.change_kept(object.as_fd(), &node, &stat, kept, changes)?;
+        }
+        if changes.atime.is_some() || changes.mtime.is_some() {
+            set_times(object.as_fd(), &time_spec(changes.atime), &time_spec(changes.mtime))
+                .during("set times")?;
+        }
+        self.attr(&node)
+    }
+
+    fn resize(
+        &self,
+        node: &Arc<Node>,
+        handle: Option<&Handle>,
+        spot: &super::upper::Spot,
+        size: u64,
+    ) -> Result<()> {
+        let size = i64::try_from(size)
+            .map_err(|_| Error::Layer { op: "change the size of a file", errno: Errno::EFBIG })?;
+        // By the open file where there is one: it may be the only way to write.
+        if let Some(handle) = handle
+            && handle.writes
+        {
+            let file = self.file_of(node, handle)?;
+            return ftruncate(file.as_fd(), size).during("change the size of a file");
+        }
+        let file = spot
+            .open(OFlag::O_WRONLY | OFlag::O_NONBLOCK)
+            .during("open a file to change its size")?;
+        ftruncate(&file, size).during("change the size of a file")
+    }
+
+    fn change_inode(
+        &self,
+        object: BorrowedFd<'_>,
+        node: &Arc<Node>,
+        changes: &Changes,
+    ) -> Result<()> {
+        let owners = &self.options.owners;
+        let uid = changes.uid.map(|id| owners.disk_uid(id)).transpose()?.flatten();
+        let gid = changes.gid.map(|id| owners.disk_gid(id)).transpose()?.flatten();
+        if uid.is_some() || gid.is_some() {
+            fchownat(
+                object,
+                "",
+                uid.map(Uid::from_raw),
+                gid.map(Gid::from_raw),
+                AtFlags::AT_EMPTY_PATH,
+            )
+            .during("change the owner")?;
+        }
+        if let Some(mode) = changes.mode {
+            chmod_fd(object, Mode::from_bits_truncate(mode & 0o7777)).during("change the mode")?;
+        } else if changes.size.is_some() && changes.drop_set_id && node.kind == libc::S_IFREG {
+            let mode = fstat(object).during("stat a file of the upper")?.st_mode & 0o7777;
+            if without_set_id(mode) != mode {
+                chmod_fd(object, Mode::from_bits_truncate(without_set_id(mode)))
+                    .during("clear the set-id bits")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Owner and mode live in an attribute: what chown(2) and chmod(2) would
+    /// do to the inode is done to it.
+    fn change_kept(
+        &self,
+        object: BorrowedFd<'_>,
+        node: &Arc<Node>,
+        stat: &FileStat,
+        kept: Option<OverrideStat>,
+        changes: &Changes,
+    ) -> Result<()> {
+        let owners = &self.options.owners;
+        let old = kept.unwrap_or(OverrideStat {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mode: stat.st_mode & 0o7777,
+            kind: Some(node.kind),
+            rdev: stat.st_rdev,
+        });
+        let mut new = old;
+        if let Some(uid) = changes.uid {
+            new.uid = owners.disk_uid(uid)?.unwrap_or(old.uid);
+        }
+        if let Some(gid) = changes.gid {
+            new.gid = owners.disk_gid(gid)?.unwrap_or(old.gid);
+        }
+        let chown = changes.uid.is_some() || changes.gid.is_some();
+        let written = changes.size.is_some() && changes.drop_set_id;
+        if !node.is_dir() && (chown || written) {
+            new.mode = without_set_id(new.mode);
+        }
+        if let Some(mode) = changes.mode {
+            new.mode = mode & 0o7777;
+            let floor = if node.is_dir() { 0o700 } else { 0o600 };
+            chmod_fd(object, Mode::from_bits_truncate(mode & 0o777 | floor))
+                .during("change the mode")?;
+        }
+        if new == old && kept.is_some() {
+            return Ok(());
+        }
+        self.keep(object, node.kind, &new)
+    }
+
+    /// Clears set-id bits after a write by an unprivileged caller.
+    pub(crate) fn drop_set_id(&self, node: &Arc<Node>) -> Result<()> {
+        let _tree = self.tree_shared();
+        let Some(spot) = self.upper_spot(node)? else { return Ok(()) };
+        let object = spot.reach().during("reach a file of the upper")?;
+        let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
+        if let Some(kept) = self.kept_by_spot(&spot, &stat)? {
+            let mode = without_set_id(kept.mode);
+            if mode != kept.mode {
+                self.keep(object.as_fd(), node.kind, &OverrideStat { mode, ..kept })?;
+            }
+            return Ok(());
+        }
+        let mode = stat.st_mode & 0o7777;
+        if without_set_id(mode) == mode {
+            return Ok(());
+        }
+        chmod_fd(object.as_fd(), Mode::from_bits_truncate(without_set_id(mode)))
+            .during("clear the set-id bits")
+    }
+
+    /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// `Invalid` for anything else, or what the layers say.
+    pub fn readlink(&self, id: Ino) -> Result<OsString> {
+        let node = self.node(id)?;
+        if node.kind != libc::S_IFLNK {
+            return Err(Error::Invalid("not a symbolic link"));
+        }
+        let _tree = self.tree_shared();
+        if let Some(spot) = self.upper_spot(&node)? {
+            let object = spot.reach().during("reach a symbolic link")?;
+            let stat = fstat(object.as_fd()).during("stat a symbolic link")?;
+            if stat.st_mode & libc::S_IFMT == libc::S_IFREG {
+                return self.link_in_file(spot.open(OFlag::O_RDONLY).during("open a link")?);
+            }
+            return nix::fcntl::readlinkat(object.as_fd(), "").during("read a symbolic link");
+        }
+        let (layer, path, name) = lower_of(&node)?;
+        let lower = &self.lowers[layer];
+        if lower.stat(&path, &name)?.st_mode & libc::S_IFMT == libc::S_IFREG {
+            return self.link_in_file(lower.open(&path, &name)?);
+        }
+        lower.readlink(&path, &name)
+    }
+
+    /// A link whose type is kept in an attribute: the target is the content.
+    fn link_in_file(&self, file: std::os::fd::OwnedFd) -> Result<OsString> {
+        let mut target = vec![0u8; 4096];
+        let n = nix::sys::uio::pread(&file, &mut target, 0).during("read a symbolic link")?;
+        target.truncate(n);
+        Ok(OsString::from_vec(target))
+    }
+
+    /// Value of an extended attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`, or what the layers say.
+    pub fn getxattr(&self, id: Ino, name: &OsStr) -> Result<Vec<u8>> {
+        self.check_attribute(name, Error::NoAttribute)?;
+        let node = self.node(id)?;
+        let _tree = self.tree_shared();
+        if let Some(spot) = self.upper_spot(&node)? {
+            let value = match &spot {
+                super::upper::Spot::At(dir, file) => sys::getxattr_at(dir.as_fd(), file, name),
+                super::upper::Spot::Fd(fd) => sys::getxattr(fd.as_fd(), name),
+            };
+            return match value {
+                Err(Errno::ENODATA) => Err(Error::NoAttribute),
+                other => other.during("get an extended attribute"),
+            };
+        }
+        let (layer, path, file) = lower_of(&node)?;
+        self.lowers[layer].getxattr(&path, &file, name)
+    }
+
+    /// Names of the extended attributes, without ours.
+    ///
+    /// # Errors
+    /// What the layers say.
+    pub fn listxattr(&self, id: Ino) -> Result<Vec<OsString>> {
+        if self.options.no_xattrs {
+            return Err(Error::Unsupported("extended attributes are switched off"));
+        }
+        let node = self.node(id)?;
+        let _tree = self.tree_shared();
+        let mut names = if let Some(spot) = self.upper_spot(&node)? {
+            let object = spot.reach().during("reach a file of the upper")?;
+            match sys::listxattr(object.as_fd()) {
+                Err(Errno::EOPNOTSUPP) => Vec::new(),
+                other => other.during("list extended attributes")?,
+            }
+        } else {
+            let (layer, path, file) = lower_of(&node)?;
+            self.lowers[layer].listxattr(&path, &file)?
+        };
+        names.retain(|n| !is_private(n));
+        Ok(names)
+    }
+
+    /// Sets an extended attribute; `flags` as setxattr(2).
+    ///
+    /// # Errors
+    /// `NotPermitted` for ours, or what the layers say.
+    pub fn setxattr(&self, id: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        self.check_attribute(name, Error::NotPermitted("the attribute is reserved"))?;
+        let node = self.node(id)?;
+        self.copy_up(&node, None)?;
+        let _tree = self.tree_shared();
+        let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
+        let object = spot.reach().during("reach a file of the upper")?;
+        sys::setxattr(object.as_fd(), name, value, flags).during("set an extended attribute")
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`, or what the layers say.
+    pub fn removexattr(&self, id: Ino, name: &OsStr) -> Result<()> {
+        self.check_attribute(name, Error::NoAttribute)?;
+        // Looking first saves a copy-up for what is not there.
+        self.getxattr(id, name)?;
+        let node = self.node(id)?;
+        self.copy_up(&node, None)?;
+        let _tree = self.tree_shared();
+        let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
+        let object = spot.reach().during("reach a file of the upper")?;
+        match sys::removexattr(object.as_fd(), name) {
+            Err(Errno::ENODATA) => Err(Error::NoAttribute),
+            other => other.during("remove an extended attribute"),
+        }
+    }
+
+    fn check_attribute(&self, name: &OsStr, private: Error) -> Result<()> {
+        if self.options.no_xattrs {
+            return Err(Error::Unsupported("extended attributes are switched off"));
+        }
+        if is_private(name) { Err(private) } else { Ok(()) }
+    }
+}
+
+/// Layer, directory and name of a node that lives in a lower.
+pub(crate) fn lower_of(node: &Node) -> Result<(usize, Arc<Path>, OsString)> {
+    let body = node.body();
+    match &body.lower {
+        Lower::File(layer, path, name) => Ok((*layer, Arc::clone(path), name.clone())),
+        Lower::Dirs(dirs, _) => {
+            let first = dirs.first().ok_or(Error::Stale)?;
+            Ok((first.layer, Arc::clone(&first.path), OsString::new()))
+        }
+        Lower::None => {
+            debug_assert!(!matches!(body.upper, UpperAt::None));
+            Err(Error::Stale)
+        }
+    }
+}

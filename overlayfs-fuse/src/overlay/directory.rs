@@ -1,0 +1,278 @@
+//! Merged directories: their index, and reading them.
+//!
+//! # Theory of operation
+//! The first reader of a directory merges its layers into an index that stays
+//! with the node and is kept up to date by every later change. A name keeps its
+//! cookie as long as it exists, so that reading may go on at any cookie while
+//! names come and go: each name that is there all along is seen exactly once,
+//! also by a reader that shares the kernel's cached pages with another. Cookies
+//! are never reused while the node is known.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::inode::{Ino, Lower, LowerDir, Node};
+use super::merge::{MergedEntry, merge};
+use super::{Attr, Found, Overlay};
+use crate::error::{Error, Result};
+use crate::layer::Layer;
+
+/// Cookies 1 and 2 are `.` and `..`.
+pub(crate) const FIRST_COOKIE: u64 = 3;
+
+/// State of a directory; its lock is the lock for changing names in it.
+#[derive(Debug, Default)]
+pub(crate) struct DirState {
+    index: Option<DirIndex>,
+    /// Survives the index, so that cookies are not reused.
+    next: u64,
+}
+
+#[derive(Debug)]
+struct DirIndex {
+    entries: BTreeMap<u64, IndexEntry>,
+    cookies: HashMap<Arc<OsStr>, u64>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct IndexEntry {
+    pub(crate) name: Arc<OsStr>,
+    /// `S_IFMT` bits.
+    pub(crate) kind: u32,
+    /// The topmost lower that has it; `None`: only the upper.
+    pub(crate) lower: Option<usize>,
+}
+
+/// What the index knows about a name.
+pub(crate) enum Indexed {
+    /// There is no index.
+    Unknown,
+    /// The directory has no such name.
+    Absent,
+    /// It has, in this lower and perhaps in the upper.
+    Present(Option<usize>),
+}
+
+impl DirState {
+    pub(crate) fn look(&self, name: &OsStr) -> Indexed {
+        let Some(index) = &self.index else { return Indexed::Unknown };
+        match index.cookies.get(name).and_then(|c| index.entries.get(c)) {
+            Some(entry) => Indexed::Present(entry.lower),
+            None => Indexed::Absent,
+        }
+    }
+
+    /// A name was made, or replaced by one of the upper.
+    pub(crate) fn add(&mut self, name: &OsStr, kind: u32) {
+        let Some(index) = &mut self.index else { return };
+        if let Some(cookie) = index.cookies.get(name)
+            && let Some(entry) = index.entries.get_mut(cookie)
+        {
+            entry.kind = kind;
+            entry.lower = None;
+            return;
+        }
+        let name: Arc<OsStr> = name.into();
+        let cookie = self.next;
+        self.next += 1;
+        index.cookies.insert(Arc::clone(&name), cookie);
+        index.entries.insert(cookie, IndexEntry { name, kind, lower: None });
+    }
+
+    pub(crate) fn remove(&mut self, name: &OsStr) {
+        let Some(index) = &mut self.index else { return };
+        if let Some(cookie) = index.cookies.remove(name) {
+            index.entries.remove(&cookie);
+        }
+    }
+
+    fn fill(&mut self, merged: Vec<(MergedEntry, Option<usize>)>) {
+        self.next = self.next.max(FIRST_COOKIE);
+        let mut index =
+            DirIndex { entries: BTreeMap::new(), cookies: HashMap::with_capacity(merged.len()) };
+        for (entry, lower) in merged {
+            let name: Arc<OsStr> = entry.name.into();
+            index.cookies.insert(Arc::clone(&name), self.next);
+            index.entries.insert(self.next, IndexEntry { name, kind: entry.kind, lower });
+            self.next += 1;
+        }
+        self.index = Some(index);
+    }
+}
+
+impl Overlay {
+    /// Makes sure that `state` (of `node`, locked) has its index.
+    pub(crate) fn index(&self, node: &Arc<Node>, state: &mut DirState) -> Result<()> {
+        if state.index.is_some() {
+            return Ok(());
+        }
+        let (upper, lowers) = self.dir_layers(node)?;
+        let mut listings = Vec::with_capacity(lowers.len() + 1);
+        // Which lower each listing is of; `None` is the upper.
+        let mut of = Vec::with_capacity(lowers.len() + 1);
+        let mut open = true;
+        if let Some(path) = &upper
+            && let Some(up) = &self.upper
+        {
+            let listing = up.layer.list(path)?;
+            // What hides the lowers was decided at lookup, for the node; a mark
+            // that appeared since says nothing new.
+            listings.push(listing);
+            of.push(None);
+        }
+        for dir in lowers.iter() {
+            if !open {
+                break;
+            }
+            let mut listing = self.lowers[dir.layer].list(&dir.path)?;
+            if self.options.public_lower {
+                self.drop_private(dir, &mut listing)?;
+            }
+            open = !listing.opaque;
+            listings.push(listing);
+            of.push(Some(dir.layer));
+        }
+        let merged = merge(listings);
+        state.fill(
+            merged
+                .into_iter()
+                .map(|entry| {
+                    let lower = of[entry.top];
+                    (entry, lower)
+                })
+                .collect(),
+        );
+        Ok(())
+    }
+
+    /// What not every user of the host may read is not there; it still hides
+    /// what is below it, as it would if it could be seen.
+    fn drop_private(&self, dir: &LowerDir, listing: &mut crate::layer::Listing) -> Result<()> {
+        use crate::layer::EntryKind;
+        for entry in &mut listing.entries {
+            if let EntryKind::Object(kind) = entry.kind
+                && kind != libc::S_IFDIR
+                && kind != libc::S_IFLNK
+            {
+                match self.lowers[dir.layer].stat(&dir.path, &entry.name) {
+                    Ok(stat) if super::lookup::is_public(&stat) => {}
+                    Ok(_) | Err(Error::Stale) => entry.kind = EntryKind::Whiteout,
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a directory (locked) shows no name.
+    pub(crate) fn is_empty(&self, node: &Arc<Node>, state: &mut DirState) -> Result<bool> {
+        self.index(node, state)?;
+        Ok(state.index.as_ref().is_none_or(|i| i.entries.is_empty()))
+    }
+
+    /// The names after `cookie`, at most `limit`.
+    fn entries_after(
+        &self,
+        node: &Arc<Node>,
+        cookie: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, IndexEntry)>> {
+        let _tree = self.tree_shared();
+        let mut state = node.dir_state().ok_or(Error::NotDirectory)?;
+        self.index(node, &mut state)?;
+        let Some(index) = &state.index else { return Ok(Vec::new()) };
+        let after = cookie.saturating_add(1)..;
+        Ok(index.entries.range(after).take(limit).map(|(c, e)| (*c, e.clone())).collect())
+    }
+
+    /// The upper path of a directory, if it has one, and its lower directories.
+    pub(crate) fn dir_layers(
+        &self,
+        node: &Arc<Node>,
+    ) -> Result<(Option<std::path::PathBuf>, Arc<[LowerDir]>)> {
+        let (upper, lowers) = {
+            let body = node.body();
+            let lowers = match &body.lower {
+                Lower::Dirs(dirs, false) => Arc::clone(dirs),
+                Lower::Dirs(_, true) | Lower::None => Arc::from([]),
+                Lower::File(..) => return Err(Error::NotDirectory),
+            };
+            (body.upper.clone(), lowers)
+        };
+        match upper {
+            super::inode::UpperAt::None => Ok((None, lowers)),
+            super::inode::UpperAt::Named => Ok((Some(self.upper_path(node)?), lowers)),
+            // A removed directory has no names.
+            _ => Ok((None, Arc::from([]))),
+        }
+    }
+
+    /// Reads a directory from after `cookie` (0: from the start), handing each
+    /// entry to `add` until it says that it has no room. With `count` each entry
+    /// but `.` and `..` gets a lookup counted if it was taken.
+    ///
+    /// # Errors
+    /// What the layers say. An entry that vanished meanwhile is left out.
+    pub fn read_dir(
+        &self,
+        id: Ino,
+        cookie: u64,
+        count: bool,
+        add: &mut dyn FnMut(u64, &OsStr, &Attr) -> bool,
+    ) -> Result<()> {
+        const BATCH: usize = 128;
+        let node = self.node(id)?;
+        let mut at = cookie;
+        if at < 1 {
+            let attr = self.getattr(id)?;
+            if !add(1, OsStr::new("."), &attr) {
+                return Ok(());
+            }
+            at = 1;
+        }
+        if at < 2 {
+            let parent = node.body().place.as_ref().map_or(id, |(p, _)| p.id);
+            let attr = self.getattr(parent)?;
+            if !add(2, OsStr::new(".."), &attr) {
+                return Ok(());
+            }
+            at = 2;
+        }
+        loop {
+            let entries = self.entries_after(&node, at, BATCH)?;
+            let last = entries.len() < BATCH;
+            for (cookie, entry) in entries {
+                at = cookie;
+                let found = match self.entry(&node, &entry) {
+                    Ok(Some(found)) => found,
+                    Ok(None) | Err(Error::Stale) => continue,
+                    Err(e) => return Err(e),
+                };
+                let (child, attr) = self.intern(found, count);
+                if !add(cookie, &entry.name, &attr) {
+                    if count {
+                        let id = child.id;
+                        drop(child);
+                        self.inodes.forget(id, 1);
+                    } else {
+                        self.inodes.purge(child);
+                    }
+                    return Ok(());
+                }
+                if !count {
+                    self.inodes.purge(child);
+                }
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One entry of a directory as lookup gives it, for `readdirplus`.
+    fn entry(&self, dir: &Arc<Node>, entry: &IndexEntry) -> Result<Option<Found>> {
+        let _tree = self.tree_shared();
+        self.find(dir, &entry.name, entry.lower)
+    }
+}

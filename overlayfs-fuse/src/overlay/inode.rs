@@ -1,0 +1,377 @@
+//! The inode table: what the kernel knows, by node id.
+//!
+//! # Theory of operation
+//! A [`Node`] is one object of the union. Its id is also its `st_ino`. It is
+//! derived from the object's *origin*, which does not change when the object is
+//! copied up: the topmost lower that has it, or the upper for objects born
+//! there. Id = device number's index `<< 48` | inode number; whatever does not
+//! fit, or would collide, gets an id of its own from [`ALLOCATED`], found again
+//! through an [`AltKey`].
+//!
+//! A node stays in the table as long as the kernel holds lookups on it, or
+//! another node or handle refers to it. So for one object there is never more
+//! than one node, which is what makes its locks mean something.
+//!
+//! Lock order: tree → directory states (by node id) → node's copy lock → table →
+//! body. A body is locked for a few instructions only, never over a system call.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::directory::DirState;
+
+/// A node id and inode number.
+pub type Ino = u64;
+
+/// The root of the union (`FUSE_ROOT_ID`).
+pub const ROOT: Ino = 1;
+
+const INO_BITS: u32 = 48;
+/// Index of the ids that stand for no inode number of a device.
+const ALLOCATED: u64 = 0xffff << INO_BITS;
+
+/// Where the upper copy of a node is.
+#[derive(Clone, Debug)]
+pub(crate) enum UpperAt {
+    /// There is none: the node lives in a lower layer.
+    None,
+    /// Under the node's place.
+    Named,
+    /// In the index of copied-up hard links, under this key.
+    Linked(OsString),
+    /// Reachable by this descriptor only: its last known name is gone.
+    Held(Arc<OwnedFd>),
+}
+
+/// A directory of one lower layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LowerDir {
+    pub(crate) layer: usize,
+    pub(crate) path: Arc<Path>,
+}
+
+/// Where the lower part of a node is.
+#[derive(Clone, Debug)]
+pub(crate) enum Lower {
+    None,
+    /// Anything but a directory: layer, directory, name.
+    File(usize, Arc<Path>, OsString),
+    /// The directories that are merged, topmost first. `blank`: the topmost may
+    /// not be seen into, the directory is shown empty.
+    Dirs(Arc<[LowerDir]>, bool),
+}
+
+/// Device and inode number.
+pub(crate) type DevIno = (u64, u64);
+
+/// A second way to find a node, for those whose id does not follow from the
+/// device and inode number at hand.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AltKey {
+    /// An inode number that does not fit.
+    Raw(DevIno),
+    /// An object of the upper whose node is known by another id.
+    Upper(DevIno),
+    /// A place in a lower whose natural id was taken.
+    Place(usize, PathBuf),
+}
+
+/// The changeable part of a node.
+#[derive(Debug)]
+pub(crate) struct Body {
+    /// Parent and name; `None` for the root and for what has no known name left.
+    pub(crate) place: Option<(Arc<Node>, OsString)>,
+    pub(crate) upper: UpperAt,
+    pub(crate) upper_ino: Option<DevIno>,
+    pub(crate) lower: Lower,
+    /// What to add to the link count found on disk.
+    pub(crate) nlink_delta: i64,
+    alts: Vec<AltKey>,
+}
+
+/// One object of the union.
+#[derive(Debug)]
+pub struct Node {
+    /// Node id and `st_ino`.
+    pub id: Ino,
+    /// `S_IFMT` bits, as shown.
+    pub kind: u32,
+    /// Counts copy-ups: an open file whose epoch differs must be opened again.
+    pub(crate) epoch: AtomicU32,
+    body: Mutex<Body>,
+    /// Held while the node is copied up: one copy at a time.
+    pub(crate) copying: Mutex<()>,
+    dir: Option<Box<Mutex<DirState>>>,
+}
+
+impl Node {
+    pub(crate) fn body(&self) -> MutexGuard<'_, Body> {
+        self.body.lock().expect("no panic while a body is locked")
+    }
+
+    /// State and mutation lock of a directory; `None` for anything else.
+    pub(crate) fn dir_state(&self) -> Option<MutexGuard<'_, DirState>> {
+        let state = self.dir.as_ref()?;
+        Some(state.lock().expect("no panic while a directory is locked"))
+    }
+
+    /// Whether it is a directory.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        self.kind == libc::S_IFDIR
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+}
+
+/// What lookup found, from which a node is found or made.
+pub(crate) struct Identity {
+    pub(crate) kind: u32,
+    /// Whose inode number the id is made of.
+    pub(crate) origin: DevIno,
+    /// The object in the upper, if it is there.
+    pub(crate) upper_ino: Option<DevIno>,
+    pub(crate) upper: UpperAt,
+    pub(crate) lower: Lower,
+    pub(crate) nlink_delta: i64,
+    pub(crate) place: (Arc<Node>, OsString),
+    /// It is one of several hard links in the lower.
+    pub(crate) lower_links: bool,
+}
+
+struct Slot {
+    node: Arc<Node>,
+    lookups: u64,
+}
+
+struct Table {
+    nodes: HashMap<Ino, Slot>,
+    alt: HashMap<AltKey, Ino>,
+    devices: Vec<u64>,
+    allocated: u64,
+}
+
+/// The table.
+pub(crate) struct Inodes {
+    table: Mutex<Table>,
+}
+
+impl Inodes {
+    /// A table with its root; `devices` are those of the layers, the upper last,
+    /// so that ids are the same at the next mount.
+    pub(crate) fn new(devices: Vec<u64>, root: (UpperAt, Option<DevIno>, Lower)) -> Self {
+        let (upper, upper_ino, lower) = root;
+        let body = Body { place: None, upper, upper_ino, lower, nlink_delta: 0, alts: Vec::new() };
+        let root = new_node(ROOT, libc::S_IFDIR, body);
+        let mut table =
+            Table { nodes: HashMap::new(), alt: HashMap::new(), devices: Vec::new(), allocated: 0 };
+        for device in devices {
+            table.device_index(device);
+        }
+        // The root is never forgotten: one lookup more than the kernel returns.
+        table.nodes.insert(ROOT, Slot { node: root, lookups: 1 });
+        Self { table: Mutex::new(table) }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("no panic while the table is locked")
+    }
+
+    pub(crate) fn get(&self, id: Ino) -> Option<Arc<Node>> {
+        self.table().nodes.get(&id).map(|s| Arc::clone(&s.node))
+    }
+
+    /// Nodes in the table.
+    pub(crate) fn len(&self) -> usize {
+        self.table().nodes.len()
+    }
+
+    /// The node of an object, made if need be; `count` adds a lookup to it.
+    pub(crate) fn intern(&self, found: Identity, count: bool) -> Arc<Node> {
+        let mut table = self.table();
+        let id = table.id_of(&found);
+        if let Some(slot) = table.nodes.get_mut(&id.0) {
+            slot.lookups += u64::from(count);
+            let node = Arc::clone(&slot.node);
+            let mut body = node.body();
+            // A name for what was only held, or a fresher one.
+            if !node.is_dir() && node.id != ROOT {
+                if let (UpperAt::Held(_), UpperAt::Named) = (&body.upper, &found.upper) {
+                    body.upper = UpperAt::Named;
+                    body.place = Some(found.place);
+                } else if body.place.is_none() {
+                    body.place = Some(found.place);
+                }
+            }
+            drop(body);
+            return node;
+        }
+        let (id, alt) = id;
+        let body = Body {
+            place: Some(found.place),
+            upper: found.upper,
+            upper_ino: found.upper_ino,
+            lower: found.lower,
+            nlink_delta: found.nlink_delta,
+            alts: alt.iter().cloned().collect(),
+        };
+        let node = new_node(id, found.kind, body);
+        if let Some(alt) = alt {
+            table.alt.insert(alt, id);
+        }
+        table.nodes.insert(id, Slot { node: Arc::clone(&node), lookups: u64::from(count) });
+        node
+    }
+
+    /// From now on the object `upper` of the upper is known to be `node`.
+    pub(crate) fn alias(&self, node: &Arc<Node>, upper: DevIno) {
+        let key = AltKey::Upper(upper);
+        let mut table = self.table();
+        table.alt.insert(key.clone(), node.id);
+        let mut body = node.body();
+        body.upper_ino = Some(upper);
+        body.alts.push(key);
+    }
+
+    /// Takes back `count` lookups.
+    pub(crate) fn forget(&self, id: Ino, count: u64) {
+        let node = {
+            let mut table = self.table();
+            let Some(slot) = table.nodes.get_mut(&id) else { return };
+            slot.lookups = slot.lookups.saturating_sub(count);
+            if slot.lookups > 0 {
+                return;
+            }
+            Arc::clone(&slot.node)
+        };
+        self.purge(node);
+    }
+
+    /// Removes `node` from the table if nobody refers to it any more, and then
+    /// its parent likewise. Called wherever the last reference may have gone.
+    pub(crate) fn purge(&self, node: Arc<Node>) {
+        let mut next = Some(node);
+        while let Some(node) = next.take() {
+            let mut table = self.table();
+            let Some(slot) = table.nodes.get(&node.id) else { return };
+            // Two references: the table's and ours.
+            if slot.lookups > 0 || !Arc::ptr_eq(&slot.node, &node) || Arc::strong_count(&node) > 2 {
+                return;
+            }
+            table.nodes.remove(&node.id);
+            let mut body = node.body();
+            for alt in body.alts.drain(..) {
+                if table.alt.get(&alt) == Some(&node.id) {
+                    table.alt.remove(&alt);
+                }
+            }
+            next = body.place.take().map(|(parent, _)| parent);
+        }
+    }
+}
+
+fn new_node(id: Ino, kind: u32, body: Body) -> Arc<Node> {
+    let dir = (kind == libc::S_IFDIR).then(Box::default);
+    Arc::new(Node {
+        id,
+        kind,
+        epoch: AtomicU32::new(0),
+        body: Mutex::new(body),
+        copying: Mutex::new(()),
+        dir,
+    })
+}
+
+impl Table {
+    fn device_index(&mut self, device: u64) -> u64 {
+        let index = self.devices.iter().position(|d| *d == device).unwrap_or_else(|| {
+            self.devices.push(device);
+            self.devices.len() - 1
+        });
+        index as u64
+    }
+
+    /// The id of an object, and the second key to store when it is new.
+    fn id_of(&mut self, found: &Identity) -> (Ino, Option<AltKey>) {
+        if let Some(upper) = found.upper_ino
+            && let Some(id) = self.alt.get(&AltKey::Upper(upper))
+        {
+            return (*id, None);
+        }
+        let place = match &found.lower {
+            Lower::File(layer, dir, name) => Some(AltKey::Place(*layer, dir.join(name))),
+            Lower::Dirs(dirs, _) => {
+                dirs.first().map(|d| AltKey::Place(d.layer, d.path.to_path_buf()))
+            }
+            Lower::None => None,
+        };
+        if let Some(id) = place.as_ref().and_then(|p| self.alt.get(p)) {
+            return (*id, None);
+        }
+        let (id, alt) = self.natural(found.origin);
+        match self.nodes.get(&id) {
+            None => return (id, alt),
+            Some(slot) if same_object(&slot.node, found) => return (id, None),
+            Some(_) => {}
+        }
+        // The natural id belongs to another object: two places of one lower
+        // directory (bind mounts), or an origin claimed twice.
+        if let Some(upper) = found.upper_ino {
+            let (id, alt) = self.natural(upper);
+            match self.nodes.get(&id) {
+                None => return (id, alt),
+                Some(slot) if same_object(&slot.node, found) => return (id, None),
+                Some(_) => return (self.allocate(), Some(AltKey::Upper(upper))),
+            }
+        }
+        (self.allocate(), place)
+    }
+
+    fn natural(&mut self, origin: DevIno) -> (Ino, Option<AltKey>) {
+        let (device, ino) = origin;
+        let index = self.device_index(device);
+        let id = index << INO_BITS | ino;
+        // 0 is no inode, 1 is the root of the union.
+        if ino >> INO_BITS == 0 && index < 0xffff && id > ROOT {
+            return (id, None);
+        }
+        let key = AltKey::Raw(origin);
+        match self.alt.get(&key) {
+            Some(id) => (*id, None),
+            None => (self.allocate(), Some(key)),
+        }
+    }
+
+    fn allocate(&mut self) -> Ino {
+        self.allocated += 1;
+        ALLOCATED | self.allocated
+    }
+}
+
+/// Whether what was found is the object a node of the same id stands for.
+fn same_object(node: &Node, found: &Identity) -> bool {
+    if node.kind != found.kind {
+        return false;
+    }
+    let body = node.body();
+    if node.is_dir() {
+        return match (&body.lower, &found.lower) {
+            (Lower::Dirs(a, _), Lower::Dirs(b, _)) if !a.is_empty() || !b.is_empty() => {
+                a.first() == b.first()
+            }
+            _ => body.upper_ino == found.upper_ino,
+        };
+    }
+    match (&body.lower, &found.lower) {
+        (Lower::File(l1, d1, n1), Lower::File(l2, d2, n2)) => {
+            found.lower_links || (l1 == l2 && d1 == d2 && n1 == n2)
+        }
+        _ => found.upper_ino.is_some() && body.upper_ino == found.upper_ino,
+    }
+}

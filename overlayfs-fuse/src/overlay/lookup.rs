@@ -1,0 +1,406 @@
+//! Finding a name in the stack of layers.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, fstatat};
+
+use super::directory::Indexed;
+use super::inode::{Identity, Ino, Lower, LowerDir, Node, UpperAt};
+use super::upper::Origin;
+use super::xattr::OverrideStat;
+use super::{Attr, Overlay, dev_ino};
+use crate::error::{Error, Result};
+use crate::layer::{Layer, Named};
+use crate::sys;
+
+/// What a name is, on the layers.
+pub struct Found {
+    pub(crate) identity: Identity,
+    /// Status of the object that is shown.
+    pub(crate) stat: FileStat,
+    /// Owner, mode and type kept in an attribute.
+    pub(crate) kept: Option<OverrideStat>,
+}
+
+/// Whether every user of the host may read an object: `o+r`, for a directory
+/// `o+rx`. Symbolic links have no permissions.
+pub(crate) fn is_public(stat: &FileStat) -> bool {
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFLNK => true,
+        libc::S_IFDIR => stat.st_mode & 0o5 == 0o5,
+        _ => stat.st_mode & 0o4 != 0,
+    }
+}
+
+/// What the lowers have under a name.
+#[derive(Default)]
+struct LowerFound {
+    dirs: Vec<LowerDir>,
+    blank: bool,
+    file: Option<usize>,
+    stat: Option<FileStat>,
+}
+
+impl Overlay {
+    /// Looks `name` up in directory `parent` and counts a lookup of what it finds.
+    ///
+    /// # Errors
+    /// `NotFound`, or what the layers say.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        let dir = self.node(parent)?;
+        let _tree = self.tree_shared();
+        let hint = {
+            match dir.dir_state().ok_or(Error::NotDirectory)?.look(name) {
+                Indexed::Absent => return Err(Error::NotFound),
+                Indexed::Present(lower) => lower,
+                Indexed::Unknown => None,
+            }
+        };
+        let found = self.find(&dir, name, hint)?.ok_or(Error::NotFound)?;
+        Ok(self.intern(found, true).1)
+    }
+
+    /// The node of what was found, and its attributes.
+    pub(crate) fn intern(&self, found: Found, count: bool) -> (Arc<Node>, Attr) {
+        let Found { identity, stat, kept } = found;
+        let in_upper = !matches!(identity.upper, UpperAt::None);
+        let node = self.inodes.intern(identity, count);
+        let attr = self.attr_of(&node, &stat, kept.as_ref(), in_upper);
+        (node, attr)
+    }
+
+    /// Finds `name` in `dir`. `hint`: the topmost lower known to have it. The
+    /// tree lock is held.
+    pub(crate) fn find(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        hint: Option<usize>,
+    ) -> Result<Option<Found>> {
+        if super::whiteout::is_reserved(name) {
+            return Ok(None);
+        }
+        let (upper_path, lowers) = self.dir_layers(dir)?;
+        let in_upper = match (&self.upper, &upper_path) {
+            (Some(up), Some(path)) => up.layer.find(path, name)?,
+            _ => Named::Absent,
+        };
+        let place = || (Arc::clone(dir), name.to_owned());
+        match in_upper {
+            Named::Whiteout => Ok(None),
+            Named::Present(stat, opaque) => {
+                let path = upper_path.as_deref().unwrap_or(Path::new(""));
+                let kept = self.kept_in_upper(path, name, &stat)?;
+                let kind = shown_kind(&stat, kept.as_ref());
+                let mut identity = Identity {
+                    kind,
+                    origin: dev_ino(&stat),
+                    upper_ino: Some(dev_ino(&stat)),
+                    upper: UpperAt::Named,
+                    lower: Lower::None,
+                    nlink_delta: 0,
+                    place: place(),
+                    lower_links: false,
+                };
+                if kind == libc::S_IFDIR {
+                    if !opaque {
+                        let found = self.find_lower(&lowers, name, hint)?;
+                        if let (Some(first), false) = (&found.stat, found.blank)
+                            && !found.dirs.is_empty()
+                        {
+                            identity.origin = dev_ino(first);
+                            identity.lower = Lower::Dirs(found.dirs.into(), false);
+                        }
+                    }
+                    if matches!(identity.lower, Lower::None) {
+                        identity.lower = Lower::Dirs(Arc::from([]), false);
+                    }
+                } else if let Some(up) = &self.upper
+                    && let Some(origin) = up.origin(path, name)?
+                    && let Some(from_top) = self.lowers.len().checked_sub(1 + origin.from_bottom)
+                {
+                    identity.origin = (self.lower_devices[from_top], origin.ino);
+                    // Only a copied-up hard link keeps a count of names.
+                    // The index entry may be missing: an upper may be copied
+                    // or used with another work directory.
+                    let key = origin.key();
+                    if let Some(delta) = up.nlink_delta(path, name)?
+                        && up.link_is(&key, dev_ino(&stat))?
+                    {
+                        identity.upper = UpperAt::Linked(key);
+                        identity.nlink_delta = delta;
+                    }
+                }
+                Ok(Some(Found { identity, stat, kept }))
+            }
+            Named::Absent => {
+                let found = self.find_lower(&lowers, name, hint)?;
+                let Some(stat) = found.stat else { return Ok(None) };
+                if let Some(layer) = found.file {
+                    return self.found_lower_file(dir, name, &lowers, layer, stat);
+                }
+                if found.dirs.is_empty() {
+                    return Ok(None);
+                }
+                let first = &found.dirs[0];
+                let kept = self.kept_in_lower(first.layer, &first.path, OsStr::new(""))?;
+                let identity = Identity {
+                    kind: libc::S_IFDIR,
+                    origin: dev_ino(&stat),
+                    upper_ino: None,
+                    upper: UpperAt::None,
+                    lower: Lower::Dirs(found.dirs.into(), found.blank),
+                    nlink_delta: 0,
+                    place: place(),
+                    lower_links: false,
+                };
+                Ok(Some(Found { identity, stat, kept }))
+            }
+        }
+    }
+
+    fn found_lower_file(
+        &self,
+        dir: &Arc<Node>,
+        name: &OsStr,
+        lowers: &[LowerDir],
+        layer: usize,
+        stat: FileStat,
+    ) -> Result<Option<Found>> {
+        let path = lowers
+            .iter()
+            .find(|d| d.layer == layer)
+            .map(|d| Arc::clone(&d.path))
+            .expect("find_lower names a layer of this list");
+        let kept = self.kept_in_lower(layer, &path, name)?;
+        let links = stat.st_nlink > 1;
+        let mut found = Found {
+            identity: Identity {
+                kind: shown_kind(&stat, kept.as_ref()),
+                origin: dev_ino(&stat),
+                upper_ino: None,
+                upper: UpperAt::None,
+                lower: Lower::File(layer, path, name.to_owned()),
+                nlink_delta: 0,
+                place: (Arc::clone(dir), name.to_owned()),
+                lower_links: links,
+            },
+            stat,
+            kept,
+        };
+        // Another of its names may have been copied up: then so was this one.
+        if links
+            && let Some(up) = &self.upper
+            && let Some(origin) = self.origin_of(layer, &found.stat)
+        {
+            let key = origin.key();
+            match fstatat(up.links.as_fd(), key.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) => {
+                    found.identity.nlink_delta = up.linked_nlink_delta(&key)?.unwrap_or(0);
+                    found.identity.upper_ino = Some(dev_ino(&stat));
+                    found.identity.upper = UpperAt::Linked(key.clone());
+                    found.kept = self.kept(|attribute| {
+                        sys::getxattr_at(up.links.as_fd(), &key, OsStr::new(attribute))
+                    })?;
+                    found.stat = stat;
+                }
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(Error::Layer { op: "look into the link index", errno }),
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// What the lowers have under `name`. Stops at the first that decides.
+    fn find_lower(
+        &self,
+        lowers: &[LowerDir],
+        name: &OsStr,
+        hint: Option<usize>,
+    ) -> Result<LowerFound> {
+        let mut out = LowerFound::default();
+        let mut child: Option<Arc<Path>> = None;
+        let start = hint.and_then(|h| lowers.iter().position(|d| d.layer == h)).unwrap_or(0);
+        for dir in &lowers[start..] {
+            match self.lowers[dir.layer].find(&dir.path, name)? {
+                Named::Absent => {}
+                Named::Whiteout => break,
+                Named::Present(stat, opaque) => {
+                    let public = !self.options.public_lower || is_public(&stat);
+                    if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
+                        if out.dirs.is_empty() && public {
+                            out.file = Some(dir.layer);
+                            out.stat = Some(stat);
+                        }
+                        break;
+                    }
+                    if !public && !out.dirs.is_empty() {
+                        break;
+                    }
+                    let path = match &child {
+                        Some(path) if path.parent() == Some(&dir.path) => Arc::clone(path),
+                        _ => Arc::from(dir.path.join(name)),
+                    };
+                    child = Some(Arc::clone(&path));
+                    out.stat.get_or_insert(stat);
+                    out.dirs.push(LowerDir { layer: dir.layer, path });
+                    if !public {
+                        out.blank = true;
+                        break;
+                    }
+                    if opaque {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether the lowers show `name`.
+    pub(crate) fn lower_shows(&self, lowers: &[LowerDir], name: &OsStr) -> Result<bool> {
+        Ok(self.find_lower(lowers, name, None)?.stat.is_some())
+    }
+
+    /// Whether a lower has `name`, be it seen or not: then removing the name
+    /// takes a whiteout, and a new directory of that name has to be opaque.
+    pub(crate) fn lower_has(&self, lowers: &[LowerDir], name: &OsStr) -> Result<bool> {
+        for dir in lowers {
+            match self.lowers[dir.layer].find(&dir.path, name)? {
+                Named::Absent => {}
+                Named::Whiteout => return Ok(false),
+                Named::Present(..) => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The stable origin of a lower file, if it has one.
+    pub(crate) fn origin_of(&self, layer: usize, stat: &FileStat) -> Option<Origin> {
+        (self.lower_devices.get(layer) == Some(&stat.st_dev))
+            .then(|| Origin { from_bottom: self.lowers.len() - 1 - layer, ino: stat.st_ino })
+    }
+
+    pub(crate) fn kept_in_lower(
+        &self,
+        layer: usize,
+        dir: &Path,
+        name: &OsStr,
+    ) -> Result<Option<OverrideStat>> {
+        for attribute in self.options.permissions.names() {
+            match self.lowers[layer].getxattr(dir, name, OsStr::new(attribute)) {
+                Ok(value) => return Ok(OverrideStat::parse(&value)),
+                Err(Error::NoAttribute) => {}
+                Err(e) if e.errno() == libc::EOPNOTSUPP || e.errno() == libc::EPERM => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
+    }
+
+    fn kept_in_upper(
+        &self,
+        dir: &Path,
+        name: &OsStr,
+        stat: &FileStat,
+    ) -> Result<Option<OverrideStat>> {
+        let kind = stat.st_mode & libc::S_IFMT;
+        // Only files and directories can have attributes of the user.
+        if self.options.permissions.names().is_empty()
+            || (kind != libc::S_IFREG && kind != libc::S_IFDIR)
+        {
+            return Ok(None);
+        }
+        let Some(up) = &self.upper else { return Ok(None) };
+        let parent = up.layer.dir(dir)?;
+        self.kept(|attribute| sys::getxattr_at(parent.as_fd(), name, OsStr::new(attribute)))
+    }
+
+    pub(crate) fn kept(
+        &self,
+        read: impl Fn(&str) -> nix::Result<Vec<u8>>,
+    ) -> Result<Option<OverrideStat>> {
+        for attribute in self.options.permissions.names() {
+            match read(attribute) {
+                Ok(value) => return Ok(OverrideStat::parse(&value)),
+                Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM) => {}
+                Err(errno) => {
+                    return Err(Error::Layer {
+                        op: "read owner and mode from an attribute",
+                        errno,
+                    });
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Assembles the attributes of `node` from the status of the object shown.
+    pub(crate) fn attr_of(
+        &self,
+        node: &Node,
+        stat: &FileStat,
+        kept: Option<&OverrideStat>,
+        in_upper: bool,
+    ) -> Attr {
+        let (mut uid, mut gid) = (stat.st_uid, stat.st_gid);
+        let mut mode = stat.st_mode;
+        let mut rdev = stat.st_rdev;
+        if let Some(kept) = kept {
+            (uid, gid) = (kept.uid, kept.gid);
+            mode = kept.kind.unwrap_or(mode & libc::S_IFMT) | kept.mode;
+            if kept.kind.is_some() {
+                rdev = kept.rdev;
+            }
+        }
+        let (uid, gid) = self.options.owners.shown(uid, gid, !in_upper && kept.is_none());
+        let (delta, merged, linked, unnamed) = {
+            let body = node.body();
+            let layers = match &body.lower {
+                Lower::Dirs(dirs, _) => dirs.len(),
+                _ => 0,
+            } + usize::from(!matches!(body.upper, UpperAt::None));
+            let linked = matches!(body.upper, UpperAt::Linked(_));
+            (body.nlink_delta, layers > 1, linked, body.place.is_none() && node.id != super::ROOT)
+        };
+        let nlink = if node.is_dir() {
+            // The subdirectories of a merged directory are not counted; 1 says so.
+            if unnamed {
+                0
+            } else if merged {
+                1
+            } else {
+                stat.st_nlink
+            }
+        } else {
+            let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
+            let links = links.saturating_add(delta) - i64::from(linked);
+            u64::try_from(links).unwrap_or(0)
+        };
+        let nsec = |n: i64| u32::try_from(n).unwrap_or(0);
+        Attr {
+            ino: node.id,
+            mode,
+            nlink: u32::try_from(nlink).unwrap_or(u32::MAX),
+            uid,
+            gid,
+            rdev,
+            size: stat.st_size.cast_unsigned(),
+            blocks: stat.st_blocks.cast_unsigned(),
+            blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
+            atime: (stat.st_atime, nsec(stat.st_atime_nsec)),
+            mtime: (stat.st_mtime, nsec(stat.st_mtime_nsec)),
+            ctime: (stat.st_ctime, nsec(stat.st_ctime_nsec)),
+        }
+    }
+}
+
+/// Type of an object as shown.
+pub(crate) fn shown_kind(stat: &FileStat, kept: Option<&OverrideStat>) -> u32 {
+    kept.and_then(|k| k.kind).unwrap_or(stat.st_mode & libc::S_IFMT)
+}

@@ -1,0 +1,248 @@
+//! The union itself: what each operation means on the layers.
+//!
+//! # Theory of operation
+//! An [`Overlay`] is a stack of lowers that are only read, and at most one upper
+//! to which every change goes. It knows nothing of FUSE: operations take node
+//! ids and names and give attributes or an [`Error`] with an errno.
+//!
+//! * *Reading* goes to the topmost layer that has the object.
+//! * *Changing* first copies the object up ([`copy_up`]), then changes the copy.
+//! * *Removing* leaves a whiteout where a lower has the name.
+//!
+//! Two server threads work in it at once. There is no lock around an operation:
+//! the tree lock is shared by all and exclusive only while a directory of the
+//! upper is renamed (which changes the paths of all below it); changes of names
+//! lock the one or two directories they are in; data is copied under the lock
+//! of the inode being copied alone. See [`inode`] for the order.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use nix::sys::stat::FileStat;
+
+use crate::error::{During, Error, Result};
+use crate::layer::Layer;
+
+mod attr;
+pub mod copy_up;
+mod create;
+mod directory;
+pub mod handle;
+pub mod idmap;
+pub mod inode;
+mod lookup;
+pub mod merge;
+mod redirect;
+mod remove;
+mod rename;
+mod upper;
+pub mod whiteout;
+pub mod xattr;
+
+pub use attr::{Changes, SetTime};
+pub use create::{Caller, New};
+pub use idmap::{IdMap, Owners};
+pub use inode::{Ino, Node, ROOT};
+pub use lookup::Found;
+pub use upper::Upper;
+
+use inode::{Inodes, Lower, LowerDir, UpperAt};
+
+/// Attributes of an object as the union shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Node id and inode number.
+    pub ino: Ino,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Names.
+    pub nlink: u32,
+    /// Owner, shown.
+    pub uid: u32,
+    /// Group, shown.
+    pub gid: u32,
+    /// Device number (`dev_t` of libc).
+    pub rdev: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Blocks of 512 bytes.
+    pub blocks: u64,
+    /// Preferred size of an access, bytes.
+    pub blksize: u32,
+    /// Last access: seconds since 1970 and nanoseconds.
+    pub atime: (i64, u32),
+    /// Last change of the data.
+    pub mtime: (i64, u32),
+    /// Last change of the inode.
+    pub ctime: (i64, u32),
+}
+
+/// What decides how the union behaves.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Owners: mapping and squashing.
+    pub owners: Owners,
+    /// Where owner and mode are kept.
+    pub permissions: xattr::Permissions,
+    /// Show of the lowers only what every user of the host may read.
+    pub public_lower: bool,
+    /// Never sync.
+    pub volatile: bool,
+    /// `.`-entries of the upper are accepted without POSIX ACLs.
+    pub no_acl: bool,
+    /// Extended attributes are neither shown nor accepted.
+    pub no_xattrs: bool,
+}
+
+/// The union.
+pub struct Overlay {
+    lowers: Vec<Box<dyn Layer>>,
+    /// Device of each lower's root; only objects on it have a stable origin.
+    lower_devices: Vec<u64>,
+    upper: Option<Upper>,
+    options: Options,
+    inodes: Inodes,
+    handles: handle::Handles,
+    /// See the theory above.
+    tree: RwLock<()>,
+}
+
+impl Overlay {
+    /// Joins `lowers` (topmost first) and `upper`.
+    ///
+    /// # Errors
+    /// A layer's root cannot be examined, or there is no layer at all.
+    pub fn new(
+        lowers: Vec<Box<dyn Layer>>,
+        upper: Option<Upper>,
+        options: Options,
+    ) -> Result<Self> {
+        let mut lower_devices = Vec::with_capacity(lowers.len());
+        let mut stack = Vec::new();
+        let mut blank = false;
+        let mut opaque = false;
+        let root: Arc<std::path::Path> = Arc::from(std::path::Path::new(""));
+        if let Some(up) = &upper {
+            opaque = up.root_is_opaque()?;
+        }
+        for (layer, lower) in lowers.iter().enumerate() {
+            let stat = lower.root()?;
+            lower_devices.push(stat.st_dev);
+            if opaque {
+                continue;
+            }
+            if options.public_lower && !lookup::is_public(&stat) {
+                // The topmost root decides; a private one further down hides
+                // itself and what is below.
+                blank = stack.is_empty();
+                opaque = true;
+                if !blank {
+                    continue;
+                }
+            }
+            stack.push(LowerDir { layer, path: Arc::clone(&root) });
+        }
+        let mut devices = lower_devices.clone();
+        let (at, upper_ino) = match &upper {
+            Some(up) => {
+                let stat = up.layer.root()?;
+                devices.push(stat.st_dev);
+                (UpperAt::Named, Some((stat.st_dev, stat.st_ino)))
+            }
+            None => (UpperAt::None, None),
+        };
+        if stack.is_empty() && upper.is_none() {
+            return Err(Error::Invalid("a union needs at least one layer"));
+        }
+        let inodes = Inodes::new(devices, (at, upper_ino, Lower::Dirs(stack.into(), blank)));
+        Ok(Self {
+            lowers,
+            lower_devices,
+            upper,
+            options,
+            inodes,
+            handles: handle::Handles::default(),
+            tree: RwLock::new(()),
+        })
+    }
+
+    /// The options it was made with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Whether nothing can be changed.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.upper.is_none()
+    }
+
+    /// Nodes that are known.
+    #[must_use]
+    pub fn known_nodes(&self) -> usize {
+        self.inodes.len()
+    }
+
+    fn tree_shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.tree.read().expect("no panic while the tree is locked")
+    }
+
+    fn tree_exclusive(&self) -> RwLockWriteGuard<'_, ()> {
+        self.tree.write().expect("no panic while the tree is locked")
+    }
+
+    fn node(&self, id: Ino) -> Result<Arc<Node>> {
+        self.inodes.get(id).ok_or(Error::Stale)
+    }
+
+    fn upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Error::ReadOnly)
+    }
+
+    /// Takes back `count` lookups of a node.
+    pub fn forget(&self, id: Ino, count: u64) {
+        self.inodes.forget(id, count);
+    }
+
+    /// Space and inodes of the file system that changes go to.
+    ///
+    /// # Errors
+    /// What fstatvfs(3) says.
+    pub fn statfs(&self) -> Result<Option<nix::sys::statvfs::Statvfs>> {
+        let Some(up) = &self.upper else { return Ok(None) };
+        let root = up.layer.dir(std::path::Path::new(""))?;
+        nix::sys::statvfs::fstatvfs(root.as_fd()).during("statfs of the upper").map(Some)
+    }
+
+    /// The path of a directory or file in the upper. The tree lock is held.
+    fn upper_path(&self, node: &Arc<Node>) -> Result<PathBuf> {
+        let mut names: Vec<OsString> = Vec::new();
+        let mut at = Arc::clone(node);
+        loop {
+            let (parent, name) = match &at.body().place {
+                Some((parent, name)) => (Arc::clone(parent), name.clone()),
+                None if at.id == ROOT => break,
+                None => return Err(Error::Stale),
+            };
+            names.push(name);
+            at = parent;
+        }
+        Ok(names.iter().rev().collect())
+    }
+}
+
+/// A name that may be created or looked up.
+fn check_name(name: &OsStr) -> Result<()> {
+    if whiteout::is_reserved(name) {
+        return Err(Error::Invalid("names that start with .wh. are reserved"));
+    }
+    Ok(())
+}
+
+/// Device and inode number of a status.
+fn dev_ino(stat: &FileStat) -> inode::DevIno {
+    (stat.st_dev, stat.st_ino)
+}

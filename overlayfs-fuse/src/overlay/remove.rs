@@ -1,0 +1,190 @@
+//! Removing names.
+//!
+//! A name that a lower has is hidden by a whiteout; nothing is copied up for it
+//! but the directories on the way. What the kernel still refers to stays usable:
+//! the last name of an upper object is exchanged for a descriptor, which also
+//! keeps its inode number from being used again; a lower object is where it was.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::inode::{Ino, Lower, Node, UpperAt};
+use super::upper::Upper;
+use super::{Overlay, check_name};
+use crate::error::{During, Error, Result};
+
+impl Overlay {
+    /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `ReadOnly`, or what the upper says.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.remove(parent, name, false)
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `NotEmpty`, `ReadOnly`, or what the upper says.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.remove(parent, name, true)
+    }
+
+    fn remove(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<()> {
+        check_name(name)?;
+        let up = self.upper()?;
+        let parent = self.node(parent)?;
+        self.copy_up_dir(&parent)?;
+        let _tree = self.tree_shared();
+        let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
+        let found = self.find(&parent, name, None)?.ok_or(Error::NotFound)?;
+        match (found.identity.kind == libc::S_IFDIR, directory) {
+            (true, false) => return Err(Error::IsDirectory),
+            (false, true) => return Err(Error::NotDirectory),
+            _ => {}
+        }
+        let (node, attr) = self.intern(found, false);
+        let result = (|| {
+            if directory {
+                self.require_empty(&node)?;
+            }
+            let (path, lowers) = self.dir_layers(&parent)?;
+            let path = path.ok_or(Error::NotFound)?;
+            let dir = up.layer.dir(&path)?;
+            let present = upper_kind(&dir, name)?;
+            let held = self.hold(&dir, name, &node, present.is_some())?;
+            if self.lower_has(&lowers, name)? {
+                up.place_whiteout(dir.as_fd(), name, present)?;
+            } else if let Some(kind) = present {
+                up.remove_entry(dir.as_fd(), name, kind)?;
+            }
+            if directory {
+                up.layer.forget(&path.join(name));
+            }
+            state.remove(name);
+            self.name_gone(up, &node, &parent, name, held, attr.nlink)
+        })();
+        drop(state);
+        self.inodes.purge(node);
+        result
+    }
+
+    /// Fails unless a directory shows no name.
+    pub(crate) fn require_empty(&self, node: &Arc<Node>) -> Result<()> {
+        let mut state = node.dir_state().ok_or(Error::NotDirectory)?;
+        if self.is_empty(node, &mut state)? { Ok(()) } else { Err(Error::NotEmpty) }
+    }
+
+    /// A descriptor of the upper object whose name is about to go. Always taken:
+    /// whether the kernel refers to it can change at any moment.
+    pub(crate) fn hold(
+        &self,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+        node: &Arc<Node>,
+        in_upper: bool,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let named = {
+            let body = node.body();
+            matches!(body.upper, UpperAt::Named)
+        };
+        if !in_upper || !named {
+            return Ok(None);
+        }
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(dir.as_fd(), name, flags, Mode::empty())
+            .map(|fd| Some(Arc::new(fd)))
+            .during("hold what is removed")
+    }
+
+    /// Notes that `node` has lost the name `name` in `parent`; `links` is how
+    /// many names it showed before.
+    pub(crate) fn name_gone(
+        &self,
+        up: &Upper,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        held: Option<Arc<OwnedFd>>,
+        links: u32,
+    ) -> Result<()> {
+        let mut body = node.body();
+        let here = body
+            .place
+            .as_ref()
+            .is_some_and(|(p, n)| Arc::ptr_eq(p, parent) && n.as_os_str() == name);
+        match body.upper.clone() {
+            UpperAt::None => {
+                body.nlink_delta -= 1;
+                if here {
+                    body.place = None;
+                }
+            }
+            UpperAt::Linked(key) => {
+                // Another name may be known by then; none is needed to reach it.
+                if here {
+                    body.place = None;
+                }
+                drop(body);
+                self.link_gone(up, node, &key, links)?;
+            }
+            UpperAt::Named => {
+                if let Some(fd) = held
+                    && here
+                {
+                    body.upper = UpperAt::Held(fd);
+                    body.place = None;
+                } else if !here && !matches!(body.lower, Lower::None) {
+                    // A name that only a lower had, of a node copied up by
+                    // another name and not in the index.
+                    body.nlink_delta = (body.nlink_delta - 1).max(0);
+                }
+            }
+            UpperAt::Held(_) => {}
+        }
+        Ok(())
+    }
+
+    /// A copied-up hard link lost a name: counts, and when it was the last,
+    /// empties its place in the index.
+    fn link_gone(&self, up: &Upper, node: &Arc<Node>, key: &OsStr, links: u32) -> Result<()> {
+        let stat = match fstatat(&up.links, key, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::ENOENT) => return Err(Error::Stale),
+            Err(errno) => return Err(Error::Layer { op: "look into the link index", errno }),
+        };
+        let shown = i64::from(links) - 1;
+        // Names on disk besides the index; the rest are lower-only.
+        let delta = shown - (i64::try_from(stat.st_nlink).unwrap_or(i64::MAX) - 1);
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&up.links, key, flags, Mode::empty()).during("reach a hard link")?;
+        if shown <= 0 {
+            unlinkat(&up.links, key, UnlinkatFlags::NoRemoveDir)
+                .during("empty a place in the link index")?;
+            let mut body = node.body();
+            body.upper = UpperAt::Held(Arc::new(fd));
+            body.place = None;
+            body.nlink_delta = 0;
+            return Ok(());
+        }
+        up.set_nlink_delta(fd.as_fd(), delta)?;
+        node.body().nlink_delta = delta;
+        Ok(())
+    }
+}
+
+/// The type of what the upper has under a name; a whiteout is nothing.
+pub(crate) fn upper_kind(dir: &Arc<OwnedFd>, name: &OsStr) -> Result<Option<u32>> {
+    match fstatat(dir.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) if super::whiteout::is_whiteout_device(&stat) => Ok(None),
+        Ok(stat) => Ok(Some(stat.st_mode & libc::S_IFMT)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(Error::Layer { op: "look up a name", errno }),
+    }
+}

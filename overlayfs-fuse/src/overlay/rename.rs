@@ -1,0 +1,306 @@
+//! Renaming.
+//!
+//! The source is copied up first; then one renameat2(2) in the upper does it,
+//! leaving a whiteout behind where a lower has the old name
+//! (`RENAME_WHITEOUT`). What else is needed is done before, in an order in which
+//! every state in between shows the old tree.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::MutexGuard;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::directory::DirState;
+use super::inode::{Ino, Node, UpperAt};
+use super::redirect::may_move;
+use super::remove::upper_kind;
+use super::upper::Upper;
+use super::{Overlay, check_name, whiteout};
+use crate::error::{During, Error, Result};
+
+/// One end of a rename.
+struct End<'a> {
+    parent: Arc<Node>,
+    name: &'a OsStr,
+    dir: Arc<OwnedFd>,
+    /// A lower has the name.
+    covered: bool,
+}
+
+impl Overlay {
+    /// Renames `name` of `parent` to `new_name` of `new_parent`; `flags` as
+    /// renameat2(2), without `RENAME_WHITEOUT`.
+    ///
+    /// # Errors
+    /// `CrossDevice` for a directory that a lower has; `Exists` with
+    /// `RENAME_NOREPLACE`; `NotEmpty`; or what the upper says.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        check_name(name)?;
+        check_name(new_name)?;
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let no_replace = flags & libc::RENAME_NOREPLACE != 0;
+        if flags & !(libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE) != 0
+            || (exchange && no_replace)
+        {
+            return Err(Error::Invalid("no such way to rename"));
+        }
+        let up = self.upper()?;
+        let parent = self.node(parent)?;
+        let new_parent = self.node(new_parent)?;
+        let source = self.child(&parent, name)?.ok_or(Error::NotFound)?;
+        let target = self.child(&new_parent, new_name)?;
+        let result = (|| {
+            if target.is_some() && no_replace {
+                return Err(Error::Exists);
+            }
+            self.ready_to_move(&source)?;
+            match &target {
+                Some(target) if exchange => self.ready_to_move(target)?,
+                None if exchange => return Err(Error::NotFound),
+                _ => {}
+            }
+            self.copy_up_dir(&parent)?;
+            self.copy_up_dir(&new_parent)?;
+            let moves_dir =
+                source.is_dir() || (exchange && target.as_ref().is_some_and(|t| t.is_dir()));
+            let (shared, exclusive);
+            if moves_dir {
+                exclusive = Some(self.tree_exclusive());
+                shared = None;
+            } else {
+                shared = Some(self.tree_shared());
+                exclusive = None;
+            }
+            let (mut state, mut new_state) = lock_both(&parent, &new_parent)?;
+            let old = self.end(up, &parent, name)?;
+            let new = self.end(up, &new_parent, new_name)?;
+            self.materialise(up, &source, &old)?;
+            let new_state_ref = new_state.as_deref_mut();
+            if exchange {
+                let target = target.as_ref().ok_or(Error::NotFound)?;
+                self.exchange(up, &source, target, &old, &new)?;
+                state.add(name, target.kind);
+                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind);
+            } else {
+                self.replace(up, &source, target.as_ref(), &old, &new)?;
+                state.remove(name);
+                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind);
+            }
+            if moves_dir {
+                up.layer.forget_all();
+            }
+            drop((shared, exclusive));
+            Ok(())
+        })();
+        self.inodes.purge(source);
+        if let Some(target) = target {
+            self.inodes.purge(target);
+        }
+        result
+    }
+
+    /// The node under a name, without counting a lookup.
+    fn child(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Option<Arc<Node>>> {
+        let _tree = self.tree_shared();
+        let found = self.find(parent, name, None)?;
+        Ok(found.map(|f| self.intern(f, false).0))
+    }
+
+    fn ready_to_move(&self, node: &Arc<Node>) -> Result<()> {
+        if node.is_dir() { may_move(node) } else { self.copy_up(node, None) }
+    }
+
+    fn end<'a>(&self, up: &Upper, parent: &Arc<Node>, name: &'a OsStr) -> Result<End<'a>> {
+        let (path, lowers) = self.dir_layers(parent)?;
+        let dir = up.layer.dir(&path.ok_or(Error::NotFound)?)?;
+        let covered = self.lower_has(&lowers, name)?;
+        Ok(End { parent: Arc::clone(parent), name, dir, covered })
+    }
+
+    /// Gives a copied-up hard link the name in the upper that so far only a
+    /// lower has.
+    fn materialise(&self, up: &Upper, node: &Arc<Node>, end: &End<'_>) -> Result<()> {
+        if upper_kind(&end.dir, end.name)?.is_some() {
+            return Ok(());
+        }
+        let spot = self.upper_spot(node)?.ok_or(Error::Stale)?;
+        super::create::link_spot(&spot, end.dir.as_fd(), end.name)?;
+        let delta = {
+            let mut body = node.body();
+            body.nlink_delta -= 1;
+            body.place.get_or_insert_with(|| (Arc::clone(&end.parent), end.name.to_owned()));
+            matches!(body.upper, UpperAt::Linked(_)).then_some(body.nlink_delta)
+        };
+        if let Some(delta) = delta {
+            up.set_nlink_delta(spot.reach().during("reach a hard link")?.as_fd(), delta)?;
+        }
+        Ok(())
+    }
+
+    fn replace(
+        &self,
+        up: &Upper,
+        source: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<()> {
+        let mut gone = None;
+        if let Some(target) = target {
+            if Arc::ptr_eq(source, target) {
+                return Ok(());
+            }
+            match (source.is_dir(), target.is_dir()) {
+                (true, false) => return Err(Error::NotDirectory),
+                (false, true) => return Err(Error::IsDirectory),
+                (true, true) => self.require_empty(target)?,
+                (false, false) => {}
+            }
+            let links = self.attr(target)?.nlink;
+            let present = upper_kind(&new.dir, new.name)?;
+            let held = self.hold(&new.dir, new.name, target, present.is_some())?;
+            if present == Some(libc::S_IFDIR) {
+                empty_for_good(up, new.dir.as_fd(), new.name)?;
+            }
+            gone = Some((held, links));
+        }
+        if source.is_dir() && new.covered {
+            mark_opaque(up, old.dir.as_fd(), old.name)?;
+        }
+        let over_whiteout = match fstatat(new.dir.as_fd(), new.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => whiteout::is_whiteout_device(&stat),
+            Err(Errno::ENOENT) => false,
+            Err(errno) => return Err(Error::Layer { op: "look up a name", errno }),
+        };
+        if source.is_dir() && over_whiteout {
+            // A directory cannot replace a device, but change places with it;
+            // the whiteout then is where one is wanted, or superfluous.
+            let flags = RenameFlags::RENAME_EXCHANGE;
+            renameat2(old.dir.as_fd(), old.name, new.dir.as_fd(), new.name, flags)
+                .during("rename")?;
+            if !old.covered {
+                unlinkat(old.dir.as_fd(), old.name, UnlinkatFlags::NoRemoveDir)
+                    .during("remove a whiteout")?;
+            }
+        } else {
+            self.plain_rename(up, old, new)?;
+        }
+        up.remove_marker(new.dir.as_fd(), new.name)?;
+        moved(source, old, new);
+        if let (Some(target), Some((held, links))) = (target, gone) {
+            self.name_gone(up, target, &new.parent, new.name, held, links)?;
+        }
+        Ok(())
+    }
+
+    fn plain_rename(&self, up: &Upper, old: &End<'_>, new: &End<'_>) -> Result<()> {
+        let (from, to) = (old.dir.as_fd(), new.dir.as_fd());
+        if old.covered {
+            match renameat2(from, old.name, to, new.name, RenameFlags::RENAME_WHITEOUT) {
+                Ok(()) => return Ok(()),
+                // Not on this file system, or not for us: two steps.
+                Err(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP) => {}
+                Err(errno) => return Err(Error::Layer { op: "rename", errno }),
+            }
+        }
+        renameat2(from, old.name, to, new.name, RenameFlags::empty()).during("rename")?;
+        if old.covered { up.place_whiteout(from, old.name, None) } else { Ok(()) }
+    }
+
+    fn exchange(
+        &self,
+        up: &Upper,
+        source: &Arc<Node>,
+        target: &Arc<Node>,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<()> {
+        self.materialise(up, target, new)?;
+        if source.is_dir() && new.covered {
+            mark_opaque(up, old.dir.as_fd(), old.name)?;
+        }
+        if target.is_dir() && old.covered {
+            mark_opaque(up, new.dir.as_fd(), new.name)?;
+        }
+        let flags = RenameFlags::RENAME_EXCHANGE;
+        renameat2(old.dir.as_fd(), old.name, new.dir.as_fd(), new.name, flags)
+            .during("exchange")?;
+        if !Arc::ptr_eq(source, target) {
+            let was_there = place_is(target, new);
+            moved(source, old, new);
+            if was_there {
+                target.body().place = Some((Arc::clone(&old.parent), old.name.to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn place_is(node: &Arc<Node>, end: &End<'_>) -> bool {
+    node.body()
+        .place
+        .as_ref()
+        .is_some_and(|(p, n)| Arc::ptr_eq(p, &end.parent) && n.as_os_str() == end.name)
+}
+
+/// The node's place moves along if it was the old name.
+fn moved(node: &Arc<Node>, old: &End<'_>, new: &End<'_>) {
+    if place_is(node, old) {
+        node.body().place = Some((Arc::clone(&new.parent), new.name.to_owned()));
+    }
+}
+
+type StateGuard<'a> = MutexGuard<'a, DirState>;
+
+/// Locks one or two directories, in the order of their ids.
+fn lock_both<'a>(
+    a: &'a Arc<Node>,
+    b: &'a Arc<Node>,
+) -> Result<(StateGuard<'a>, Option<StateGuard<'a>>)> {
+    let lock = |n: &'a Arc<Node>| n.dir_state().ok_or(Error::NotDirectory);
+    if Arc::ptr_eq(a, b) {
+        return Ok((lock(a)?, None));
+    }
+    if a.id < b.id {
+        let first = lock(a)?;
+        let second = lock(b)?;
+        Ok((first, Some(second)))
+    } else {
+        let second = lock(b)?;
+        let first = lock(a)?;
+        Ok((first, Some(second)))
+    }
+}
+
+fn reach_dir(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    openat(dir, name, flags, Mode::empty()).during("open a directory")
+}
+
+fn mark_opaque(up: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    up.set_opaque(reach_dir(dir, name)?.as_fd())
+}
+
+/// Empties a directory of the upper that shows no name, so that a rename may
+/// replace it. Opaque first: its whiteouts can then go without anything that
+/// they hid being seen.
+fn empty_for_good(up: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+    let fd = reach_dir(dir, name)?;
+    if super::upper::has_entries(fd.as_fd())? {
+        up.set_opaque(fd.as_fd())?;
+        super::upper::remove_contents(fd.as_fd())?;
+    }
+    Ok(())
+}

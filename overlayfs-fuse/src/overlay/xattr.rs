@@ -1,0 +1,184 @@
+//! Extended attributes of our own: which are hidden, and what they hold.
+//!
+//! | attribute | holds |
+//! | --- | --- |
+//! | `{user,trusted}.overlay.*` | as in the kernel's overlay; all hidden |
+//! | `….overlay.coracle.origin` | the lower file an upper file was copied from |
+//! | `….overlay.coracle.nlink` | names of it that exist only in lower layers |
+//! | `user.containers.override_stat` … | owner, mode and type, with `xattr_permissions` |
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// Whether an attribute is bookkeeping and must neither be shown nor set.
+#[must_use]
+pub fn is_private(name: &OsStr) -> bool {
+    const PREFIXES: [&[u8]; 3] = [b"user.overlay.", b"trusted.overlay.", b"user.fuseoverlayfs."];
+    const NAMES: [&[u8]; 2] =
+        [b"user.containers.override_stat", b"security.fuseoverlayfs.override_stat"];
+    let name = name.as_bytes();
+    PREFIXES.iter().any(|p| name.starts_with(p)) || NAMES.contains(&name)
+}
+
+/// Owner, mode and type that an attribute holds in place of the inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverrideStat {
+    /// User id, as on disk (before mapping).
+    pub uid: u32,
+    /// Group id, as on disk (before mapping).
+    pub gid: u32,
+    /// Permission bits, set-id and sticky bits.
+    pub mode: u32,
+    /// `S_IFMT` bits, where the attribute names a type.
+    pub kind: Option<u32>,
+    /// Device number, of a device.
+    pub rdev: u64,
+}
+
+impl OverrideStat {
+    /// Parses `uid:gid:mode[:type[-major-minor]]`, mode in octal.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(value).ok()?.trim_end_matches('\0');
+        let mut fields = text.split(':');
+        let uid = fields.next()?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        let mode = u32::from_str_radix(fields.next()?, 8).ok()? & 0o7777;
+        let (mut kind, mut rdev) = (None, 0);
+        if let Some(kind_text) = fields.next() {
+            let mut parts = kind_text.split('-');
+            kind = Some(match parts.next()? {
+                "file" => libc::S_IFREG,
+                "dir" => libc::S_IFDIR,
+                "symlink" => libc::S_IFLNK,
+                "pipe" => libc::S_IFIFO,
+                "socket" => libc::S_IFSOCK,
+                "block" => libc::S_IFBLK,
+                "char" => libc::S_IFCHR,
+                _ => return None,
+            });
+            if let Some(major) = parts.next() {
+                let major: u32 = major.parse().ok()?;
+                let minor: u32 = parts.next()?.parse().ok()?;
+                rdev = libc::makedev(major, minor);
+            }
+            if parts.next().is_some() {
+                return None;
+            }
+        }
+        if fields.next().is_some() {
+            return None;
+        }
+        Some(Self { uid, gid, mode, kind, rdev })
+    }
+
+    /// The attribute's value.
+    #[must_use]
+    pub fn format(&self) -> String {
+        let Self { uid, gid, mode, kind, rdev } = *self;
+        let base = format!("{uid}:{gid}:0{mode:o}");
+        let device = || format!("-{}-{}", libc::major(rdev), libc::minor(rdev));
+        match kind {
+            None => base,
+            Some(libc::S_IFDIR) => base + ":dir",
+            Some(libc::S_IFLNK) => base + ":symlink",
+            Some(libc::S_IFIFO) => base + ":pipe",
+            Some(libc::S_IFSOCK) => base + ":socket",
+            Some(libc::S_IFBLK) => base + ":block" + &device(),
+            Some(libc::S_IFCHR) => base + ":char" + &device(),
+            Some(_) => base + ":file",
+        }
+    }
+}
+
+/// Which attributes hold owner and mode; the value of `xattr_permissions`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Permissions {
+    /// None: the inode does.
+    #[default]
+    Inode,
+    /// `xattr_permissions=1`: an attribute only real privilege can write.
+    Privileged,
+    /// `xattr_permissions=2`: an attribute of the user.
+    User,
+}
+
+impl Permissions {
+    /// The attribute that is written, and those that are read, first match wins.
+    #[must_use]
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Inode => &[],
+            Self::Privileged => &["security.fuseoverlayfs.override_stat"],
+            Self::User => &["user.containers.override_stat", "user.fuseoverlayfs.override_stat"],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn override_table() {
+        let file = OverrideStat { uid: 1, gid: 2, mode: 0o4755, kind: None, rdev: 0 };
+        for (text, want) in [
+            ("1:2:4755", Some(file)),
+            ("1:2:04755", Some(file)),
+            ("1:2:104755", Some(file)),
+            ("1:2:4755:dir", Some(OverrideStat { kind: Some(libc::S_IFDIR), ..file })),
+            (
+                "1:2:4755:block-8-1",
+                Some(OverrideStat { kind: Some(libc::S_IFBLK), rdev: libc::makedev(8, 1), ..file }),
+            ),
+            ("1:2:4755:pipe", Some(OverrideStat { kind: Some(libc::S_IFIFO), ..file })),
+            ("", None),
+            ("1:2", None),
+            ("1:2:9", None),
+            ("1:2:7:what", None),
+            ("1:2:7:block-8", None),
+            ("1:2:7:block-8-1-1", None),
+            ("-1:2:7", None),
+            ("1:2:7:file:x", None),
+        ] {
+            assert_eq!(OverrideStat::parse(text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn private_names() {
+        for (name, want) in [
+            ("user.overlay.opaque", true),
+            ("trusted.overlay.origin", true),
+            ("user.containers.override_stat", true),
+            ("security.fuseoverlayfs.override_stat", true),
+            ("user.fuseoverlayfs.opaque", true),
+            ("user.overlayish", false),
+            ("security.capability", false),
+            ("user.containers.other", false),
+        ] {
+            assert_eq!(is_private(OsStr::new(name)), want, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_survived(value: Vec<u8>) {
+            if let Some(stat) = OverrideStat::parse(&value) {
+                prop_assert!(stat.mode <= 0o7777);
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(
+            uid: u32, gid: u32, mode in 0u32..0o10000, k in 0usize..7, major in 0u32..4096, minor in 0u32..256
+        ) {
+            let kind = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK, libc::S_IFIFO,
+                libc::S_IFSOCK, libc::S_IFBLK, libc::S_IFCHR][k];
+            let rdev = if k >= 5 { libc::makedev(major, minor) } else { 0 };
+            let stat = OverrideStat { uid, gid, mode, kind: Some(kind), rdev };
+            prop_assert_eq!(OverrideStat::parse(stat.format().as_bytes()), Some(stat));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The only `unsafe` of the crate: system calls that neither std nor nix wraps
+//! safely, and descriptors that arrive as numbers on the command line.
+#![allow(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+/// `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
+const FICLONE: libc::c_ulong = 0x4004_9409;
+
+/// The path by which the kernel reaches whatever `fd` refers to, also an
+/// `O_PATH` descriptor and also a symbolic link (proc(5): a magic link jumps to
+/// the object itself and is not followed further).
+pub(crate) fn fd_path(fd: BorrowedFd<'_>) -> CString {
+    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("digits hold no NUL")
+}
+
+fn c_string(name: &OsStr) -> nix::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+/// getxattr(2) of the object behind `fd` (any descriptor, `O_PATH` included).
+pub(crate) fn getxattr(fd: BorrowedFd<'_>, name: &OsStr) -> nix::Result<Vec<u8>> {
+    read_xattr(libc::getxattr, &fd_path(fd), name)
+}
+
+/// getxattr(2) of `file` in the directory behind `dir`, not followed.
+pub(crate) fn getxattr_at(dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr) -> nix::Result<Vec<u8>> {
+    let mut path = fd_path(dir).into_bytes();
+    path.push(b'/');
+    path.extend_from_slice(file.as_bytes());
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    read_xattr(libc::lgetxattr, &path, name)
+}
+
+type GetXattr = unsafe extern "C" fn(
+    *const libc::c_char,
+    *const libc::c_char,
+    *mut libc::c_void,
+    libc::size_t,
+) -> libc::ssize_t;
+
+fn read_xattr(call: GetXattr, path: &CStr, name: &OsStr) -> nix::Result<Vec<u8>> {
+    let name = c_string(name)?;
+    let mut value = vec![0u8; 256];
+    loop {
+        // SAFETY: both strings are NUL-terminated; the buffer is valid for its length.
+        let n =
+            unsafe { call(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        match Errno::result(n) {
+            Ok(n) => {
+                value.truncate(n.cast_unsigned());
+                return Ok(value);
+            }
+            // XATTR_SIZE_MAX is 64 KiB: one growth is enough, a second ERANGE is true.
+            Err(Errno::ERANGE) if value.len() < 65536 => value.resize(65536, 0),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// listxattr(2) of the object behind `fd`.
+pub(crate) fn listxattr(fd: BorrowedFd<'_>) -> nix::Result<Vec<OsString>> {
+    let path = fd_path(fd);
+    let mut list = vec![0u8; 512];
+    loop {
+        // SAFETY: the path is NUL-terminated; the buffer is valid for its length.
+        let n = unsafe { libc::listxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
+        match Errno::result(n) {
+            Ok(n) => {
+                list.truncate(n.cast_unsigned());
+                break;
+            }
+            Err(Errno::ERANGE) if list.len() < 65536 => list.resize(65536, 0),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(list
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+        .map(|n| OsString::from_vec(n.to_vec()))
+        .collect())
+}
+
+/// setxattr(2) of the object behind `fd`; `flags` is 0, `XATTR_CREATE` or `XATTR_REPLACE`.
+pub(crate) fn setxattr(
+    fd: BorrowedFd<'_>,
+    name: &OsStr,
+    value: &[u8],
+    flags: i32,
+) -> nix::Result<()> {
+    let path = fd_path(fd);
+    let name = c_string(name)?;
+    // SAFETY: both strings are NUL-terminated; the value is valid for its length.
+    let r = unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
+    };
+    Errno::result(r).map(drop)
+}
+
+/// removexattr(2) of the object behind `fd`.
+pub(crate) fn removexattr(fd: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
+    let path = fd_path(fd);
+    let name = c_string(name)?;
+    // SAFETY: both strings are NUL-terminated.
+    let r = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
+    Errno::result(r).map(drop)
+}
+
+/// Makes `dst` share the blocks of `src` (ioctl_ficlone(2)).
+pub(crate) fn reflink(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: FICLONE takes a descriptor number by value and touches no memory of ours.
+    let r = unsafe { libc::ioctl(dst.as_raw_fd(), FICLONE, src.as_raw_fd()) };
+    Errno::result(r).map(drop)
+}
+
+/// Takes over a descriptor named on the command line, and keeps it from being
+/// inherited. Called once for each number, before the process opens anything.
+///
+/// # Errors
+/// EBADF when no such descriptor is open.
+pub(crate) fn adopt_fd(number: RawFd) -> nix::Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: only borrowed to ask whether it is open; a closed one gives EBADF.
+    let probe = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(probe, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: open (checked above), and ours by the contract of --ready-fd and
+    // --exit-fd: nothing else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What [`fork`] returned as.
+pub(crate) enum Forked {
+    /// In the parent.
+    Parent,
+    /// In the child.
+    Child,
+}
+
+/// fork(2) of a process that has only this thread.
+pub(crate) fn fork() -> nix::Result<Forked> {
+    // SAFETY: called before any thread is started (session.rs), so the child
+    // may go on to use the allocator and every lock.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { .. } => Ok(Forked::Parent),
+        nix::unistd::ForkResult::Child => Ok(Forked::Child),
+    }
+}
+
+/// Duplicates `fd` onto 0, 1 and 2.
+pub(crate) fn replace_standard_streams(fd: &OwnedFd) -> nix::Result<()> {
+    nix::unistd::dup2_stdin(fd.as_fd())?;
+    nix::unistd::dup2_stdout(fd.as_fd())?;
+    nix::unistd::dup2_stderr(fd.as_fd())
+}
