@@ -3,6 +3,7 @@
 pub mod channel;
 pub mod cli;
 pub mod clock;
+pub mod diff;
 pub mod exec;
 pub mod idmap;
 pub mod plan;

@@ -224,6 +224,7 @@ impl Life {
             status: Status::Created,
             monitor: Process::of(std::process::id() as i32).ok(),
             init: None,
+            overlay: None,
             map: plan.map.clone(),
             created: clock::unix_seconds(),
         };
@@ -234,8 +235,9 @@ impl Life {
             monitor::supervise(Orders {
                 plan: &plan,
                 filter: &filter,
-                started: &mut |init| {
+                started: &mut |init, overlay| {
                     state.init = Process::of(init).ok();
+                    state.overlay = overlay.and_then(|overlay| Process::of(overlay).ok());
                     state.status = Status::Running;
                     container.record(&state)?;
                     started(init)

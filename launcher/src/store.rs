@@ -146,6 +146,9 @@ pub struct State {
     pub monitor: Option<Process>,
     /// Process 1 of the container (forwards the signals it gets to the workload).
     pub init: Option<Process>,
+    /// The overlay, which is in the storage's namespaces, once there is one.
+    #[serde(default)]
+    pub overlay: Option<Process>,
     /// Ids of the container's user namespace.
     pub map: IdMap,
     /// Seconds since 1970 at which it was made.

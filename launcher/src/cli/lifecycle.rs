@@ -163,7 +163,7 @@ fn running(entry: &Entry) -> anyhow::Result<Option<(State, OwnedFd)>> {
 }
 
 /// Takes hold of a process; `None` when it is gone.
-fn open(process: Process) -> anyhow::Result<Option<OwnedFd>> {
+pub(super) fn open(process: Process) -> anyhow::Result<Option<OwnedFd>> {
     match pidfd_open(process.pid) {
         // Looked at after it is held: from now on its number cannot be reused
         // unnoticed.

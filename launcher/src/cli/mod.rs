@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod diff;
 mod exec;
 mod lifecycle;
 mod logs;
@@ -40,6 +41,7 @@ enum Command {
     Stop(lifecycle::StopArgs),
     Kill(lifecycle::KillArgs),
     Rm(lifecycle::RmArgs),
+    Diff(diff::Args),
 }
 
 /// The definition of the command line, as manual pages and completions need it.
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => (lifecycle::stop(&args), 1),
         Command::Kill(args) => (lifecycle::kill(&args), 1),
         Command::Rm(args) => (lifecycle::rm(&args), 1),
+        Command::Diff(args) => (diff::diff(&args), 1),
     };
     match done {
         Ok(code) => code.into(),

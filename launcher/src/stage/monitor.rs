@@ -55,8 +55,8 @@ pub struct Orders<'a> {
     pub plan: &'a Plan,
     /// Builds the system call filter; called while the id maps are written.
     pub filter: &'a dyn Fn() -> Result<Vec<u8>, RunError>,
-    /// Called once the workload runs, with init's process number.
-    pub started: &'a mut dyn FnMut(i32) -> Result<(), RunError>,
+    /// Called once the workload runs, with init's process number and the overlay's.
+    pub started: &'a mut dyn FnMut(i32, Option<i32>) -> Result<(), RunError>,
     /// Standard input belongs to the workload.
     pub input: bool,
 }
@@ -512,7 +512,8 @@ impl Monitor<'_> {
             ToMonitor::Started => {
                 self.progress.started = true;
                 if let Some(init) = &self.init {
-                    (self.orders.started)(init.pid)?;
+                    let overlay = self.overlay.as_ref().map(|overlay| overlay.process.pid);
+                    (self.orders.started)(init.pid, overlay)?;
                 }
             }
             ToMonitor::Failed(fault) => return Err(RunError::Stage(fault)),

@@ -32,6 +32,7 @@ fn state(name: &str, remove: bool, status: Status) -> State {
         status,
         monitor: Some(me),
         init: Some(me),
+        overlay: None,
         map: map(),
         created: 7,
     }

@@ -6,6 +6,7 @@ pub mod net;
 pub mod process;
 pub mod tty;
 pub mod userns;
+pub mod xattr;
 
 use std::io;
 

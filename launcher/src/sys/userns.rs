@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command, Stdio};
 
@@ -12,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::process::{Forked, die_with_parent, exit_now, fork};
+use super::process::{Forked, die_with_parent, exit_now, fork, join};
 use crate::idmap::{IdMap, Range};
 
 /// Why a user namespace cannot be used.
@@ -131,17 +132,7 @@ pub fn enter_with_map(
                 }
                 write_maps(pid, map)?;
                 tell_mapped.write_all(&[1]).map_err(io_error("cannot wake the child"))?;
-                let mut bytes = Vec::new();
-                result
-                    .read_to_end(&mut bytes)
-                    .map_err(io_error("cannot read the child's result"))?;
-                match bytes.split_first() {
-                    Some((0, bytes)) => Ok(bytes.to_vec()),
-                    Some((_, why)) => {
-                        Err(UsernsError::Work(String::from_utf8_lossy(why).into_owned()))
-                    }
-                    None => Err(UsernsError::Work("the child process died".to_owned())),
-                }
+                hear(&mut result)
             })();
             // Without its byte the child gives up: it is always waited for.
             drop(tell_mapped);
@@ -152,11 +143,70 @@ pub fn enter_with_map(
     }
 }
 
+/// Runs `work` in a child process that has joined the user and mount
+/// namespaces of the process behind `pidfd`, and hands back what it returned.
+///
+/// The caller must be single-threaded.
+///
+/// # Errors
+/// As of [`enter_with_map`].
+pub fn enter_process(
+    pidfd: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<Vec<u8>, String>,
+) -> Result<Vec<u8>, UsernsError> {
+    let (mut result, tell_result) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    let parent = std::process::id() as i32;
+    let joined = || {
+        join(pidfd, libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+            .map_err(|error| format!("cannot join the container's namespaces: {error}"))?;
+        die_with_parent(parent).map_err(|error| error.to_string())?;
+        work()
+    };
+    match fork().map_err(io_error("cannot fork"))? {
+        Forked::Child => {
+            drop(result);
+            let done = catch_unwind(AssertUnwindSafe(|| tell(tell_result, joined())));
+            exit_now(if matches!(done, Ok(Ok(()))) { 0 } else { 1 });
+        }
+        Forked::Parent(pid) => {
+            drop(tell_result);
+            let outcome = hear(&mut result);
+            waitpid(Pid::from_raw(pid), None)
+                .map_err(|e| io_error("cannot wait for the child")(e.into()))?;
+            outcome
+        }
+    }
+}
+
+/// Reads what [`tell`] wrote.
+fn hear(result: &mut io::PipeReader) -> Result<Vec<u8>, UsernsError> {
+    let mut bytes = Vec::new();
+    result.read_to_end(&mut bytes).map_err(io_error("cannot read the child's result"))?;
+    match bytes.split_first() {
+        Some((0, bytes)) => Ok(bytes.to_vec()),
+        Some((_, why)) => Err(UsernsError::Work(String::from_utf8_lossy(why).into_owned())),
+        None => Err(UsernsError::Work("the child process died".to_owned())),
+    }
+}
+
+fn tell(mut result: io::PipeWriter, outcome: Result<Vec<u8>, String>) -> io::Result<()> {
+    match outcome {
+        Ok(bytes) => {
+            result.write_all(&[0])?;
+            result.write_all(&bytes)
+        }
+        Err(why) => {
+            result.write_all(&[1])?;
+            result.write_all(why.as_bytes())
+        }
+    }
+}
+
 fn child(
     parent: i32,
     mut entered: io::PipeWriter,
     mut mapped: io::PipeReader,
-    mut result: io::PipeWriter,
+    result: io::PipeWriter,
     work: impl FnOnce() -> Result<Vec<u8>, String>,
 ) -> io::Result<()> {
     let errno = match unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS) {
@@ -171,16 +221,7 @@ fn child(
     }
     let mut byte = [0];
     mapped.read_exact(&mut byte)?;
-    match work() {
-        Ok(bytes) => {
-            result.write_all(&[0])?;
-            result.write_all(&bytes)
-        }
-        Err(why) => {
-            result.write_all(&[1])?;
-            result.write_all(why.as_bytes())
-        }
-    }
+    tell(result, work())
 }
 
 #[cfg(test)]
