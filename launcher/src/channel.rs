@@ -109,6 +109,9 @@ pub enum ToStage {
     Plan,
     /// Init: start the workload.
     Go,
+    /// Join: beside this come a memory file with what to run, one with the
+    /// system call filter, and a pidfd of the container's init.
+    Join,
 }
 
 /// One end of a channel.

@@ -1,8 +1,28 @@
 //! Running one more program in a container that runs already.
 
-use crate::run::RunError;
-use crate::spec::Exec;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+
+use crate::channel::{Channel, ToMonitor, ToStage};
+use crate::plan;
+use crate::policy;
+use crate::run::{RunError, spoken};
+use crate::spec::{Exec, Network};
+use crate::stage::join::Joining;
+use crate::stage::monitor::FORWARDED;
+use crate::stage::storage::{execute_self, sealed};
 use crate::store::State;
+use crate::sys::fd;
+use crate::sys::process::{self, Forked};
+use crate::terminal::Relay;
 
 /// Runs `exec` in the running container described by `state`, and returns its
 /// exit code as [`crate::run::run`] does.
@@ -12,6 +32,196 @@ use crate::store::State;
 /// # Errors
 /// [`RunError`] when the container cannot be joined.
 pub fn exec(state: &State, exec: &Exec) -> Result<u8, RunError> {
-    let _ = (state, exec);
-    Ok(0)
+    spoken(join(state, exec))
+}
+
+fn join(state: &State, exec: &Exec) -> Result<u8, RunError> {
+    let init = state.init.ok_or(RunError::NotRunning)?;
+    let target = process::pidfd_open(init.pid).map_err(|_| RunError::NotRunning)?;
+    // Looked at after the descriptor was there: it is the right process's.
+    if !init.exists() {
+        return Err(RunError::NotRunning);
+    }
+    let program = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(format!("/proc/{}/exe", init.pid))
+        .map_err(RunError::os("cannot open the container's init"))?;
+    let term = std::env::var("TERM").ok();
+    let joining = Joining {
+        workload: plan::joined(&state.spec, exec, term, state.map.is_single()),
+        own_network: state.spec.network != Network::Host,
+    };
+    let payload = serde_json::to_vec(&joining)
+        .map_err(io::Error::from)
+        .map_err(RunError::os("cannot write down what to run"))?;
+    let filter = policy::seccomp(state.map.is_single())?;
+    let mut mask: SigSet = FORWARDED.into_iter().collect();
+    mask.add(Signal::SIGWINCH);
+    let old = mask
+        .thread_swap_mask(SigmaskHow::SIG_BLOCK)
+        .map_err(RunError::os("cannot block signals"))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(RunError::os("cannot receive signals"))?;
+    let (channel, theirs) = Channel::pair().map_err(RunError::os("cannot make a channel"))?;
+    let null = File::open("/dev/null").map_err(RunError::os("cannot open /dev/null"))?;
+    let own = std::process::id() as i32;
+    let child = match process::fork().map_err(RunError::os("cannot fork"))? {
+        Forked::Child => {
+            let prepare = || {
+                process::die_with_parent(own)?;
+                fd::close_all_on_exec()?;
+                if exec.tty || !exec.interactive {
+                    fd::become_standard(null.as_fd(), 0)?;
+                }
+                fd::set_inherited(theirs.as_fd(), true)
+            };
+            let failed = match prepare() {
+                Ok(()) => {
+                    let numbers = [own, theirs.as_fd().as_raw_fd()];
+                    execute_self(program.as_fd(), "join", &numbers)
+                }
+                Err(error) => error,
+            };
+            let fault = crate::channel::Fault::new("cannot execute the running program", failed);
+            drop(theirs.send(&ToMonitor::Failed(fault), &[]));
+            process::exit_now(125)
+        }
+        Forked::Parent(pid) => pid,
+    };
+    drop(theirs);
+    let memory = |bytes: &[u8]| {
+        sealed(c"coracle-join", &mut &bytes[..])
+            .map_err(RunError::os("cannot make a file in memory"))
+    };
+    let (payload, filter) = (memory(&payload)?, memory(&filter)?);
+    let child =
+        process::pidfd_open(child).map_err(RunError::os("cannot watch the joining process"))?;
+    channel
+        .send(&ToStage::Join, &[payload.as_fd(), filter.as_fd(), target.as_fd()])
+        .map_err(RunError::os("cannot reach the joining process"))?;
+    let mut joined =
+        Joined { channel: Some(channel), child, signals, relay: None, input: exec.interactive };
+    let code = joined.watch();
+    if let Some(relay) = &mut joined.relay {
+        relay.drain();
+    }
+    drop(joined);
+    old.thread_set_mask().map_err(RunError::os("cannot restore the signal mask"))?;
+    code
+}
+
+struct Joined {
+    channel: Option<Channel>,
+    child: OwnedFd,
+    signals: SignalFd,
+    relay: Option<Relay>,
+    input: bool,
+}
+
+impl Joined {
+    fn watch(&mut self) -> Result<u8, RunError> {
+        loop {
+            let [signal, message, end, output, input] = self.wait()?;
+            if signal {
+                self.take_signals()?;
+            }
+            if message {
+                self.hear()?;
+            }
+            if let Some(relay) = &mut self.relay {
+                if output {
+                    relay.take_output();
+                }
+                if input {
+                    relay.take_input();
+                }
+            }
+            if end {
+                while self.channel.is_some() {
+                    self.hear()?;
+                }
+                let status = waitid(Id::PIDFd(self.child.as_fd()), WaitPidFlag::WEXITED)
+                    .map_err(RunError::os("cannot wait for the joining process"))?;
+                return Ok(match status {
+                    WaitStatus::Exited(_, code) => code as u8,
+                    WaitStatus::Signaled(_, signal, _) => 128u8.saturating_add(signal as u8),
+                    _ => 125,
+                });
+            }
+        }
+    }
+
+    /// Which of: signals, channel, child, terminal, input.
+    fn wait(&self) -> Result<[bool; 5], RunError> {
+        let stdin = io::stdin();
+        let mut slots = vec![0, 2];
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.child.as_fd(), PollFlags::POLLIN),
+        ];
+        if let Some(channel) = &self.channel {
+            slots.push(1);
+            fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some((master, writing)) = self.relay.as_ref().and_then(Relay::master) {
+            let more = if writing { PollFlags::POLLOUT } else { PollFlags::empty() };
+            slots.push(3);
+            fds.push(PollFd::new(master, PollFlags::POLLIN | more));
+        }
+        if self.relay.as_ref().is_some_and(Relay::wants_input) {
+            slots.push(4);
+            fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(RunError::os("cannot wait for events")(errno)),
+            }
+        }
+        let mut happened = [false; 5];
+        for (slot, fd) in slots.into_iter().zip(&fds) {
+            happened[slot] = fd.any().unwrap_or(true);
+        }
+        Ok(happened)
+    }
+
+    fn take_signals(&mut self) -> Result<(), RunError> {
+        while let Some(info) =
+            self.signals.read_signal().map_err(RunError::os("cannot read a signal"))?
+        {
+            let number = info.ssi_signo as i32;
+            if number != libc::SIGWINCH {
+                // ESRCH: it has just ended, which the next turn sees.
+                drop(process::pidfd_signal(self.child.as_fd(), number));
+            } else if let Some(relay) = &mut self.relay {
+                relay.resize();
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self) -> Result<(), RunError> {
+        let Some(channel) = &self.channel else { return Ok(()) };
+        let message = channel
+            .receive::<ToMonitor>()
+            .map_err(RunError::os("cannot hear the joining process"))?;
+        match message {
+            None => self.channel = None,
+            Some((ToMonitor::Console, mut fds)) => {
+                if let Some(master) = fds.pop() {
+                    let relay = Relay::new(master, self.input)
+                        .map_err(RunError::os("cannot use the terminal"))?;
+                    self.relay = Some(relay);
+                }
+            }
+            Some((ToMonitor::Started, _)) => {}
+            Some((ToMonitor::Failed(fault), _)) => {
+                return Err(RunError::Stage(fault));
+            }
+            Some(_) => return Err(RunError::StageDied("joining process")),
+        }
+        Ok(())
+    }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::idmap::IdMap;
 use crate::policy;
 use crate::probe::HostCaps;
-use crate::spec::{Network, Protocol, Publish, Root, Spec, Upper};
+use crate::spec::{Exec, Network, Protocol, Publish, Root, Spec, Upper};
 
 /// The container's end of the network, as slirp4netns users know it.
 pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
@@ -275,7 +275,7 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
         monitor: Vec::new(),
         storage: Vec::new(),
         init: Vec::new(),
-        workload: workload(spec, host, name),
+        workload: workload(spec, host.term.clone(), host.map.is_single(), name),
     };
     storage(&mut plan, spec, host, paths)?;
     network(&mut plan, spec, host)?;
@@ -295,14 +295,32 @@ fn hostname<'a>(spec: &'a Spec, name: &'a str) -> &'a str {
     spec.hostname.as_deref().unwrap_or(name)
 }
 
-fn workload(spec: &Spec, host: &HostCaps, name: &str) -> Workload {
+/// The workload of one more program in the container of `spec`. `term` is the
+/// caller's TERM.
+#[must_use]
+pub fn joined(spec: &Spec, exec: &Exec, term: Option<String>, single_id: bool) -> Workload {
+    let mut env = spec.env.clone();
+    env.extend(exec.env.clone());
+    let spec = Spec {
+        interactive: exec.interactive,
+        tty: exec.tty,
+        env,
+        workdir: exec.workdir.clone().or_else(|| spec.workdir.clone()),
+        user: exec.user.clone().or_else(|| spec.user.clone()),
+        command: exec.command.clone(),
+        ..spec.clone()
+    };
+    workload(&spec, term, single_id, spec.name.as_deref().unwrap_or("coracle"))
+}
+
+fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> Workload {
     let mut env = BTreeMap::from([
         ("PATH".to_owned(), PATH.to_owned()),
         ("HOSTNAME".to_owned(), hostname(spec, name).to_owned()),
         ("container".to_owned(), "coracle".to_owned()),
     ]);
     if spec.tty {
-        env.insert("TERM".to_owned(), host.term.clone().unwrap_or_else(|| "xterm".to_owned()));
+        env.insert("TERM".to_owned(), term.unwrap_or_else(|| "xterm".to_owned()));
     }
     env.extend(spec.env.clone());
     let command =
@@ -315,7 +333,7 @@ fn workload(spec: &Spec, host: &HostCaps, name: &str) -> Workload {
         tty: spec.tty,
         interactive: spec.interactive,
         capabilities: policy::capabilities(),
-        single_id: host.map.is_single(),
+        single_id,
     }
 }
 

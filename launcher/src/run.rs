@@ -52,6 +52,9 @@ pub enum RunError {
     /// The user namespace cannot be made.
     #[error(transparent)]
     Userns(#[from] UsernsError),
+    /// There is nothing to join.
+    #[error("the container is not running; start one with 'coracle run'")]
+    NotRunning,
     /// A stage failed.
     #[error("{0}")]
     Stage(Fault),
@@ -142,7 +145,7 @@ pub fn run(spec: Spec, container: Container) -> Result<u8, RunError> {
 }
 
 /// A workload that cannot be executed is its own failure, said and not ours.
-fn spoken(result: Result<u8, RunError>) -> Result<u8, RunError> {
+pub(crate) fn spoken(result: Result<u8, RunError>) -> Result<u8, RunError> {
     match result {
         Err(error) if error.code() != 125 => {
             say(&error.to_string());

@@ -83,13 +83,21 @@ fn start(
         Some((ToStage::Go, _)) => {}
         _ => return Err(Fault::said("the monitor is gone")),
     }
-    let pid = workload::start(&plan.workload, &identity, filter, slave)?;
-    process::set_capabilities(ONLY_KILL & plan.workload.capabilities)
-        .context(|| "cannot give up capabilities")?;
-    nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
-    release_standard().context(|| "cannot open /dev/null")?;
+    let pid = workload::start(&plan.workload, &identity, filter, slave, 1)?;
+    settle(plan.workload.capabilities)?;
     channel.send(&ToMonitor::Started, &[]).context(|| "cannot reach the monitor")?;
     Ok(pid)
+}
+
+/// Gives up what is not needed to watch over a workload that runs.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn settle(capabilities: u64) -> Result<(), Fault> {
+    process::set_capabilities(ONLY_KILL & capabilities)
+        .context(|| "cannot give up capabilities")?;
+    nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
+    release_standard().context(|| "cannot open /dev/null")
 }
 
 /// Lets go of the caller's input and output: whoever reads the workload's
@@ -103,7 +111,7 @@ fn release_standard() -> io::Result<()> {
 }
 
 /// Reaps and forwards until the workload ends; then its exit code.
-fn supervise(channel: &Channel, workload: i32) -> u8 {
+pub fn supervise(channel: &Channel, workload: i32) -> u8 {
     let Ok(signals) = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC) else {
         return 125;
     };
@@ -123,6 +131,8 @@ fn supervise(channel: &Channel, workload: i32) -> u8 {
         }
         // The monitor sends nothing any more: this is its end.
         if fds[1].any().unwrap_or(true) {
+            // ESRCH: it has just ended by itself.
+            drop(kill(workload, Signal::SIGKILL).map_err(io::Error::from));
             return 137;
         }
         if !fds[0].any().unwrap_or(true) {

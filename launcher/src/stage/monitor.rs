@@ -35,7 +35,7 @@ use crate::sys::userns;
 use crate::terminal::Relay;
 
 /// The signals that are passed on to the workload.
-const FORWARDED: [Signal; 6] = [
+pub const FORWARDED: [Signal; 6] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,

@@ -47,7 +47,8 @@ pub fn identity(workload: &Workload) -> Result<Identity, Fault> {
     Ok(identity)
 }
 
-/// Forks and executes the workload in the child.
+/// Forks and executes the workload in the child, which sees this process under
+/// the number `parent` (0: not at all) and dies with it.
 ///
 /// Returns the child's number once the program has been executed. The fault
 /// has the exit code: 127 when it was not found, 126 when it could not be
@@ -60,12 +61,13 @@ pub fn start(
     identity: &Identity,
     filter: &[u8],
     slave: Option<OwnedFd>,
+    parent: i32,
 ) -> Result<i32, Fault> {
     let (mut failed, mut tell_failed) = io::pipe().context(|| "cannot make a pipe")?;
     match process::fork().context(|| "cannot fork the workload")? {
         Forked::Child => {
             drop(failed);
-            let fault = become_workload(workload, identity, filter, slave.as_ref());
+            let fault = become_workload(workload, identity, filter, slave.as_ref(), parent);
             let code = fault.code;
             // Without a listener only the exit code can tell.
             let told = serde_json::to_vec(&fault)
@@ -91,8 +93,9 @@ fn become_workload(
     identity: &Identity,
     filter: &[u8],
     slave: Option<&OwnedFd>,
+    parent: i32,
 ) -> Fault {
-    match prepare(workload, identity, filter, slave.map(AsFd::as_fd)) {
+    match prepare(workload, identity, filter, slave.map(AsFd::as_fd), parent) {
         Ok((argv, env)) => execute(workload, &argv, &env),
         Err(fault) => fault,
     }
@@ -105,6 +108,7 @@ fn prepare(
     identity: &Identity,
     filter: &[u8],
     slave: Option<BorrowedFd<'_>>,
+    parent: i32,
 ) -> Result<(Strings, Strings), Fault> {
     let c_strings = |strings: Vec<String>| -> Result<Strings, Fault> {
         strings
@@ -134,6 +138,8 @@ fn prepare(
     }
     setresgid(gid, gid, gid).context(|| format!("cannot become group {gid}"))?;
     setresuid(uid, uid, uid).context(|| format!("cannot become user {uid}"))?;
+    // After the change of identity, which forgets the request.
+    process::die_with_parent(parent).context(|| "the container's init is gone")?;
     let keep = if uid.is_root() { workload.capabilities } else { 0 };
     process::set_capabilities(keep).context(|| "cannot give up capabilities")?;
     if let Err(errno) = chdir(&workload.workdir) {
