@@ -33,6 +33,9 @@ pub struct Adapter {
     overlay: Overlay,
     /// Log failed operations.
     debug: bool,
+    /// User 0 of a request is the machine's root, who keeps set-id bits when
+    /// writing (CAP_FSETID in the initial user namespace, as everywhere).
+    real_root: bool,
 }
 
 thread_local! {
@@ -43,8 +46,14 @@ thread_local! {
 impl Adapter {
     /// Wraps a union.
     #[must_use]
-    pub fn new(overlay: Overlay, debug: bool) -> Self {
-        Self { overlay, debug }
+    pub fn new(overlay: Overlay, debug: bool, real_root: bool) -> Self {
+        Self { overlay, debug, real_root }
+    }
+
+    /// Whether a change of data by this request's user clears set-id bits. The
+    /// kernel says so for WRITE; for truncation fuser does not pass it on.
+    fn drops_set_id(&self, request: &Request) -> bool {
+        !(self.real_root && request.uid() == 0)
     }
 
     fn errno(&self, operation: &str, id: u64, error: &Error) -> Errno {
@@ -152,12 +161,6 @@ fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
-/// The kernel does not say (through fuser) whether the caller may keep set-id
-/// bits when it truncates; root may, nobody else.
-fn drops_set_id(request: &Request) -> bool {
-    request.uid() != 0
-}
-
 /// Answers a request for an attribute's value or list: its size when asked for.
 fn reply_bytes(reply: ReplyXattr, size: u32, value: &[u8]) {
     match u32::try_from(value.len()) {
@@ -238,7 +241,7 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            drop_set_id: drops_set_id(request),
+            drop_set_id: self.drops_set_id(request),
         };
         match self.overlay.setattr(ino.0, fh.map(|h| h.0), &changes) {
             Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
@@ -336,7 +339,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.overlay.open(ino.0, flags.0, drops_set_id(request)) {
+        match self.overlay.open(ino.0, flags.0, self.drops_set_id(request)) {
             Ok(number) => reply.opened(
                 FileHandle(number),
                 FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,

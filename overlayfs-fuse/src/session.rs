@@ -114,7 +114,7 @@ fn serve(
     let overlay = join_layers(config)?;
     // A daemon that sits in a directory keeps its file system busy.
     std::env::set_current_dir("/").context("change to /")?;
-    let session = mount_union(config, &target, Adapter::new(overlay, asked.debug))?;
+    let session = mount_union(config, &target, Adapter::new(overlay, asked.debug, is_real_root()))?;
     if let Some(ready) = ready {
         std::fs::File::from(ready).write_all(b"1").context("write to --ready-fd")?;
     }
@@ -164,6 +164,13 @@ fn serve(
         Ok(result) => result.context("serve the file system"),
         Err(_) => bail!("the server thread died"),
     }
+}
+
+/// Whether user 0 here is the machine's root: the initial user namespace maps
+/// every id to itself. What cannot be read counts as unprivileged.
+fn is_real_root() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    nix::unistd::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn raise_descriptor_limit() -> Result<()> {

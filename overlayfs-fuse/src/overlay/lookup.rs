@@ -296,7 +296,9 @@ impl Overlay {
             match self.lowers[layer].getxattr(dir, name, OsStr::new(attribute)) {
                 Ok(value) => return Ok(OverrideStat::parse(&value)),
                 Err(Error::NoAttribute) => {}
-                Err(e) if e.errno() == libc::EOPNOTSUPP || e.errno() == libc::EPERM => {}
+                // None can be there, or (EACCES) only its owner may look: what
+                // cannot be read says nothing, the inode does.
+                Err(e) if [libc::EOPNOTSUPP, libc::EPERM, libc::EACCES].contains(&e.errno()) => {}
                 Err(e) => return Err(e),
             }
         }

@@ -1,0 +1,142 @@
+//! Tests that mount for real, as an unprivileged user.
+//!
+//! # Theory of operation
+//! Each case runs in a process of its own, in a user and a mount namespace of
+//! its own: the test binary starts itself again through setpriv(1) (when it is
+//! root: as the user `coracle-test`) and unshare(1). All layers are on a tmpfs
+//! that vanishes with the namespace. Where that is not possible every case is
+//! skipped, says so, and is counted.
+
+mod corners;
+mod lab;
+mod model;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+type Case = (&'static str, fn());
+
+const CASES: &[Case] = &[
+    ("corners::copy_up_keeps_everything", corners::copy_up_keeps_everything),
+    ("corners::removal_copies_nothing", corners::removal_copies_nothing),
+    ("corners::hard_links_are_one_inode", corners::hard_links_are_one_inode),
+    ("corners::set_gid_directories_pass_on_their_group", corners::set_gid_directories),
+    ("corners::open_files_outlive_their_names", corners::open_files_outlive_their_names),
+    ("corners::whiteouts_and_opaque_marks_are_read", corners::whiteouts_are_read),
+    ("corners::without_upper_nothing_changes", corners::without_upper_nothing_changes),
+    ("corners::owners_are_mapped_and_squashed", corners::owners_are_mapped),
+    ("corners::attributes_hold_owner_and_mode", corners::attributes_hold_owner_and_mode),
+    ("corners::only_public_lower_files_are_seen", corners::only_public_lower_files_are_seen),
+    ("corners::paths_may_hold_separators", corners::paths_may_hold_separators),
+    ("corners::bad_requests_are_refused_in_one_line", corners::bad_requests_are_refused),
+    ("corners::readiness_and_end", corners::readiness_and_end),
+    ("corners::reading_a_directory_while_it_changes", corners::reading_while_changing),
+    ("model::random_operations_match_the_kernel", model::random_operations),
+];
+
+/// Names the case in a process that has its namespaces.
+const INSIDE: &str = "OVERLAYFS_FUSE_TEST_CASE";
+
+fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(INSIDE) {
+        let case = CASES.iter().find(|c| c.0 == name).expect("the parent names a case");
+        lab::enter();
+        (case.1)();
+        return ExitCode::SUCCESS;
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|a| a == "--list") {
+        if !args.iter().any(|a| a == "--ignored") {
+            CASES.iter().for_each(|c| println!("{}: test", c.0));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let exact = args.iter().any(|a| a == "--exact");
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let wanted = |name: &str| {
+        filters.is_empty()
+            || filters.iter().any(|f| if exact { name == f.as_str() } else { name.contains(*f) })
+    };
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let place = prepare();
+    for (name, _) in CASES.iter().filter(|c| wanted(c.0)) {
+        match &place {
+            Err(reason) => {
+                println!("test {name} ... SKIPPED: {reason}");
+                skipped += 1;
+            }
+            Ok(place) if place.run(name) => {
+                println!("test {name} ... ok");
+                passed += 1;
+            }
+            Ok(_) => {
+                println!("test {name} ... FAILED");
+                failed += 1;
+            }
+        }
+    }
+    println!("\ntest result: {passed} passed; {failed} failed; {skipped} skipped");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// How a case is started.
+struct Place {
+    /// World-readable copies of this binary and of the program under test.
+    directory: tempfile::TempDir,
+    prefix: Vec<String>,
+}
+
+impl Place {
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(&self.prefix[0]);
+        command.args(&self.prefix[1..]).arg(program).current_dir("/");
+        command
+    }
+
+    fn run(&self, name: &str) -> bool {
+        let mut command = self.command(Path::new("env"));
+        command.arg(format!("{INSIDE}={name}"));
+        for key in ["CORACLE_MODEL_SEQUENCES", "CORACLE_MODEL_SEED"] {
+            if let Ok(value) = std::env::var(key) {
+                command.arg(format!("{key}={value}"));
+            }
+        }
+        command.arg(self.directory.path().join("test"));
+        command.status().expect("the prefix was tried before").success()
+    }
+}
+
+/// Finds out how to get the namespaces, or why they cannot be had.
+fn prepare() -> Result<Place, String> {
+    if let Err(e) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        return Err(format!("/dev/fuse: {e}"));
+    }
+    let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), open.clone()).map_err(|e| e.to_string())?;
+    let this = std::env::current_exe().map_err(|e| e.to_string())?;
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_overlayfs-fuse"));
+    for (from, to) in [(this, "test"), (program, "overlayfs-fuse")] {
+        let to = directory.path().join(to);
+        std::fs::copy(&from, &to).map_err(|e| format!("{}: {e}", from.display()))?;
+        std::fs::set_permissions(&to, open.clone()).map_err(|e| e.to_string())?;
+    }
+    let mut prefix: Vec<String> = Vec::new();
+    if nix::unistd::geteuid().is_root() {
+        let user = "coracle-test";
+        let set = ["setpriv", "--reuid", user, "--regid", user, "--init-groups", "--reset-env"];
+        prefix.extend(set.map(str::to_owned));
+    }
+    let unshare = ["unshare", "--user", "--mount", "--map-root-user", "--map-auto", "--"];
+    prefix.extend(unshare.map(str::to_owned));
+    let place = Place { directory, prefix };
+    match place.command(Path::new("true")).output() {
+        Ok(out) if out.status.success() => Ok(place),
+        Ok(out) => Err(format!(
+            "no user namespace with subordinate ids: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        )),
+        Err(e) => Err(format!("{}: {e}", place.prefix[0])),
+    }
+}
