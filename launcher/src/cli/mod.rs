@@ -83,7 +83,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code.into(),
         // Whoever was reading has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => fail(format!("{error:#}"), own),
+        Err(error) => fail(reason(&error), own),
     }
 }
 
@@ -98,13 +98,21 @@ enum Unread {
 
 fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Unread> {
     use clap::error::ErrorKind;
-    Cli::try_parse_from(args).map_err(|error| match error.kind() {
+    let args: Vec<OsString> = args.into_iter().collect();
+    Cli::try_parse_from(&args).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unread::Asked(error.to_string()),
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Unread::Wrong("which command? (see 'coracle --help')".to_owned())
         }
-        _ => Unread::Wrong(one_line(&error.to_string())),
+        _ => Unread::Wrong(format!("{} (see '{help} --help')", one_line(&error.to_string()))),
     })
+}
+
+/// The command whose help is pointed to.
+fn helpful(word: Option<&OsString>) -> String {
+    let command = Cli::command();
+    let known = word.and_then(|word| word.to_str()).and_then(|w| command.find_subcommand(w));
+    known.map_or_else(|| "coracle".to_owned(), |known| format!("coracle {}", known.get_name()))
 }
 
 /// Of clap's message what stands before the usage: reason and advice.
@@ -121,7 +129,21 @@ fn one_line(message: &str) -> String {
         line.extend(part.split_whitespace().flat_map(|word| [word, " "]));
         line.truncate(line.trim_end().len());
     }
-    format!("{line} (see 'coracle --help')")
+    line
+}
+
+/// An error and what is behind it, as one sentence. Some errors name their
+/// cause themselves: it is not told twice.
+fn reason(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| {
+        if told.is_empty() {
+            cause
+        } else if told.ends_with(&cause) {
+            told
+        } else {
+            format!("{told}: {cause}")
+        }
+    })
 }
 
 fn fail(error: impl std::fmt::Display, code: u8) -> ExitCode {
@@ -168,7 +190,7 @@ fn for_each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -
     let mut code = 0;
     for name in names {
         if let Err(error) = act(name) {
-            complain(format!("{error:#}"));
+            complain(reason(&error));
             code = 1;
         }
     }

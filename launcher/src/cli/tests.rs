@@ -20,6 +20,7 @@ fn what_makes_no_sense_is_told_in_one_line() {
         (&["fly"], "'fly'"),
         (&["run", "--nonsense"], "'--nonsense'"),
         (&["run", "--nam", "x"], "--name"),
+        (&["run", "--nam", "x"], "(see 'coracle run --help')"),
         (&["run", "--name", "a/b"], "'a/b' is not a container name"),
         (&["run", "-p", "x"], "names no host port"),
         (&["exec"], "<CONTAINER>"),
@@ -45,6 +46,16 @@ fn help_is_there_for_every_command_and_option() {
         let asked = read(["coracle", sub.get_name(), "--help"].map(OsString::from));
         assert!(matches!(asked, Err(Unread::Asked(_))), "{}", sub.get_name());
     }
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let io = || io::Error::from_raw_os_error(libc::ENOENT);
+    let missing = "No such file or directory (os error 2)";
+    let store = crate::store::StoreError::Io { action: "read", path: "/x".into(), source: io() };
+    assert_eq!(reason(&store.into()), format!("cannot read /x: {missing}"));
+    let context = anyhow::Error::new(io()).context("cannot open /y").context("no luck");
+    assert_eq!(reason(&context), format!("no luck: cannot open /y: {missing}"));
 }
 
 #[test]
