@@ -104,7 +104,10 @@ fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Unread> {
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             Unread::Wrong("which command? (see 'coracle --help')".to_owned())
         }
-        _ => Unread::Wrong(format!("{} (see '{help} --help')", one_line(&error.to_string()))),
+        _ => {
+            let help = helpful(args.get(1));
+            Unread::Wrong(format!("{} (see '{help} --help')", one_line(&error.to_string())))
+        }
     })
 }
 
