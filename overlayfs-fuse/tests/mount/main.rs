@@ -7,6 +7,8 @@
 //! that vanishes with the namespace. Where that is not possible every case is
 //! skipped, says so, and is counted.
 
+#![allow(clippy::unwrap_used, reason = "a test: it fails by panicking")]
+
 mod corners;
 mod lab;
 mod model;
