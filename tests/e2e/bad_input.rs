@@ -30,7 +30,7 @@ fn options(world: &World<'_>) -> Result<()> {
         (&["run", "-p", "1:2:3:4", "--", "true"], "1:2:3:4"),
         (&["run", "-p", "70000:80", "--", "true"], "70000"),
         (&["run", "--network", "cloud", "--", "true"], "cloud"),
-        (&["run", "--upper", "ram:lots", "--", "true"], "ram:lots"),
+        (&["run", "--upper", "ram:lots", "--", "true"], "lots"),
         (&["run", "-v", "nowhere", "--", "true"], "nowhere"),
         (&["run", "-v", "/etc:relative", "--", "true"], "relative"),
         (&["run", "-e", "=x", "--", "true"], "=x"),

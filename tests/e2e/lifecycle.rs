@@ -28,7 +28,7 @@ fn detached(world: &World<'_>) -> Result<()> {
 
     let ps = world.coracle(&["ps"]).run()?.ok()?;
     let line = ps.stdout.lines().find(|line| line.contains("boat")).unwrap_or_default();
-    ensure!(line.to_lowercase().contains("running"), "no running boat\n{}", ps.describe());
+    ensure!(line.contains("Up "), "no running boat\n{}", ps.describe());
 
     let follow = world.coracle(&["logs", "-f", "boat"]).spawn()?;
     follow.stdout_until("one\n", LIMIT)?;

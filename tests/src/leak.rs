@@ -55,10 +55,14 @@ impl Snapshot {
                 nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH).ok();
             }
         }
+        let mut reported: Option<PathBuf> = None;
         for path in files(lab).difference(&self.files) {
-            if lab.may_stay(path) {
+            // Sorted: what is in a directory follows it.
+            let within = reported.as_ref().is_some_and(|dir| path.starts_with(dir));
+            if lab.may_stay(path) || within {
                 continue;
             }
+            reported = Some(path.clone());
             leaks.push(format!("file {}", path.display()));
             // Its parent may have gone first.
             lab.remove_as_root(path).ok();

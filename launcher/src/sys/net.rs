@@ -6,7 +6,9 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 
 use super::check;
 
@@ -111,13 +113,50 @@ impl Devices {
 
     /// Sets how many packets wait for the reader of a device at most.
     ///
+    /// By rtnetlink(7): SIOCSIFTXQLEN asks for privilege in the initial user
+    /// namespace (net/core/dev_ioctl.c), IFLA_TXQLEN only in the device's own.
+    ///
     /// # Errors
-    /// As of SIOCSIFTXQLEN.
+    /// As of socket(2), send(2) and recv(2), or the kernel's answer.
     pub fn set_queue(&self, device: &str, packets: u16) -> io::Result<()> {
-        const SIOCSIFTXQLEN: libc::c_ulong = 0x8943;
-        let mut request = request(device)?;
-        request.ifr_ifru.ifru_metric = packets.into();
-        self.ioctl(SIOCSIFTXQLEN, &mut request)
+        /// Length of a message of one attribute of four bytes.
+        const LENGTH: u32 = 40;
+        let mut index = request(device)?;
+        self.ioctl(libc::SIOCGIFINDEX as _, &mut index)?;
+        // SAFETY: SIOCGIFINDEX has filled in this member of the union.
+        let ifindex = unsafe { index.ifr_ifru.ifru_ifindex };
+        let mut message = Vec::with_capacity(LENGTH as usize);
+        // struct nlmsghdr
+        message.extend(LENGTH.to_ne_bytes());
+        message.extend(libc::RTM_NEWLINK.to_ne_bytes());
+        message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+        message.extend([0; 8]);
+        // struct ifinfomsg
+        message.extend([0; 4]);
+        message.extend(ifindex.to_ne_bytes());
+        message.extend([0; 8]);
+        // struct rtattr
+        message.extend(8u16.to_ne_bytes());
+        message.extend(libc::IFLA_TXQLEN.to_ne_bytes());
+        message.extend(u32::from(packets).to_ne_bytes());
+
+        let netlink = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )?;
+        send(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
+        // struct nlmsghdr, and of struct nlmsgerr the error: 0 or -errno.
+        let mut answer = [0; 128];
+        let count = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+        match answer[..count].get(16..20).and_then(|error| error.try_into().ok()) {
+            Some(error) => match i32::from_ne_bytes(error) {
+                0 => Ok(()),
+                error => Err(io::Error::from_raw_os_error(-error)),
+            },
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Gives a device an IPv4 address, replacing the one it had.
