@@ -23,11 +23,11 @@ use nix::sys::stat::{Mode, fstat};
 
 use crate::config::Config;
 use crate::stack::frame::{Mac, VNET_LEN};
-use crate::sys::{ifreq, ns, process, tun};
+use crate::sys::{ifreq, netlink, ns, process, tun};
 
 /// How many packets of the guest wait for us at most. The default of 1,000 is
 /// less than a TCP window holds at MTU 1500, and what does not fit is lost.
-const QUEUE_LEN: i32 = 10_000;
+const QUEUE_LEN: u32 = 10_000;
 
 /// What TUNSETVNETHDRSZ and TUNSETOFFLOAD granted on a TAP device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -291,7 +291,8 @@ fn configure(name: &str, interface: &Interface, remarks: &mut String) -> Result<
         ifreq::set_mac(&v4, name, mac).map_err(failed(on("the Ethernet address")))?;
     }
     ifreq::set_mtu(&v4, name, interface.mtu).map_err(failed(on("the MTU")))?;
-    if let Err(errno) = ifreq::set_queue_len(&v4, name, QUEUE_LEN) {
+    let queue = ifreq::index(&v4, name).and_then(|i| netlink::set_queue_len(i, QUEUE_LEN));
+    if let Err(errno) = queue {
         *remarks +=
             &format!("{}: {errno}; packets may be lost under load\n", on("the queue length"));
     }

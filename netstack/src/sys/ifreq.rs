@@ -72,15 +72,6 @@ pub(crate) fn set_mtu(socket: impl AsFd, name: &str, mtu: u16) -> Result<(), Err
     unsafe { perform(socket, libc::SIOCSIFMTU, &mut request) }
 }
 
-/// Sets how many packets wait for us at most.
-pub(crate) fn set_queue_len(socket: impl AsFd, name: &str, packets: i32) -> Result<(), Errno> {
-    let mut request = named(name)?;
-    // `ifr_qlen` is the same integer of the union as `ifr_metric`.
-    request.ifr_ifru.ifru_metric = packets;
-    // SAFETY: SIOCSIFTXQLEN reads a `struct ifreq`.
-    unsafe { perform(socket, libc::SIOCSIFTXQLEN, &mut request) }
-}
-
 /// Sets the Ethernet address.
 pub(crate) fn set_mac(socket: impl AsFd, name: &str, mac: [u8; 6]) -> Result<(), Errno> {
     let mut request = named(name)?;
@@ -161,7 +152,8 @@ struct In6Rtmsg {
     index: libc::c_int,
 }
 
-fn index(socket: impl AsFd, name: &str) -> Result<libc::c_int, Errno> {
+/// The interface's index.
+pub(crate) fn index(socket: impl AsFd, name: &str) -> Result<libc::c_int, Errno> {
     let mut request = named(name)?;
     // SAFETY: SIOCGIFINDEX writes the index of a `struct ifreq`.
     unsafe { perform(socket, libc::SIOCGIFINDEX, &mut request) }?;
