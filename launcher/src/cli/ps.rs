@@ -58,7 +58,7 @@ struct Row {
     since: u64,
     /// Process 1 of the container, as the host numbers it.
     pid: Option<i32>,
-    network: Network,
+    network: &'static str,
     ports: Vec<String>,
 }
 
@@ -108,7 +108,11 @@ fn row(name: &str, state: &State, since: SystemTime) -> Row {
         exit_code,
         since: since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         pid: state.init.filter(|_| !state.ended()).map(|init| init.pid),
-        network: state.spec.network,
+        network: match state.spec.network {
+            Network::Netstack => "netstack",
+            Network::None => "none",
+            Network::Host => "host",
+        },
         ports: if state.ended() {
             Vec::new()
         } else {
@@ -216,7 +220,7 @@ mod tests {
             exit_code,
             since: 70,
             pid: None,
-            network: Network::None,
+            network: "none",
             ports: vec![],
         };
         let rows = [
