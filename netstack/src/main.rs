@@ -20,10 +20,22 @@ fn main() -> ExitCode {
     match run(invocation) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("netstack: {error:#}");
+            eprintln!("netstack: {}", told_once(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes on one line, without those that a message above them
+/// has told already.
+fn told_once(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 fn run(invocation: Invocation) -> anyhow::Result<()> {
