@@ -315,8 +315,9 @@ impl FrameBuf {
 
     /// Completes an IP packet of `len` bytes with TCP in it: checksum (or its
     /// seed), segmentation metadata for segments above `mss`, link headers.
-    /// IPv4 packets have no options.
-    pub fn finish_tcp(&mut self, link: &Link, len: usize, mss: u16) {
+    /// IPv4 packets have no options. Gives the sequence number behind the segment's
+    /// data, SYN and FIN not counted.
+    pub fn finish_tcp(&mut self, link: &Link, len: usize, mss: u16) -> u32 {
         let packet = &mut self.bytes[HEAD..HEAD + len];
         let v6 = packet[0] >> 4 == 6;
         let ip_len = if v6 { 40 } else { 20 };
@@ -324,6 +325,8 @@ impl FrameBuf {
         let (_, tcp) = packet.split_at_mut(ip_len);
         let header_len = usize::from(tcp[12] >> 4) * 4;
         let payload_len = tcp.len().saturating_sub(header_len);
+        let end =
+            u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(payload_len as u32);
         if tcp[13] & SYN != 0 {
             let limit = link.mtu.saturating_sub(ip_len + 20).min(usize::from(u16::MAX)) as u16;
             rewrite_mss(&mut tcp[..header_len], |_| limit);
@@ -342,6 +345,7 @@ impl FrameBuf {
                 self.bytes[4..6].copy_from_slice(&mss.to_le_bytes());
             }
         }
+        end
     }
 
     /// Completes an IP packet of `len` bytes with UDP in it.
@@ -502,7 +506,7 @@ impl Outbox {
     /// an unfragmented packet, which is set here.
     pub fn push_ip(&mut self, link: &Link, src: IpAddr, dst: IpAddr, proto: u8, upper: &[u8]) {
         let ip_len = if src.is_ipv6() { 40 } else { 20 };
-        if upper.len() > 65535 - 20 {
+        if upper.len() > upper_max(src) {
             self.dropped += 1;
             return;
         }
@@ -553,7 +557,7 @@ impl Outbox {
         data: &[u8],
     ) {
         let len = 8 + data.len();
-        if len > 65535 - 20 {
+        if len > upper_max(src.ip()) {
             self.dropped += 1;
             return;
         }
@@ -570,6 +574,11 @@ impl Outbox {
         }
         self.push_ip(link, src.ip(), dst.ip(), proto::UDP, &upper);
     }
+}
+
+/// The largest upper layer of a packet: IPv4 counts its header, IPv6 does not.
+fn upper_max(family: IpAddr) -> usize {
+    if family.is_ipv6() { 65535 } else { 65535 - 20 }
 }
 
 /// Writes an IP header (and IPv6 fragment header) for `payload_len` bytes that

@@ -55,8 +55,9 @@ pub(super) trait Stream {
     fn unacknowledged(&self) -> bool;
     /// Lets `write` put bytes for the guest into a free stretch; it gives the count.
     fn fill(&mut self, write: &mut dyn FnMut(&mut [u8]) -> usize);
-    /// No more bytes for the guest: FIN after what is buffered.
-    fn finish(&mut self);
+    /// No more bytes for the guest: FIN after what is buffered. False when it is
+    /// too early: ask again after the next change or egress.
+    fn finish(&mut self) -> bool;
     /// Resets the connection; the RST goes out with the next egress.
     fn abort(&mut self);
     /// Sets how long the guest may be silent before it is probed.
@@ -92,10 +93,20 @@ struct Port {
     mss: u16,
     /// Factor on the guest's MSS that smoltcp is told.
     factor: u16,
+    /// Sequence number behind the last byte that was sent.
+    sent: u32,
+    /// The guest's last acknowledgement.
+    acked: u32,
+}
+
+impl Port {
+    fn fresh() -> Port {
+        Port { mss: 536, factor: 1, sent: 0, acked: 0 }
+    }
 }
 
 struct Attached<'a> {
-    mss: u16,
+    port: &'a mut Port,
     packet: Option<&'a [u8]>,
     link: &'a Link,
     out: &'a mut Outbox,
@@ -110,7 +121,7 @@ impl RxToken for Rx<'_> {
 }
 
 struct Tx<'a> {
-    mss: u16,
+    port: &'a mut Port,
     link: &'a Link,
     out: &'a mut Outbox,
 }
@@ -119,7 +130,11 @@ impl TxToken for Tx<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = self.out.take();
         let result = f(frame.packet_mut(len));
-        frame.finish_tcp(self.link, len, self.mss);
+        let end = frame.finish_tcp(self.link, len, self.port.mss);
+        // A repetition does not take it back; a new connection starts anywhere.
+        if end.wrapping_sub(self.port.sent) < 1 << 31 || self.port.sent == 0 {
+            self.port.sent = end;
+        }
         self.out.push(frame);
         result
     }
@@ -137,11 +152,11 @@ impl Device for Attached<'_> {
 
     fn receive(&mut self, _: Instant) -> Option<(Rx<'_>, Tx<'_>)> {
         let packet = self.packet.take()?;
-        Some((Rx(packet), Tx { mss: self.mss, link: self.link, out: self.out }))
+        Some((Rx(packet), Tx { port: self.port, link: self.link, out: self.out }))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Tx<'_>> {
-        Some(Tx { mss: self.mss, link: self.link, out: self.out })
+        Some(Tx { port: self.port, link: self.link, out: self.out })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -174,6 +189,14 @@ impl Device for Unplugged {
     }
 }
 
+/// The acknowledgement number of a segment that has one.
+fn acknowledgement(packet: &[u8]) -> Option<u32> {
+    let ip_len = if packet.first()? >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 };
+    let header = packet.get(ip_len..ip_len + 20)?;
+    let number = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+    (header[13] & frame::ACK != 0).then_some(number)
+}
+
 fn instant(now: Duration) -> Instant {
     Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
 }
@@ -191,7 +214,7 @@ impl Smol {
         socket.set_nagle_enabled(false);
         let mut set = SocketSet::new(Vec::with_capacity(1));
         let handle = set.add(socket);
-        Smol { iface, set, handle, port: Port { mss: 536, factor: 1 }, reset: false, ring }
+        Smol { iface, set, handle, port: Port::fresh(), reset: false, ring }
     }
 
     /// Bytes of each ring.
@@ -209,7 +232,7 @@ impl Smol {
 
     fn fresh(&mut self) {
         self.reset = false;
-        self.port = Port { mss: 536, factor: 1 };
+        self.port = Port::fresh();
         let socket = self.socket_mut();
         socket.abort();
         socket.set_keep_alive(None);
@@ -264,7 +287,13 @@ impl Stream for Smol {
         let opening = matches!(before, State::Listen | State::SynSent | State::SynReceived);
         let rewritten = if opening { self.learn_mss(packet, link) } else { None };
         let packet = rewritten.as_deref().unwrap_or(packet);
-        let mut device = Attached { mss: self.port.mss, packet: Some(packet), link, out };
+        if let Some(ack) = acknowledgement(packet)
+            && (ack.wrapping_sub(self.port.acked) < 1 << 31 || self.port.acked == 0)
+            && self.port.sent.wrapping_sub(ack) < 1 << 31
+        {
+            self.port.acked = ack;
+        }
+        let mut device = Attached { port: &mut self.port, packet: Some(packet), link, out };
         self.iface.poll_ingress_single(instant(now), &mut device, &mut self.set);
         match self.socket().state() {
             State::Closed if before != State::Closed && before != State::LastAck => {
@@ -277,7 +306,7 @@ impl Stream for Smol {
     }
 
     fn egress(&mut self, now: Duration, link: &Link, out: &mut Outbox) -> bool {
-        let mut device = Attached { mss: self.port.mss, packet: None, link, out };
+        let mut device = Attached { port: &mut self.port, packet: None, link, out };
         let result = self.iface.poll_egress(instant(now), &mut device, &mut self.set);
         result == PollResult::SocketStateChanged
     }
@@ -332,8 +361,22 @@ impl Stream for Smol {
         debug_assert!(done.is_ok(), "the caller asks for room first");
     }
 
-    fn finish(&mut self) {
-        self.socket_mut().close();
+    fn finish(&mut self) -> bool {
+        let too_early = match self.socket().state() {
+            // smoltcp would take the guest's answer to our SYN for one to our FIN.
+            State::Listen | State::SynSent | State::SynReceived => true,
+            // In LAST-ACK smoltcp ignores an ACK that only reopens the window, and
+            // what is not sent by then would wait for a probe.
+            State::CloseWait => {
+                let flight = self.port.sent.wrapping_sub(self.port.acked) as usize;
+                flight < self.socket().send_queue()
+            }
+            _ => false,
+        };
+        if !too_early {
+            self.socket_mut().close();
+        }
+        !too_early
     }
 
     fn abort(&mut self) {

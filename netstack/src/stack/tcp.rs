@@ -91,6 +91,8 @@ enum State {
         stream: Box<Smol>,
         /// The host's peer has ended its direction.
         host_finished: bool,
+        /// The endpoint was told so.
+        guest_told: bool,
         /// `TcpShutdown` was sent.
         host_shut: bool,
         /// The host's socket is gone: only a RST is left to send.
@@ -125,6 +127,12 @@ impl Endpoints {
             .unwrap_or(SIZES.len() - 1);
         self.used[class] += 1;
         self.spare[class].pop().unwrap_or_else(|| Box::new(Smol::new(SIZES[class], seed)))
+    }
+
+    /// Whether no endpoint is in use.
+    #[cfg(test)]
+    pub(super) fn all_back(&self) -> bool {
+        self.used.iter().all(|&used| used == 0)
     }
 
     fn give_back(&mut self, stream: Box<Smol>) {
@@ -255,7 +263,13 @@ impl Netstack {
         stream.connect(peer, guest);
         let flow = Flow {
             peer,
-            state: State::Open { stream, host_finished: false, host_shut: false, aborted: false },
+            state: State::Open {
+                stream,
+                host_finished: false,
+                guest_told: false,
+                host_shut: false,
+                aborted: false,
+            },
             sending: false,
             transfer: false,
             heard: now,
@@ -275,7 +289,13 @@ impl Netstack {
         stream.accept(flow.peer);
         stream.probe_after(PROBE_IDLE);
         stream.ingress(now, &syn, &self.link, &mut self.out);
-        flow.state = State::Open { stream, host_finished: false, host_shut: false, aborted: false };
+        flow.state = State::Open {
+            stream,
+            host_finished: false,
+            guest_told: false,
+            host_shut: false,
+            aborted: false,
+        };
         flow.since = now;
         self.flows.arm(id, now + HANDSHAKE_MAX);
         self.tcp_settle(id);
@@ -301,10 +321,8 @@ impl Netstack {
 
     pub(super) fn tcp_finished(&mut self, now: Duration, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        if let State::Open { stream, host_finished, .. } = &mut flow.state {
+        if let State::Open { host_finished, .. } = &mut flow.state {
             *host_finished = true;
-            stream.finish();
-            stream.probe_after(PROBE_HALF_CLOSED);
             flow.since = now;
             self.tcp_settle(id);
         }
@@ -381,7 +399,8 @@ impl Netstack {
     /// Draws the conclusions from a change of a flow.
     fn tcp_settle(&mut self, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        let State::Open { stream, host_finished, host_shut, aborted } = &mut flow.state else {
+        let State::Open { stream, host_finished, guest_told, host_shut, aborted } = &mut flow.state
+        else {
             return;
         };
         let status = stream.status();
@@ -390,6 +409,10 @@ impl Netstack {
         }
         if *aborted {
             return self.queue_sending(id);
+        }
+        if *host_finished && !*guest_told && stream.finish() {
+            *guest_told = true;
+            stream.probe_after(PROBE_HALF_CLOSED);
         }
         let drained = stream.received().is_empty();
         if status.guest_finished && drained && !*host_shut {
@@ -419,8 +442,17 @@ impl Netstack {
     pub(super) fn tcp_send(&mut self, now: Duration, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
         flow.sending = false;
-        let State::Open { stream, host_shut, .. } = &mut flow.state else { return };
-        if stream.egress(now, &self.link, &mut self.out) {
+        let State::Open { stream, host_finished, guest_told, host_shut, .. } = &mut flow.state
+        else {
+            return;
+        };
+        let mut more = stream.egress(now, &self.link, &mut self.out);
+        if !more && *host_finished && !*guest_told && stream.finish() {
+            *guest_told = true;
+            stream.probe_after(PROBE_HALF_CLOSED);
+            more = true;
+        }
+        if more {
             // Others take their turn before this flow's next frame.
             flow.sending = true;
             self.sending.push_back(id);
