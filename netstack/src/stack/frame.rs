@@ -400,25 +400,39 @@ pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
 /// Reset.
 pub const RST: u8 = 4;
+/// Push.
+pub const PSH: u8 = 8;
 /// Acknowledge.
 pub const ACK: u8 = 16;
 
 /// Replaces the value of the MSS option in a TCP header. Gives the old value.
 pub fn rewrite_mss(header: &mut [u8], new: impl FnOnce(u16) -> u16) -> Option<u16> {
+    let at = option(header, 2, 4)?;
+    let old = u16::from_be_bytes([header[at + 2], header[at + 3]]);
+    header[at + 2..at + 4].copy_from_slice(&new(old).to_be_bytes());
+    Some(old)
+}
+
+/// The window scale option of a SYN (RFC 7323), as a shift.
+pub fn window_scale(header: &[u8]) -> Option<u8> {
+    option(header, 3, 3).map(|at| header[at + 2])
+}
+
+/// Where the option of this kind and length starts in a TCP header.
+fn option(header: &[u8], kind: u8, len: u8) -> Option<usize> {
     let mut at = 20;
     while at < header.len() {
         match header[at] {
             0 => return None,
             1 => at += 1,
-            2 if header.get(at + 1) == Some(&4) && at + 4 <= header.len() => {
-                let old = u16::from_be_bytes([header[at + 2], header[at + 3]]);
-                header[at + 2..at + 4].copy_from_slice(&new(old).to_be_bytes());
-                return Some(old);
+            found => {
+                let size = *header.get(at + 1).filter(|size| **size >= 2)?;
+                let end = at + usize::from(size);
+                if found == kind && size == len && end <= header.len() {
+                    return Some(at);
+                }
+                at = end;
             }
-            _ => match header.get(at + 1) {
-                Some(&len) if len >= 2 => at += usize::from(len),
-                _ => return None,
-            },
         }
     }
     None

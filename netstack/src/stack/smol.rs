@@ -60,8 +60,8 @@ pub(super) trait Stream {
     fn finish(&mut self) -> bool;
     /// Resets the connection; the RST goes out with the next egress.
     fn abort(&mut self);
-    /// Sets how long the guest may be silent before it is probed.
-    fn probe_after(&mut self, silence: Duration);
+    /// Queues a segment that says nothing, but that a living guest answers.
+    fn probe(&mut self, link: &Link, out: &mut Outbox);
 }
 
 /// Where a connection with the guest stands.
@@ -85,7 +85,12 @@ pub(super) struct Smol {
     port: Port,
     reset: bool,
     ring: usize,
+    /// When to act for smoltcp, which has forgotten to.
+    watch: Option<Duration>,
 }
+
+/// smoltcp's smallest retransmission timeout.
+const RTO: Duration = Duration::from_secs(1);
 
 /// The "device" of one flow: a packet in, frames out.
 struct Port {
@@ -97,11 +102,30 @@ struct Port {
     sent: u32,
     /// The guest's last acknowledgement.
     acked: u32,
+    /// Our last acknowledgement: what is expected from the guest.
+    expected: u32,
+    /// Window fields as last sent and received.
+    window_out: u16,
+    window_in: u16,
+    /// Shift of the guest's window field.
+    scale: u8,
+    /// Sequence number that the guest's window ends before, at its furthest.
+    edge: u32,
 }
 
 impl Port {
     fn fresh() -> Port {
-        Port { mss: 536, factor: 1, sent: 0, acked: 0 }
+        Port {
+            mss: 536,
+            factor: 1,
+            sent: 0,
+            acked: 0,
+            expected: 0,
+            window_out: 0,
+            window_in: 0,
+            scale: 0,
+            edge: 0,
+        }
     }
 }
 
@@ -130,6 +154,11 @@ impl TxToken for Tx<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
         let mut frame = self.out.take();
         let result = f(frame.packet_mut(len));
+        let len = cut_to_window(frame.packet_mut(len), self.port.edge).unwrap_or(len);
+        if let Some(ack) = acknowledgement(frame.packet_mut(len)) {
+            self.port.expected = ack;
+            self.port.window_out = window(frame.packet_mut(len));
+        }
         let end = frame.finish_tcp(self.link, len, self.port.mss);
         // A repetition does not take it back; a new connection starts anywhere.
         if end.wrapping_sub(self.port.sent) < 1 << 31 || self.port.sent == 0 {
@@ -189,10 +218,75 @@ impl Device for Unplugged {
     }
 }
 
+/// The TCP header and what follows it, of a packet without IPv6 extensions.
+fn tcp_part(packet: &[u8]) -> Option<(usize, &[u8])> {
+    let ip_len = if packet.first()? >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 };
+    Some((ip_len, packet.get(ip_len..).filter(|tcp| tcp.len() >= 20)?))
+}
+
+/// A fast retransmission of smoltcp does not look at the window, and with the
+/// multiplied MSS may go far beyond it. Cuts a segment at `edge`; gives the
+/// packet's new length if anything was cut.
+fn cut_to_window(packet: &mut [u8], edge: u32) -> Option<usize> {
+    let (ip_len, tcp) = tcp_part(packet)?;
+    let header_len = usize::from(tcp[12] >> 4) * 4;
+    let data_len = tcp.len().checked_sub(header_len)?;
+    let seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+    let room = edge.wrapping_sub(seq);
+    // One byte may probe a closed window.
+    let room = if room < 1 << 31 { (room as usize).max(1) } else { 1 };
+    if data_len <= room || tcp[13] & frame::SYN != 0 {
+        return None;
+    }
+    let upper = header_len + room;
+    packet[ip_len + 13] &= !(frame::FIN | frame::PSH);
+    if ip_len == 40 {
+        packet[4..6].copy_from_slice(&(upper as u16).to_be_bytes());
+    } else {
+        packet[2..4].copy_from_slice(&((ip_len + upper) as u16).to_be_bytes());
+        packet[10..12].fill(0);
+        let value = frame::checksum(&packet[..ip_len], 0);
+        packet[10..12].copy_from_slice(&value.to_be_bytes());
+    }
+    Some(ip_len + upper)
+}
+
+/// The window field; 0 for what is no segment.
+fn window(packet: &[u8]) -> u16 {
+    tcp_part(packet).map_or(0, |(_, tcp)| u16::from_be_bytes([tcp[14], tcp[15]]))
+}
+
+/// The acknowledgement number, if that is all the segment says: no data, no flag
+/// but ACK, in sequence.
+fn bare_ack(packet: &[u8], expected: u32) -> Option<u32> {
+    let (_, tcp) = tcp_part(packet)?;
+    let bare = tcp.len() == usize::from(tcp[12] >> 4) * 4 && tcp[13] == frame::ACK;
+    let seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+    (bare && seq == expected).then(|| acknowledgement(packet)).flatten()
+}
+
+/// smoltcp takes a repeated segment whose data it has, and whose FIN it had to
+/// put off because of a hole, for one outside the window, and never sees the FIN.
+/// Gives the segment without the data then.
+fn trim_to_fin(packet: &[u8], expected: u32) -> Option<Vec<u8>> {
+    let (ip_len, tcp) = tcp_part(packet)?;
+    let header_len = usize::from(tcp[12] >> 4) * 4;
+    let data_len = tcp.len().checked_sub(header_len).filter(|len| *len > 0)?;
+    let seq = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
+    if tcp[13] & frame::FIN == 0 || seq.wrapping_add(data_len as u32) != expected {
+        return None;
+    }
+    let mut short = packet[..ip_len + header_len].to_vec();
+    let field = if ip_len == 40 { 4..6 } else { 2..4 };
+    let len = if ip_len == 40 { header_len } else { ip_len + header_len } as u16;
+    short[field].copy_from_slice(&len.to_be_bytes());
+    short[ip_len + 4..ip_len + 8].copy_from_slice(&expected.to_be_bytes());
+    Some(short)
+}
+
 /// The acknowledgement number of a segment that has one.
 fn acknowledgement(packet: &[u8]) -> Option<u32> {
-    let ip_len = if packet.first()? >> 4 == 6 { 40 } else { usize::from(packet[0] & 15) * 4 };
-    let header = packet.get(ip_len..ip_len + 20)?;
+    let (_, header) = tcp_part(packet)?;
     let number = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
     (header[13] & frame::ACK != 0).then_some(number)
 }
@@ -214,7 +308,7 @@ impl Smol {
         socket.set_nagle_enabled(false);
         let mut set = SocketSet::new(Vec::with_capacity(1));
         let handle = set.add(socket);
-        Smol { iface, set, handle, port: Port::fresh(), reset: false, ring }
+        Smol { iface, set, handle, port: Port::fresh(), reset: false, ring, watch: None }
     }
 
     /// Bytes of each ring.
@@ -232,10 +326,10 @@ impl Smol {
 
     fn fresh(&mut self) {
         self.reset = false;
+        self.watch = None;
         self.port = Port::fresh();
         let socket = self.socket_mut();
         socket.abort();
-        socket.set_keep_alive(None);
     }
 
     /// Makes ready for a SYN of the guest to `local`.
@@ -272,6 +366,8 @@ impl Smol {
         let header = tcp.get_mut(..usize::from(*tcp.get(12)? >> 4) * 4)?;
         let limit = link.mtu.saturating_sub(ip_len + 20).clamp(48, 65495) as u16;
         let port = &mut self.port;
+        // 14 at most (RFC 7323 section 2.3).
+        port.scale = frame::window_scale(header).unwrap_or(0).min(14);
         frame::rewrite_mss(header, |mss| {
             port.mss = mss.clamp(48, limit);
             port.factor = if link.offloads.vnet { (65475 / port.mss).max(1) } else { 1 };
@@ -281,17 +377,91 @@ impl Smol {
     }
 }
 
+impl Smol {
+    /// Whether something is sent that the guest has not acknowledged.
+    fn outstanding(&self) -> bool {
+        let socket = self.socket();
+        let fin = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+        fin || socket.send_queue() > 0
+    }
+
+    /// Queues a segment without data or options.
+    fn push_bare(&self, flags: u8, seq: u32, link: &Link, out: &mut Outbox) {
+        let Some(segment) = self.bare(flags, seq, self.port.expected, self.port.window_out, true)
+        else {
+            return;
+        };
+        let mut buf = out.take();
+        buf.packet_mut(segment.len()).copy_from_slice(&segment);
+        buf.finish_tcp(link, segment.len(), self.port.mss);
+        out.push(buf);
+    }
+
+    /// A segment of this connection, to the guest or as if from it.
+    fn bare(&self, flags: u8, seq: u32, ack: u32, window: u16, to_guest: bool) -> Option<Vec<u8>> {
+        let (local, remote) = (self.socket().local_endpoint()?, self.socket().remote_endpoint()?);
+        let (from, to) = if to_guest { (local, remote) } else { (remote, local) };
+        let (src, dst) = (from.addr.into(), to.addr.into());
+        let ip_len = if matches!(src, std::net::IpAddr::V6(_)) { 40 } else { 20 };
+        let mut packet = vec![0; ip_len + 20];
+        frame::ip_header(&mut packet, src, dst, frame::proto::TCP, 20, None);
+        let tcp = &mut packet[ip_len..];
+        tcp[..2].copy_from_slice(&from.port.to_be_bytes());
+        tcp[2..4].copy_from_slice(&to.port.to_be_bytes());
+        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+        tcp[8..12].copy_from_slice(&ack.to_be_bytes());
+        tcp[12] = 5 << 4;
+        tcp[13] = flags;
+        tcp[14..16].copy_from_slice(&window.to_be_bytes());
+        Some(packet)
+    }
+
+    /// smoltcp has lost its retransmission timer (a window that closes and reopens
+    /// with data in flight does that): repeat the FIN, or make it repeat the first
+    /// segment, which starts the timer again.
+    fn nudge(&mut self, now: Duration, link: &Link, out: &mut Outbox) {
+        if self.socket().send_queue() == 0 {
+            return self.push_bare(frame::FIN | frame::ACK, self.port.sent, link, out);
+        }
+        let port = &self.port;
+        let (seq, ack, window) = (port.expected, port.acked, port.window_in);
+        let Some(again) = self.bare(frame::ACK, seq, ack, window, false) else { return };
+        for _ in 0..4 {
+            let mut device =
+                Attached { port: &mut self.port, packet: Some(&again), link, out: &mut *out };
+            self.iface.poll_ingress_single(instant(now), &mut device, &mut self.set);
+        }
+    }
+}
+
 impl Stream for Smol {
     fn ingress(&mut self, now: Duration, packet: &[u8], link: &Link, out: &mut Outbox) {
         let before = self.socket().state();
         let opening = matches!(before, State::Listen | State::SynSent | State::SynReceived);
         let rewritten = if opening { self.learn_mss(packet, link) } else { None };
         let packet = rewritten.as_deref().unwrap_or(packet);
+        let old_ack = self.port.acked;
+        let trimmed = if opening { None } else { trim_to_fin(packet, self.port.expected) };
+        let packet = trimmed.as_deref().unwrap_or(packet);
         if let Some(ack) = acknowledgement(packet)
             && (ack.wrapping_sub(self.port.acked) < 1 << 31 || self.port.acked == 0)
             && self.port.sent.wrapping_sub(ack) < 1 << 31
         {
             self.port.acked = ack;
+            self.port.window_in = window(packet);
+            let scale = if opening { 0 } else { self.port.scale };
+            let edge = ack.wrapping_add(u32::from(self.port.window_in) << scale);
+            if edge.wrapping_sub(self.port.edge) < 1 << 31 || self.port.edge == 0 {
+                self.port.edge = edge;
+            }
+        }
+        // With nothing but our FIN outstanding the third repeated ACK would put
+        // smoltcp into a fast retransmit that has nothing to send and stops the
+        // timer that would repeat the FIN.
+        let fin_alone = matches!(before, State::FinWait1 | State::Closing | State::LastAck)
+            && self.socket().send_queue() == 0;
+        if fin_alone && bare_ack(packet, self.port.expected) == Some(old_ack) {
+            return;
         }
         let mut device = Attached { port: &mut self.port, packet: Some(packet), link, out };
         self.iface.poll_ingress_single(instant(now), &mut device, &mut self.set);
@@ -306,14 +476,24 @@ impl Stream for Smol {
     }
 
     fn egress(&mut self, now: Duration, link: &Link, out: &mut Outbox) -> bool {
+        if self.watch.is_some_and(|at| at <= now) {
+            self.watch = None;
+            self.nudge(now, link, out);
+        }
         let mut device = Attached { port: &mut self.port, packet: None, link, out };
         let result = self.iface.poll_egress(instant(now), &mut device, &mut self.set);
         result == PollResult::SocketStateChanged
     }
 
     fn deadline(&mut self, now: Duration) -> Option<Duration> {
-        let at = self.iface.poll_at(instant(now), &self.set)?;
-        Some(Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)))
+        match self.iface.poll_at(instant(now), &self.set) {
+            Some(at) => {
+                self.watch = None;
+                Some(Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)))
+            }
+            None if self.outstanding() => Some(*self.watch.get_or_insert(now + RTO)),
+            None => None,
+        }
     }
 
     fn status(&self) -> Status {
@@ -383,9 +563,11 @@ impl Stream for Smol {
         self.socket_mut().abort();
     }
 
-    fn probe_after(&mut self, silence: Duration) {
-        let silence = smoltcp::time::Duration::from_secs(silence.as_secs());
-        self.socket_mut().set_keep_alive(Some(silence));
+    fn probe(&mut self, link: &Link, out: &mut Outbox) {
+        // Not smoltcp's keep-alive: that carries a byte before the next to be sent,
+        // which the guest takes for data if it has missed what was there.
+        let seq = self.port.acked.wrapping_sub(1);
+        self.push_bare(frame::ACK, seq, link, out);
     }
 }
 

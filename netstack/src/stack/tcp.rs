@@ -75,6 +75,8 @@ pub(super) struct Flow {
     transfer: bool,
     /// When the guest was last heard.
     heard: Duration,
+    /// When it was last probed.
+    probed: Duration,
     /// Since when the flow is in its present state.
     since: Duration,
 }
@@ -215,6 +217,7 @@ impl Netstack {
             sending: false,
             transfer: false,
             heard: now,
+            probed: Duration::ZERO,
             since: now,
         };
         match self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow)) {
@@ -259,7 +262,6 @@ impl Netstack {
             peer.set_port(1024 + (self.random.next() % 64512) as u16);
         }
         let mut stream = self.endpoints.take(self.random.next());
-        stream.probe_after(PROBE_IDLE);
         stream.connect(peer, guest);
         let flow = Flow {
             peer,
@@ -273,6 +275,7 @@ impl Netstack {
             sending: false,
             transfer: false,
             heard: now,
+            probed: Duration::ZERO,
             since: now,
         };
         let id = self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow))?;
@@ -287,7 +290,6 @@ impl Netstack {
         let syn = std::mem::take(syn);
         let mut stream = self.endpoints.take(self.random.next());
         stream.accept(flow.peer);
-        stream.probe_after(PROBE_IDLE);
         stream.ingress(now, &syn, &self.link, &mut self.out);
         flow.state = State::Open {
             stream,
@@ -412,12 +414,10 @@ impl Netstack {
         }
         if *host_finished && !*guest_told && stream.finish() {
             *guest_told = true;
-            stream.probe_after(PROBE_HALF_CLOSED);
         }
         let drained = stream.received().is_empty();
         if status.guest_finished && drained && !*host_shut {
             *host_shut = true;
-            stream.probe_after(PROBE_HALF_CLOSED);
             self.commands.push_back(HostCommand::TcpShutdown { flow: id });
         }
         let wants = !drained || (!*host_finished && stream.room() > 0);
@@ -449,7 +449,6 @@ impl Netstack {
         let mut more = stream.egress(now, &self.link, &mut self.out);
         if !more && *host_finished && !*guest_told && stream.finish() {
             *guest_told = true;
-            stream.probe_after(PROBE_HALF_CLOSED);
             more = true;
         }
         if more {
@@ -487,6 +486,12 @@ impl Netstack {
                 {
                     *aborted = true;
                     stream.abort();
+                }
+                if !dead && now >= flow.probe_at() {
+                    flow.probed = now;
+                    if let State::Open { stream, .. } = &mut flow.state {
+                        stream.probe(&self.link, &mut self.out);
+                    }
                 }
                 self.queue_sending(id);
             }
@@ -559,8 +564,27 @@ impl Flow {
         }
     }
 
+    /// When a silent guest is asked whether it lives.
+    fn probe_at(&self) -> Duration {
+        let State::Open { stream, host_finished, host_shut, .. } = &self.state else {
+            return Duration::MAX;
+        };
+        let status = stream.status();
+        if status.opening || status.closed || stream.unacknowledged() {
+            return Duration::MAX;
+        }
+        let quiet = self.heard.max(self.since);
+        if self.probed > quiet {
+            self.probed + PROBE_HALF_CLOSED
+        } else if *host_finished || *host_shut {
+            quiet + PROBE_HALF_CLOSED
+        } else {
+            quiet + PROBE_IDLE
+        }
+    }
+
     fn deadline(&mut self, now: Duration) -> Duration {
-        let dead = self.dead_at();
+        let dead = self.dead_at().min(self.probe_at());
         match &mut self.state {
             State::Open { stream, .. } => stream.deadline(now).map_or(dead, |at| at.min(dead)),
             State::Connecting { .. } => dead,

@@ -84,7 +84,7 @@ impl Tcp {
         upper.extend_from_slice(&to.port().to_be_bytes());
         upper.extend_from_slice(&self.seq.to_be_bytes());
         upper.extend_from_slice(&self.ack.to_be_bytes());
-        upper.push(((20 + self.options.len()) / 4 << 4) as u8);
+        upper.push((((20 + self.options.len()) / 4) << 4) as u8);
         upper.push(self.flags);
         upper.extend_from_slice(&self.window.to_be_bytes());
         upper.extend_from_slice(&[0; 4]);
