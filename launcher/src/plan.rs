@@ -209,6 +209,13 @@ pub enum InitStep {
         /// Path inside; made when missing.
         target: PathBuf,
     },
+    /// As a file, when the directory it would be in is there.
+    FileBeside {
+        /// Path on the host.
+        source: PathBuf,
+        /// Path inside.
+        target: PathBuf,
+    },
     /// Lets groups 0 to this one send ICMP echo requests.
     PingGroups(u32),
     /// Sets the host name.
@@ -541,6 +548,16 @@ fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Path
         Network::Host => file("resolv.conf", host.resolv_conf.clone()),
         // Nobody can be asked.
         Network::None => {}
+    }
+    if host.map.is_single() {
+        // apt checks that it has become someone else, whom there is none here:
+        // apt.conf(5), APT::Sandbox::User.
+        let source = paths.dir.join("etc/apt.conf");
+        let content = "// Only root exists in this container.\nAPT::Sandbox::User \"root\";\n";
+        let step = MonitorStep::WriteFile { path: source.clone(), content: content.to_owned() };
+        plan.monitor.push(step);
+        let target = "/etc/apt/apt.conf.d/99coracle".into();
+        plan.init.push(InitStep::FileBeside { source, target });
     }
 }
 

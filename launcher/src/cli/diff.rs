@@ -54,7 +54,8 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<u8> {
         match step {
             InitStep::Mount { target, .. }
             | InitStep::Volume { target, .. }
-            | InitStep::File { target, .. } => made.insert(target.clone()),
+            | InitStep::File { target, .. }
+            | InitStep::FileBeside { target, .. } => made.insert(target.clone()),
             InitStep::HostSysfs => made.insert("/sys".into()),
             _ => false,
         };

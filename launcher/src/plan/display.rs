@@ -89,6 +89,10 @@ impl fmt::Display for InitStep {
             Self::File { source, target } => {
                 write!(f, "show {} at {}", source.display(), target.display())
             }
+            Self::FileBeside { source, target } => {
+                let (source, target) = (source.display(), target.display());
+                write!(f, "show {source} at {target}, if its directory is there")
+            }
             Self::PingGroups(last) => write!(f, "let groups 0 to {last} ping"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Pivot => write!(f, "make the root the root"),

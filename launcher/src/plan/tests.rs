@@ -176,6 +176,7 @@ fn golden_directory_in_memory_without_network() {
     assert!(!plan.to_string().contains("resolv.conf"));
     assert!(!plan.to_string().contains("/tmp"));
     assert!(plan.workload.single_id);
+    assert!(plan.init.iter().any(|step| matches!(step, InitStep::FileBeside { .. })));
 }
 
 #[test]

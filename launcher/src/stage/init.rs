@@ -219,6 +219,13 @@ impl Stage<'_> {
                     .and_then(|s| self.bind(&s, target, Make::File, false, attributes))
                     .context(|| format!("cannot provide {}", target.display()))?;
             }
+            InitStep::FileBeside { source, target } => {
+                let parent = target.parent().unwrap_or(target);
+                if self.root()?.open(parent, OFlag::O_PATH | OFlag::O_DIRECTORY).is_ok() {
+                    let (source, target) = (source.clone(), target.clone());
+                    self.carry_out(&InitStep::File { source, target })?;
+                }
+            }
             InitStep::PingGroups(last) => {
                 let path = "/proc/sys/net/ipv4/ping_group_range";
                 fs::write(path, format!("0 {last}")).context(|| format!("cannot write {path}"))?;
