@@ -75,7 +75,7 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
     if invocation.sandbox {
         sandbox::enter().context("--enable-sandbox")?;
     }
-    driver::run(driver::Inputs {
+    let result = driver::run(driver::Inputs {
         config,
         tap: tap.fd,
         offloads: tap.offloads,
@@ -84,8 +84,12 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         api,
         resolv,
         guest_mac: tap.mac,
-    })?;
-    Ok(())
+    });
+    if let Some(path) = &invocation.api_socket {
+        // Out of sight of the sandbox, where whoever chose the path removes it.
+        std::fs::remove_file(path).ok();
+    }
+    Ok(result?)
 }
 
 /// Descriptors of the parent, each taken once.

@@ -116,6 +116,10 @@ pub enum Error {
     /// The child itself failed.
     #[error("cannot work in the network namespace: {0}")]
     Child(Errno),
+    /// The device has virtio-net headers, but not of the length or byte order that
+    /// the stack reads and writes.
+    #[error("cannot set the TAP's virtio-net header: {0}")]
+    Header(Errno),
     /// The descriptor is of no use.
     #[error("descriptor {0}: {1}")]
     Adopt(i32, String),
@@ -151,7 +155,7 @@ pub fn create(request: &Request) -> Result<Tap, Error> {
     };
     let (fd, remarks) = process::in_child(work).map_err(Error::Child)?.map_err(Error::Inside)?;
     let flags = tun::iff(&fd).map_err(Error::Child)?;
-    let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0);
+    let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0)?;
     let mac = mac_of(&fd);
     Ok(Tap { fd, offloads, mac, remarks: remarks.lines().map(String::from).collect() })
 }
@@ -169,7 +173,7 @@ pub fn adopt(fd: OwnedFd) -> Result<Tap, Error> {
     if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
         return Err(refuse("the device must be opened with IFF_TAP and IFF_NO_PI".into()));
     }
-    let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0);
+    let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0)?;
     let mac = mac_of(&fd);
     Ok(Tap { fd, offloads, mac, remarks: Vec::new() })
 }
@@ -181,21 +185,22 @@ fn mac_of(fd: &OwnedFd) -> Option<Mac> {
 }
 
 /// Asks for everything, then for less.
-fn negotiate(fd: &OwnedFd, vnet: bool) -> Offloads {
+fn negotiate(fd: &OwnedFd, vnet: bool) -> Result<Offloads, Error> {
     use tun::offload::{CSUM, TSO_ECN, TSO4, TSO6, USO4, USO6};
-    if !vnet
-        || tun::set_vnet_header_len(fd, VNET_LEN as i32).is_err()
-        // Refused by kernels without CONFIG_TUN_VNET_CROSS_LE; there the order is
-        // the host's, which is little-endian on all but a few machines.
-        || (tun::set_vnet_little_endian(fd).is_err() && cfg!(target_endian = "big"))
-    {
-        return Offloads { vnet, ..Offloads::default() };
+    if !vnet {
+        return Ok(Offloads::default());
+    }
+    tun::set_vnet_header_len(fd, VNET_LEN as i32).map_err(Error::Header)?;
+    // On a little-endian host this is the order anyway.
+    match tun::set_vnet_little_endian(fd) {
+        Err(errno) if cfg!(target_endian = "big") => return Err(Error::Header(errno)),
+        _ => {}
     }
     let tso = CSUM | TSO4 | TSO6;
     let wishes = [tso | TSO_ECN | USO4 | USO6, tso | TSO_ECN, tso, CSUM | TSO4, CSUM];
     let granted = wishes.into_iter().find(|bits| tun::set_offload(fd, *bits).is_ok()).unwrap_or(0);
     let has = |bit| granted & bit != 0;
-    Offloads { vnet, csum: has(CSUM), tso4: has(TSO4), tso6: has(TSO6), uso: has(USO4) }
+    Ok(Offloads { vnet, csum: has(CSUM), tso4: has(TSO4), tso6: has(TSO6), uso: has(USO4) })
 }
 
 /// What went wrong inside, in words that survive the way back to the parent.
