@@ -125,7 +125,7 @@ pub fn run(spec: Spec, container: Container) -> Result<u8, RunError> {
         upper: container.upper(),
         work: container.work(),
     };
-    let prepared = inputs(spec)
+    let prepared = inputs(spec, true)
         .and_then(|spec| Ok((plan::plan(&spec, &host, &container.name, &paths)?, spec)));
     let (plan, spec) = match prepared {
         Ok(prepared) => prepared,
@@ -168,7 +168,7 @@ pub fn dry_run(spec: &Spec, dir: &Path, store: &Path) -> Result<Plan, RunError> 
     };
     let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = name.as_deref().unwrap_or("coracle");
-    Ok(plan::plan(&inputs(spec.clone())?, &probe::probe(), name, &paths)?)
+    Ok(plan::plan(&inputs(spec.clone(), false)?, &probe::probe(), name, &paths)?)
 }
 
 fn resolved(path: &Path) -> PathBuf {
@@ -177,8 +177,8 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 /// Looks at what the spec names on the host; its paths become absolute and
-/// free of links.
-fn inputs(mut spec: Spec) -> Result<Spec, RunError> {
+/// free of links. `make`: a missing directory for changes is made.
+fn inputs(mut spec: Spec, make: bool) -> Result<Spec, RunError> {
     let look = |what, path: &Path, directory: bool| {
         let input = |source| RunError::Input { what, path: path.to_owned(), source };
         let found = fs::canonicalize(path).map_err(input)?;
@@ -191,7 +191,9 @@ fn inputs(mut spec: Spec) -> Result<Spec, RunError> {
     if let Root::Dir(dir) = &mut spec.root {
         *dir = look("cannot use the root filesystem", dir, true)?;
     }
-    if let Upper::Dir(dir) = &mut spec.upper {
+    if let Upper::Dir(dir) = &mut spec.upper
+        && (make || dir.exists())
+    {
         fs::create_dir_all(&*dir).map_err(|source| RunError::Input {
             what: "cannot make the directory for changes",
             path: dir.clone(),

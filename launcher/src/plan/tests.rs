@@ -71,8 +71,8 @@ fn golden_host_root() {
             "start /opt/netstack --mtu 65520 --disable-host-loopback --enable-ipv6".to_owned(),
             format!("make directory {d}/etc"),
             format!("write {d}/etc/hostname (5 bytes)"),
-            format!("write {d}/etc/hosts (75 bytes)"),
-            format!("write {d}/etc/resolv.conf (67 bytes)"),
+            format!("write {d}/etc/hosts (77 bytes)"),
+            format!("write {d}/etc/resolv.conf (66 bytes)"),
         ]
     );
     assert_eq!(

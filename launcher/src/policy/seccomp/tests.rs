@@ -243,3 +243,25 @@ fn a_cache_that_cannot_be_kept_is_done_without() {
     fs::write(&file, b"").unwrap();
     assert_eq!(cached_seccomp(&file.join("cache"), false).unwrap(), seccomp(false).unwrap());
 }
+
+#[test]
+#[ignore = "a measurement, not a check: run it by name, in release mode"]
+#[expect(clippy::disallowed_methods, reason = "a measurement")]
+fn time_to_make_and_to_read() {
+    let dir = tempfile::tempdir().unwrap();
+    cached_seccomp(dir.path(), false).unwrap();
+    let median = |act: &dyn Fn() -> Vec<u8>| {
+        let mut times: Vec<_> = (0..101)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                assert!(!act().is_empty());
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[50]
+    };
+    println!("{} instructions", seccomp(false).unwrap().len() / 8);
+    println!("made in {:?}", median(&|| seccomp(false).unwrap()));
+    println!("read in {:?}", median(&|| cached_seccomp(dir.path(), false).unwrap()));
+}
