@@ -174,7 +174,7 @@ impl Inodes {
         for device in devices {
             table.device_index(device);
         }
-        // The root is never forgotten: one lookup more than the kernel returns.
+        // One lookup that nobody takes back.
         table.nodes.insert(ROOT, Slot { node: root, lookups: 1 });
         Self { table: Mutex::new(table) }
     }
@@ -241,6 +241,10 @@ impl Inodes {
 
     /// Takes back `count` lookups.
     pub(crate) fn forget(&self, id: Ino, count: u64) {
+        // The root stays whatever the kernel returns: it was never looked up.
+        if id == ROOT {
+            return;
+        }
         let node = {
             let mut table = self.table();
             let Some(slot) = table.nodes.get_mut(&id) else { return };

@@ -246,3 +246,6 @@ fn check_name(name: &OsStr) -> Result<()> {
 fn dev_ino(stat: &FileStat) -> inode::DevIno {
     (stat.st_dev, stat.st_ino)
 }
+
+#[cfg(test)]
+mod tests;
