@@ -603,7 +603,11 @@ impl Monitor<'_> {
             service.listen(false);
             let said = String::from_utf8_lossy(&service.said).trim().replace('\n', "; ");
             if !said.is_empty() {
-                return RunError::Service { name: service.process.name, said };
+                // A program names itself in what it says; once is enough.
+                let name = service.process.name;
+                let own = said.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+                let said = own.unwrap_or(&said).to_owned();
+                return RunError::Service { name, said };
             }
             return RunError::ServiceDied(service.process.name);
         }
