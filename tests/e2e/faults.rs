@@ -73,6 +73,7 @@ fn init(world: &World<'_>) -> Result<()> {
     let inits = inits(world);
     ensure!(!inits.is_empty(), "no init found");
     kill_hard(inits[0])?;
+    ensure!(running.ends_within(LIMIT)?, "the container goes on without its init");
     let output = running.wait(LIMIT)?;
     ensure!(output.code != 0, "{}", output.describe());
     sweep(world)
@@ -85,6 +86,8 @@ fn service(world: &World<'_>, name: &str) -> Result<()> {
     for pid in found {
         kill_hard(pid)?;
     }
+    // By itself: its standard input stays open until then.
+    ensure!(running.ends_within(LIMIT)?, "the container goes on without {name}");
     let output = running.wait(LIMIT)?;
     ensure!(output.code == 125 || output.code == 137, "{}", output.describe());
     ensure!(output.stderr.contains(name), "it does not say what died\n{}", output.describe());

@@ -239,7 +239,7 @@ fn ready_and_exit(world: &World<'_>) -> Result<()> {
 fn plain_user(world: &World<'_>) -> Result<()> {
     let dir = world.dir();
     world.cmd("mkdir").args(["lower", "upper", "wrk", "mnt"]).run()?.ok()?;
-    fs::write(dir.join("lower/f"), "x\n")?;
+    world.write("lower/f", "x\n")?;
     world
         .ours("overlayfs-fuse")
         .args(["-o", "lowerdir=lower,upperdir=upper,workdir=wrk", "mnt"])
