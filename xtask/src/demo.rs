@@ -50,8 +50,7 @@ pub(crate) fn run(programs: Option<&Path>) -> Result<()> {
          \n  coracle run --rootfs DIR --network none -- PROGRAM\
          \n  coracle run --help\n\
          \nwhere `coracle` is {}\n",
-        if lab.is_isolated() { release.join("coracle") } else { programs.join("coracle") }
-            .display()
+        programs.join("coracle").display()
     );
     Ok(())
 }
@@ -147,16 +146,18 @@ impl Demo<'_> {
 
     fn changes(&self) -> Result<()> {
         heading(4, "What a container changed, listed");
-        let before = std::fs::read("/etc/hosts").unwrap_or_default();
-        let script = "echo '192.0.2.7 harbour' >>/etc/hosts; touch /opt/new; rm /etc/fstab 2>/dev/null; true";
+        let before = std::fs::read("/etc/profile").unwrap_or_default();
+        let script = "echo 'export PORT=harbour' >>/etc/profile; touch /opt/new; rm /etc/fstab 2>/dev/null; true";
         let words = ["run", "--name", "demo-change", "--network", "none", "--", "sh", "-c", script];
         self.show(&words)?;
-        self.show(&["diff", "demo-change"])?.stdout_has("A /opt/new")?;
+        self.show(&["diff", "demo-change"])?
+            .stdout_has("C /etc/profile")?
+            .stdout_has("A /opt/new")?;
         ensure!(
-            std::fs::read("/etc/hosts").unwrap_or_default() == before,
-            "/etc/hosts was changed"
+            std::fs::read("/etc/profile").unwrap_or_default() == before,
+            "/etc/profile was changed"
         );
-        println!("  (outside, /etc/hosts is as it was, and there is no /opt/new)");
+        println!("  (outside, /etc/profile is as it was, and there is no /opt/new)");
         ensure!(!Path::new("/opt/new").exists(), "/opt/new was made outside");
         self.show(&["rm", "demo-change"])?;
         Ok(())
