@@ -40,8 +40,10 @@ pub(crate) fn run(e2e: &[String]) -> Result<bool> {
     }
     if built && e2e.is_empty() {
         let programs = target_dir()?.join("debug");
-        let mut demo = Command::new(std::env::current_exe()?);
-        demo.args(["demo", "--programs"]).arg(programs);
+        // By cargo: the build above may have replaced the file of this program.
+        let mut demo = cargo();
+        demo.args(["run", "--quiet", "--package", "xtask", "--", "demo", "--programs"]);
+        demo.arg(programs);
         tally.check("demo", &mut demo)?;
     }
     Ok(tally.report())
