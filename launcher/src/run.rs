@@ -31,7 +31,7 @@ use crate::sys::userns::UsernsError;
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Something that was asked for is not there.
-    #[error("{what} {}: {source}", path.display())]
+    #[error("{what} {}", path.display())]
     Input {
         /// Its role.
         what: &'static str,
@@ -76,7 +76,7 @@ pub enum RunError {
     #[error("{0}")]
     Background(String),
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Os {
         /// What was tried.
         what: String,
@@ -90,6 +90,19 @@ impl RunError {
     pub fn os<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |source| Self::Os { what, source: source.into() }
+    }
+
+    /// The error with all that led to it, in one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
     }
 
     /// The exit code: 126 and 127 are the workload's own failures to start.
@@ -148,7 +161,7 @@ pub fn run(spec: Spec, container: Container) -> Result<u8, RunError> {
 pub(crate) fn spoken(result: Result<u8, RunError>) -> Result<u8, RunError> {
     match result {
         Err(error) if error.code() != 125 => {
-            say(&error.to_string());
+            say(&error.line());
             Ok(error.code())
         }
         result => result,
@@ -307,13 +320,13 @@ impl Life {
                         code
                     }
                     (Err(error), Some(tell)) => {
-                        let (message, code) = (error.to_string(), error.code());
+                        let (message, code) = (error.line(), error.code());
                         // Without a listener the exit code is all there is.
                         drop(send(tell, &Report::Failed { message, code }));
                         code
                     }
                     (Err(error), None) => {
-                        say(&error.to_string());
+                        say(&error.line());
                         error.code()
                     }
                 };

@@ -249,6 +249,11 @@ impl Stage<'_> {
         unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace")?;
         let root = InRoot::open_root(path)
             .context(|| format!("cannot open the root at {}", path.display()))?;
+        // no_new_privs keeps such bits from giving anything, but the kernel still
+        // refuses to execute a file whose capabilities (as those of Debian's
+        // ping) are outside the bounding set: without them it runs.
+        mount::restrict(root.as_fd(), mount::NOSUID, false)
+            .context(|| "cannot restrict the root mount")?;
         self.root = Some(root);
         Ok(())
     }
@@ -397,7 +402,6 @@ fn existing(path: &Path) -> io::Result<Option<OwnedFd>> {
 /// The TAP device, up, with its addresses and routes.
 fn make_tap(ipv6: bool) -> Result<OwnedFd, Fault> {
     const TAP: &str = "tap0";
-    let what = || "cannot set up the network device tap0";
     if ipv6 {
         // There is nobody else: addresses hold at once, and the routes are ours.
         for (setting, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
@@ -406,14 +410,18 @@ fn make_tap(ipv6: bool) -> Result<OwnedFd, Fault> {
         }
     }
     let tap = net::open_tap(TAP).context(|| "cannot make the network device tap0")?;
-    let devices = net::Devices::open().context(what)?;
-    devices.set_mtu(TAP, plan::MTU).context(what)?;
-    devices.set_queue(TAP, plan::QUEUE).context(what)?;
-    devices.up(TAP).context(what)?;
-    devices.set_v4(TAP, plan::GUEST_V4, plan::PREFIX_V4).context(what)?;
-    devices.default_v4(plan::GATEWAY_V4).context(what)?;
+    let devices = net::Devices::open().context(|| "cannot open a socket")?;
+    devices.set_mtu(TAP, plan::MTU).context(|| "cannot set the MTU of tap0")?;
+    devices.set_queue(TAP, plan::QUEUE).context(|| "cannot set the queue length of tap0")?;
+    devices.up(TAP).context(|| "cannot bring up tap0")?;
+    devices
+        .set_v4(TAP, plan::GUEST_V4, plan::PREFIX_V4)
+        .and_then(|()| devices.default_v4(plan::GATEWAY_V4))
+        .context(|| "cannot give tap0 its IPv4 address and route")?;
     if ipv6 {
-        devices.set_v6(TAP, plan::GUEST_V6, plan::PREFIX_V6, plan::GATEWAY_V6).context(what)?;
+        devices
+            .set_v6(TAP, plan::GUEST_V6, plan::PREFIX_V6, plan::GATEWAY_V6)
+            .context(|| "cannot give tap0 its IPv6 address and route")?;
     }
     Ok(tap)
 }

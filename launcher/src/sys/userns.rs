@@ -20,7 +20,7 @@ use crate::idmap::{IdMap, Range};
 #[derive(Debug, thiserror::Error)]
 pub enum UsernsError {
     /// A system call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// What was tried.
         what: String,
