@@ -316,7 +316,7 @@ impl FrameBuf {
     /// Completes an IP packet of `len` bytes with TCP in it: checksum (or its
     /// seed), segmentation metadata for segments above `mss`, link headers.
     /// IPv4 packets have no options. Gives the sequence number behind the segment's
-    /// data, SYN and FIN not counted.
+    /// SYN and data; FIN is not counted.
     pub fn finish_tcp(&mut self, link: &Link, len: usize, mss: u16) -> u32 {
         let packet = &mut self.bytes[HEAD..HEAD + len];
         let v6 = packet[0] >> 4 == 6;
@@ -325,8 +325,9 @@ impl FrameBuf {
         let (_, tcp) = packet.split_at_mut(ip_len);
         let header_len = usize::from(tcp[12] >> 4) * 4;
         let payload_len = tcp.len().saturating_sub(header_len);
-        let end =
-            u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(payload_len as u32);
+        let end = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]])
+            .wrapping_add(payload_len as u32)
+            .wrapping_add(u32::from(tcp[13] & SYN != 0));
         if tcp[13] & SYN != 0 {
             let limit = link.mtu.saturating_sub(ip_len + 20).min(usize::from(u16::MAX)) as u16;
             rewrite_mss(&mut tcp[..header_len], |_| limit);

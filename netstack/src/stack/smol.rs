@@ -251,6 +251,10 @@ fn cut_to_window(packet: &mut [u8], edge: u32) -> Option<usize> {
     Some(ip_len + upper)
 }
 
+fn has_syn(packet: &[u8]) -> bool {
+    tcp_part(packet).is_some_and(|(_, tcp)| tcp[13] & frame::SYN != 0)
+}
+
 /// The window field; 0 for what is no segment.
 fn window(packet: &[u8]) -> u16 {
     tcp_part(packet).map_or(0, |(_, tcp)| u16::from_be_bytes([tcp[14], tcp[15]]))
@@ -449,7 +453,8 @@ impl Stream for Smol {
         {
             self.port.acked = ack;
             self.port.window_in = window(packet);
-            let scale = if opening { 0 } else { self.port.scale };
+            // A SYN's window is not scaled (RFC 7323 section 2.2).
+            let scale = if has_syn(packet) { 0 } else { self.port.scale };
             let edge = ack.wrapping_add(u32::from(self.port.window_in) << scale);
             if edge.wrapping_sub(self.port.edge) < 1 << 31 || self.port.edge == 0 {
                 self.port.edge = edge;

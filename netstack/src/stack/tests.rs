@@ -414,6 +414,37 @@ fn without_a_virtio_header_segments_fit_the_link_and_have_checksums() {
     }
 }
 
+/// Wherever the sequence numbers start, and with a window that is large only when
+/// scaled: what the guest has room for goes out at once.
+#[test]
+fn the_first_segment_is_as_large_as_the_scaled_window_allows() {
+    for seed in 0..64 {
+        let peer = addr(PEERS[seed as usize % 2]);
+        let guest = guest_for(peer);
+        let config = Config { enable_ipv6: true, ..Config::default() };
+        let mut stack = Netstack::new(config, GRANTED, seed);
+        stack.handle_frame(at(0), &Tcp::syn(1440).frame(guest, peer));
+        let Some(HostCommand::TcpConnect { flow, .. }) = stack.poll_host() else { panic!() };
+        stack.handle_host(at(1), HostEvent::TcpConnected { flow });
+        let seq = frames(&mut stack, at(1))
+            .iter()
+            .find_map(|frame| {
+                let packet = packet(frame);
+                (packet.proto == proto::TCP).then(|| Tcp::parse(&packet).seq.wrapping_add(1))
+            })
+            .unwrap();
+        let mut ack = Tcp::new(frame::ACK, 1001, seq);
+        ack.window = 400;
+        stack.handle_frame(at(2), &ack.frame(guest, peer));
+        stack.tcp_fill(flow, &mut |room| room.len().min(100_000));
+        let sent: usize = frames(&mut stack, at(2))
+            .iter()
+            .map(|frame| Tcp::parse(&packet(frame)).data.len())
+            .sum();
+        assert_eq!(sent, 400 << 7, "seed {seed}");
+    }
+}
+
 #[test]
 fn a_published_port_opens_a_connection_to_the_guest() {
     let mut stack = stack();
