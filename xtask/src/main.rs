@@ -30,6 +30,8 @@ enum What {
         /// Only the end-to-end tests whose names contain one of these words.
         e2e: Vec<String>,
     },
+    /// Writes the manual pages to target/man.
+    Man,
     /// Measures the programs beside their peers.
     #[command(disable_help_flag = true)]
     Bench {
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().what {
         What::Demo { programs } => demo::run(programs.as_deref()).map(|()| true),
         What::Test { e2e } => test::run(&e2e),
+        What::Man => man().map(|()| true),
         What::Bench { args } => bench(&args).map(|()| true),
     };
     match result {
@@ -65,6 +68,26 @@ fn bench(args: &[String]) -> Result<()> {
         .args(args)
         .status()?;
     ensure!(status.success(), "the benchmark failed: {status}");
+    Ok(())
+}
+
+/// Manual pages: generated from the command lines' definitions, except for the
+/// program whose command line is FUSE's own form.
+fn man() -> Result<()> {
+    prepare::machine(&[prepare::Purpose::Build])?;
+    let dir = target_dir()?.join("man");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for package in ["launcher", "netstack"] {
+        let status = cargo()
+            .args(["run", "--quiet", "--package", package, "--example", "man", "--"])
+            .arg(&dir)
+            .status()?;
+        ensure!(status.success(), "the manual pages of {package} cannot be written: {status}");
+    }
+    let page = "overlayfs-fuse.1";
+    std::fs::copy(workspace().join("doc/man").join(page), dir.join(page))
+        .with_context(|| format!("cannot copy {page}"))?;
+    println!("manual pages are in {}", dir.display());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::config::Config;
 use crate::tap::Request;
@@ -46,6 +46,12 @@ pub enum Device {
     Create(Request),
     /// It was made by the parent.
     Inherited(RawFd),
+}
+
+/// The definition of slirp4netns' form, as manual pages and completions need it.
+#[must_use]
+pub fn command() -> clap::Command {
+    slirp4netns::Args::command()
 }
 
 /// Reads a command line.
