@@ -141,18 +141,23 @@ fn terminal(world: &World<'_>) -> Result<()> {
     pty.until("/dev/pts/", LIMIT)?;
     pty.until("SIZE=40 100", LIMIT)?;
     pty.until("all-tty", LIMIT)?;
-    // A change of the window's size is passed on.
-    pty.write("trap 'echo NOW=$(stty size)' WINCH; echo wait''ing; while :; do sleep 0.1; done\n")?;
+    // A change of the window's size is passed on. One shell below the other, so
+    // that ^C always finds a whole process group in front.
+    pty.write(
+        "sh -c \"trap 'echo NOW=\\$(stty size)' WINCH; echo wait''ing; while :; do sleep 0.1; done\"\n",
+    )?;
     pty.until("waiting", LIMIT)?;
     pty.resize(33, 77)?;
     pty.until("NOW=33 77", LIMIT)?;
-    pty.write("\u{3}")?;
     // ^C reaches the program in front, not us.
-    pty.write("sleep 1000; echo after''wards\n")?;
-    pty.until("after''wards", LIMIT)?;
     pty.write("\u{3}")?;
     pty.write("echo still''here\n")?;
     pty.until("stillhere", LIMIT)?;
+    pty.write("sh -c \"echo run''ning; exec sleep 1000\"\n")?;
+    pty.until("running", LIMIT)?;
+    pty.write("\u{3}")?;
+    pty.write("echo and''again\n")?;
+    pty.until("andagain", LIMIT)?;
     pty.write("exit 3\n")?;
     running.wait(LIMIT)?.code_is(3)?;
     Ok(())

@@ -158,18 +158,18 @@ impl Tally {
 }
 
 /// `test result: ok. 3 passed; 0 failed; 1 ignored; …` → (3, 1): passed, ignored.
+/// Test programs with a main function of their own say less, and `skipped`.
 fn result_line(line: &str) -> Option<(u64, u64)> {
-    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let mut counts = counts.split("; ").map(|count| {
-        let (number, what) = count.split_once(' ')?;
-        Some((number.parse::<u64>().ok()?, what))
-    });
-    let mut next = |name: &str| {
-        counts.next().flatten().and_then(|(number, what)| (what == name).then_some(number))
+    let counts = line.strip_prefix("test result: ")?;
+    let counts = counts.split_once(". ").map_or(counts, |(_, counts)| counts);
+    let count = |names: &[&str]| {
+        counts.split("; ").find_map(|count| {
+            let (number, name) = count.split_once(' ')?;
+            if names.contains(&name) { number.parse::<u64>().ok() } else { None }
+        })
     };
-    let passed = next("passed")?;
-    next("failed")?;
-    Some((passed, next("ignored")?))
+    count(&["failed"])?;
+    Some((count(&["passed"])?, count(&["ignored", "skipped"])?))
 }
 
 /// The name in `test NAME ... FAILED`.
@@ -186,6 +186,7 @@ mod unit {
     fn result_lines_are_read() {
         let line = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out";
         assert_eq!(result_line(line), Some((3, 1)));
+        assert_eq!(result_line("test result: 15 passed; 0 failed; 4 skipped"), Some((15, 4)));
         assert_eq!(result_line("test result: ok."), None);
         assert_eq!(result_line("something else"), None);
     }
