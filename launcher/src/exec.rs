@@ -103,6 +103,12 @@ fn join(state: &State, exec: &Exec) -> Result<u8, RunError> {
     let mut joined =
         Joined { channel: Some(channel), child, signals, relay: None, input: exec.interactive };
     let code = joined.watch();
+    if code.is_err() {
+        // Its own end is on its way, or must come; left behind, it would be
+        // somebody else's zombie.
+        drop(process::pidfd_signal(joined.child.as_fd(), libc::SIGKILL));
+        while waitid(Id::PIDFd(joined.child.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
+    }
     if let Some(relay) = &mut joined.relay {
         relay.drain();
     }

@@ -11,19 +11,44 @@ use netstack::{control, driver, fd, outbound, resolv, sandbox, tap};
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
-        Err(error) => {
+        Err(error) if error.use_stderr() => {
+            complain(&format!("{}; see netstack --help", on_one_line(&error.to_string())));
+            return ExitCode::FAILURE;
+        }
+        Err(help_or_version) => {
             // Nobody is left to tell when the standard streams are closed.
-            error.print().ok();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            help_or_version.print().ok();
+            return ExitCode::SUCCESS;
         }
     };
     match run(invocation) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("netstack: {}", told_once(&error));
+            complain(&told_once(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// One line on standard error, whatever the arguments it repeats hold.
+fn complain(text: &str) {
+    let mut line = String::from("netstack: ");
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    eprintln!("{line}");
+}
+
+/// What is wrong with a command line, without the usage and hints that clap puts
+/// below it.
+fn on_one_line(message: &str) -> String {
+    let body = message.split("\n\n").next().unwrap_or(message);
+    let lines: Vec<&str> = body.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 /// The error and its causes on one line, without those that a message above them
@@ -40,7 +65,7 @@ fn told_once(error: &anyhow::Error) -> String {
 
 fn run(invocation: Invocation) -> anyhow::Result<()> {
     for warning in &invocation.warnings {
-        eprintln!("netstack: warning: {warning}");
+        complain(&format!("warning: {warning}"));
     }
     let mut inherited = Inherited::default();
     let ready = inherited.take("--ready-fd", invocation.ready_fd)?;
@@ -63,7 +88,7 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         }
     };
     for remark in &tap.remarks {
-        eprintln!("netstack: warning: {remark}");
+        complain(&format!("warning: {remark}"));
     }
     let api = match &invocation.api_socket {
         Some(path) => Some(control::listen(path)?),

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Version) => {
             println!("overlayfs-fuse: version {}", env!("CARGO_PKG_VERSION"));
-            println!("FUSE library version: fuser 0.18");
+            println!("FUSE library version: {}", session::FUSE_LIBRARY);
             Ok(())
         }
         Ok(Command::Mount(mount)) => session::run(*mount),

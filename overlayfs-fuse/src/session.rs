@@ -36,6 +36,9 @@ use crate::layer::{DirLayer, Layer};
 use crate::overlay::{Overlay, Upper};
 use crate::sys;
 
+/// What speaks the FUSE protocol here, for `--version`.
+pub const FUSE_LIBRARY: &str = "fuser 0.18";
+
 /// As the peers call it: programs look for this type.
 const FS_TYPE: &str = "fuse.fuse-overlayfs";
 /// Server threads: more made parallel readers slower, fewer everything.

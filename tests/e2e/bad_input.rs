@@ -159,6 +159,7 @@ fn netstack(world: &World<'_>) -> Result<()> {
         (&["--cidr", "10.0.2.5/24", "1"], "10.0.2.5/24"),
         (&["--mtu", "70000", "1"], "70000"),
         (&["--no-such-option", "1"], "--no-such-option"),
+        (&["--cidr", "a\nb", "1"], "--cidr"),
     ] {
         let (ours, theirs) = pipe()?;
         let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string();

@@ -133,6 +133,7 @@ pub fn supervise(channel: &Channel, workload: i32) -> u8 {
         if fds[1].any().unwrap_or(true) {
             // ESRCH: it has just ended by itself.
             drop(kill(workload, Signal::SIGKILL).map_err(io::Error::from));
+            process::reap(workload.as_raw());
             return 137;
         }
         if !fds[0].any().unwrap_or(true) {

@@ -82,6 +82,9 @@ pub fn start(
             if bytes.is_empty() {
                 return Ok(pid);
             }
+            // Reaped by nobody else in time: where the process is another's child
+            // afterwards, it would keep the PID namespace from ending.
+            process::reap(pid);
             Err(serde_json::from_slice(&bytes)
                 .unwrap_or_else(|_| Fault::said("the workload failed in an unknown way")))
         }

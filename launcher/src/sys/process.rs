@@ -259,6 +259,14 @@ pub fn die_with_parent(parent: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Waits for the end of a child that is known to end.
+pub fn reap(pid: i32) {
+    // Anything but EINTR means that there is no such child (any more).
+    while nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None)
+        == Err(nix::errno::Errno::EINTR)
+    {}
+}
+
 /// Joins the namespaces (`CLONE_NEW*` flags) of the process behind a pidfd.
 ///
 /// # Errors

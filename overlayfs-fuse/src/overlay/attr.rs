@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
 use super::handle::Handle;
 use super::inode::{Ino, Lower, Node, UpperAt};
-use super::xattr::{OverrideStat, Permissions, is_private};
+use super::xattr::{ACL_ACCESS, OverrideStat, Permissions, is_private, minimal_acl};
 use super::{Attr, Overlay};
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -355,7 +355,22 @@ impl Overlay {
         let _tree = self.tree_shared();
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
+        if let Some(mode) = self.mode_of_acl(node.kind, name, value) {
+            // The list is of owner, group and others only: it is the mode.
+            let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
+            let kept = self.kept_by_spot(&spot, &stat)?;
+            let mode = kept.map_or(stat.st_mode, |kept| kept.mode) & 0o7000 | mode;
+            let changes = Changes { mode: Some(mode), ..Changes::default() };
+            return self.change_kept(object.as_fd(), &node, &stat, kept, &changes);
+        }
         sys::setxattr(object.as_fd(), name, value, flags).during("set an extended attribute")
+    }
+
+    /// The mode that setting an attribute amounts to, where modes are kept in an
+    /// attribute of ours: the inode's, which the kernel would change, is not shown.
+    fn mode_of_acl(&self, kind: u32, name: &OsStr, value: &[u8]) -> Option<u32> {
+        let kept = self.options.permissions != Permissions::Inode && kind != libc::S_IFLNK;
+        if kept && name == ACL_ACCESS { minimal_acl(value) } else { None }
     }
 
     /// Removes an extended attribute.

@@ -20,6 +20,30 @@ pub fn is_private(name: &OsStr) -> bool {
     PREFIXES.iter().any(|p| name.starts_with(p)) || NAMES.contains(&name)
 }
 
+/// The access control list of a file (acl(5)).
+pub const ACL_ACCESS: &str = "system.posix_acl_access";
+
+/// The permission bits that an access control list of owner, group and others
+/// only stands for; None for any other list. Little-endian, after
+/// include/uapi/linux/posix_acl_xattr.h: a version (2, 4 bytes), then entries of
+/// tag (2 bytes), permissions (2) and id (4).
+#[must_use]
+pub fn minimal_acl(value: &[u8]) -> Option<u32> {
+    let (version, entries) = value.split_at_checked(4)?;
+    if version != [2, 0, 0, 0] || entries.len() != 24 {
+        return None;
+    }
+    let mut mode = 0;
+    // ACL_USER_OBJ, ACL_GROUP_OBJ, ACL_OTHER.
+    for (entry, (tag, shift)) in entries.chunks_exact(8).zip([(0x01, 6), (0x04, 3), (0x20, 0)]) {
+        if u16::from_le_bytes([entry[0], entry[1]]) != tag || entry[2] > 7 || entry[3] != 0 {
+            return None;
+        }
+        mode |= u32::from(entry[2]) << shift;
+    }
+    Some(mode)
+}
+
 /// Owner, mode and type that an attribute holds in place of the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverrideStat {
@@ -119,6 +143,18 @@ impl Permissions {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn lists_that_are_modes() {
+        let entry = |tag: u8, perm: u8| [tag, 0, perm, 0, 255, 255, 255, 255];
+        let acl = |entries: &[[u8; 8]]| [&[2, 0, 0, 0][..], entries.as_flattened()].concat();
+        let minimal = acl(&[entry(1, 6), entry(4, 4), entry(32, 0)]);
+        assert_eq!(minimal_acl(&minimal), Some(0o640));
+        assert_eq!(minimal_acl(&acl(&[entry(1, 6), entry(2, 7), entry(4, 4)])), None);
+        assert_eq!(minimal_acl(&acl(&[entry(1, 6), entry(4, 8), entry(32, 0)])), None);
+        assert_eq!(minimal_acl(&minimal[..27]), None);
+        assert_eq!(minimal_acl(b"\x02"), None);
+    }
 
     #[test]
     fn override_table() {
