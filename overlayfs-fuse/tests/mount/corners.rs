@@ -256,6 +256,26 @@ pub(crate) fn attributes_hold_owner_and_mode() {
     let union = Mounted::new(&options, "union");
     check(&union);
     assert_eq!(sh("getfattr -d -m - --absolute-names union/a"), "");
+    // A list of owner, group and others only is the mode (sed -i sets it so).
+    sh("setfacl --set u::rw-,g::r--,o::r-- union/a");
+    assert_eq!(mode(union.path("a")), 0o4644);
+}
+
+pub(crate) fn times_of_any_kind_are_kept() {
+    use nix::sys::stat::{UtimensatFlags, utimensat};
+    use nix::sys::time::TimeSpec;
+    let options = layers();
+    sh("touch lower/f");
+    let union = Mounted::new(&options, "union");
+    for seconds in [i64::MIN, i64::MIN + 1, -1, 0, 1 << 40, i64::MAX] {
+        let time = TimeSpec::new(seconds, 999_999_999);
+        let path = union.path("f");
+        let follow = UtimensatFlags::FollowSymlink;
+        utimensat(nix::fcntl::AT_FDCWD, &path, &time, &time, follow).unwrap();
+        // The upper's file system clamps what it cannot hold.
+        assert_eq!(stat(&path).mtime(), stat("upper/f").mtime());
+    }
+    assert!(stat(union.path("f")).is_file());
 }
 
 pub(crate) fn only_public_lower_files_are_seen() {

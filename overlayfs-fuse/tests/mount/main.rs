@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
     ("corners::without_upper_nothing_changes", corners::without_upper_nothing_changes),
     ("corners::owners_are_mapped_and_squashed", corners::owners_are_mapped),
     ("corners::attributes_hold_owner_and_mode", corners::attributes_hold_owner_and_mode),
+    ("corners::times_of_any_kind_are_kept", corners::times_of_any_kind_are_kept),
     ("corners::only_public_lower_files_are_seen", corners::only_public_lower_files_are_seen),
     ("corners::paths_may_hold_separators", corners::paths_may_hold_separators),
     ("corners::bad_requests_are_refused_in_one_line", corners::bad_requests_are_refused),
