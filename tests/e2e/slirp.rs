@@ -11,6 +11,8 @@ use tests::harness::{Test, World};
 use tests::lab::Outside;
 use tests::servers::HELLO;
 
+use crate::fixtures::{blob, sha256};
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) const TESTS: &[Test] = &[
@@ -23,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("slirp/dhcp", dhcp).lab(),
     Test::new("slirp/cidr-and-mtu", cidr_and_mtu),
     Test::new("slirp/sandbox", sandbox).lab(),
+    Test::new("slirp/frames-lost", frames_lost).lab().seconds(120),
     Test::new("slirp/guest-ends", guest_ends),
 ];
 
@@ -312,5 +315,34 @@ fn guest_ends(world: &World<'_>) -> Result<()> {
     }
     let output = net.running.wait(LIMIT)?;
     ensure!(output.code < 128, "{}", output.describe());
+    Ok(())
+}
+
+/// A device queue of two frames: what the guest sends faster than it is taken is
+/// lost, and both ends must recover. (Not every kernel has netem.)
+fn frames_lost(world: &World<'_>) -> Result<()> {
+    let (path, sum) = blob(world, 20_000_000)?;
+    let name = path.file_name().and_then(|name| name.to_str()).context("no name")?;
+    let guest = Guest::start(world)?;
+    for mtu in ["1500", "65520"] {
+        let net = start(world, &["-c", "-m", mtu, &guest.pid(), "tap0"])?;
+        let script = format!(
+            "set -e; ip link set tap0 txqueuelen 2; tc qdisc replace dev tap0 root pfifo limit 2; \
+             for i in 1 2 3; do curl -sSf -m 30 -o blob http://{0}/{name}; sha256sum <blob; \
+             curl -sSf -m 30 -T blob http://{0}/upload; done; \
+             echo dropped $(cat /sys/class/net/tap0/statistics/tx_dropped)",
+            Outside::V4
+        );
+        // The statistics are those of the namespace that /sys was mounted in.
+        let script = format!("mount -t sysfs sysfs /sys; {script}");
+        let output = guest.cmd(world, &script).run()?.ok()?;
+        let upload = world.lab.outside()?.www.join("upload");
+        let uploaded = sha256(&upload)?;
+        std::fs::remove_file(upload)?;
+        ensure!(output.stdout.matches(&sum).count() == 3, "downloaded: {}", output.stdout);
+        ensure!(uploaded == sum, "uploaded: {uploaded} not {sum}");
+        ensure!(!output.stdout.contains("dropped 0\n"), "nothing was lost: {}", output.stdout);
+        net.stop()?;
+    }
     Ok(())
 }
