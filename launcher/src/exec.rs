@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,17 +26,17 @@ use crate::sys::process::{self, Forked};
 use crate::terminal::Relay;
 
 /// Runs `exec` in the running container described by `state`, and returns its
-/// exit code as [`crate::run::run`] does.
+/// exit code as [`crate::run::run`] does. `cache` is where the compiled filter is kept.
 ///
 /// Must be called by a single-threaded process.
 ///
 /// # Errors
 /// [`RunError`] when the container cannot be joined.
-pub fn exec(state: &State, exec: &Exec) -> Result<u8, RunError> {
-    spoken(join(state, exec))
+pub fn exec(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
+    spoken(join(state, exec, cache))
 }
 
-fn join(state: &State, exec: &Exec) -> Result<u8, RunError> {
+fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     let init = state.init.ok_or(RunError::NotRunning)?;
     let target = process::pidfd_open(init.pid).map_err(|_| RunError::NotRunning)?;
     // Looked at after the descriptor was there: it is the right process's.
@@ -55,7 +56,7 @@ fn join(state: &State, exec: &Exec) -> Result<u8, RunError> {
     let payload = serde_json::to_vec(&joining)
         .map_err(io::Error::from)
         .map_err(RunError::os("cannot write down what to run"))?;
-    let filter = policy::seccomp(state.map.is_single())?;
+    let filter = policy::cached_seccomp(cache, state.map.is_single())?;
     let mut mask: SigSet = FORWARDED.into_iter().collect();
     mask.add(Signal::SIGWINCH);
     let old = mask

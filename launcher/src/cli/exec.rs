@@ -50,9 +50,10 @@ pub(super) fn exec(args: Args) -> anyhow::Result<u8> {
         user: args.user,
         command: args.command,
     };
-    match Store::open()?.find(&args.name)?.state()? {
+    let store = Store::open()?;
+    match store.find(&args.name)?.state()? {
         Some((state, _)) if state.status == Status::Running => {
-            Ok(crate::exec::exec(&state, &exec)?)
+            Ok(crate::exec::exec(&state, &exec, &store.cache())?)
         }
         _ => anyhow::bail!("container '{}' is not running", args.name),
     }

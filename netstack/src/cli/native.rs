@@ -38,8 +38,8 @@ pub struct Args {
     /// No name server at the DNS address
     #[arg(long)]
     disable_dns: bool,
-    /// Publish a port: [IP:]HOSTPORT:PORT[/tcp|udp]
-    #[arg(short, long, value_name = "SPEC", value_parser = value::publish)]
+    /// Publish a port of the guest on the host
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/tcp|udp]", value_parser = value::publish)]
     publish: Vec<PublishArg>,
 }
 

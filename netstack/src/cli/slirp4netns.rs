@@ -81,8 +81,8 @@ pub struct Args {
     /// What to connect to
     #[arg(long, value_name = "TYPE", default_value = "netns")]
     target_type: TargetType,
-    /// Publish a port: [IP:]HOSTPORT:PORT[/tcp|udp]
-    #[arg(short, long, value_name = "SPEC", value_parser = value::publish)]
+    /// Publish a port of the guest on the host
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/tcp|udp]", value_parser = value::publish)]
     publish: Vec<PublishArg>,
     /// Show the version and exit
     #[arg(short = 'v', long, action = clap::ArgAction::Version, value_parser = clap::value_parser!(bool))]
