@@ -502,6 +502,17 @@ impl Container {
             fs::rename(&self.dir, &gone).map_err(at("rename", &self.dir))?;
             self.dir = gone;
         }
+        for item in fs::read_dir(&self.dir).map_err(at("read", &self.dir))? {
+            let item = item.map_err(at("read", &self.dir))?;
+            if item.file_name() != "lock" {
+                remove_tree(&item.path(), map)?;
+            }
+        }
+        // The directory and its lock go together under the store's lock: a claim
+        // takes a directory without one for a dead maker's and makes it anew.
+        let path = self.store.join("lock");
+        let names = open_lock(&path, true).map_err(at("open", &path))?;
+        take(&names).map_err(at("lock", &path))?;
         remove_tree(&self.dir, map)
     }
 }
@@ -599,9 +610,16 @@ impl Entry {
 
 /// Removes a directory tree; that others remove it at the same time is no error.
 fn remove_tree(dir: &Path, map: Option<&IdMap>) -> Result<()> {
-    let tree = |dir: &Path| match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+    let tree = |dir: &Path| {
+        let removed = if dir.is_dir() && !dir.is_symlink() {
+            fs::remove_dir_all(dir)
+        } else {
+            fs::remove_file(dir)
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     };
     let Err(plain) = tree(dir) else { return Ok(()) };
     let Some(map) = map.filter(|_| plain.kind() == io::ErrorKind::PermissionDenied) else {
