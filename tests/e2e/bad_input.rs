@@ -160,6 +160,7 @@ fn netstack(world: &World<'_>) -> Result<()> {
         (&["--mtu", "70000", "1"], "70000"),
         (&["--no-such-option", "1"], "--no-such-option"),
         (&["--cidr", "a\nb", "1"], "--cidr"),
+        (&["--netns-type=path", "/no/such\nns", "tap0"], "/no/such\\nns"),
     ] {
         let (ours, theirs) = pipe()?;
         let fd = std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string();

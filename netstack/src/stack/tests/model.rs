@@ -353,9 +353,10 @@ fn converse(seed: u64, v6: bool, mtu: u16, weather: Weather, sizes: &[(usize, us
     for (near, far) in near.iter().zip(&world.far) {
         assert!(far.to_send.starts_with(&near.received), "host to guest: other bytes");
         assert!(near.to_send.starts_with(&far.received), "guest to host: other bytes");
-        // The guest is smoltcp without our precautions: after a loss or
-        // a repetition it can stop repeating what was lost, or take a FIN before the bytes in front of it, and
-        // the connection then ends in a reset. On a good link nothing may be missing.
+        // Weaker than it should be. The guest is smoltcp without our precautions, and
+        // some failures under a bad link were traced to it (it can stop repeating what
+        // was lost, or take a FIN before the bytes in front of it), but not all were.
+        // Until a reference guest takes its place, only a good link is held to more.
         if weather.loss + weather.repeat + weather.late == 0 {
             assert_eq!((far.shut, far.closed), (true, Some(false)));
             assert_eq!(near.received.len(), far.to_send.len(), "host to guest");
