@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn detached(world: &World<'_>) -> Result<()> {
     let script = "echo one; echo two >&2; while [ ! -e /go ]; do sleep 0.05; done; \
-                  echo three; trap 'exit 11' TERM; while :; do sleep 0.05; done";
+                  trap 'exit 11' TERM; echo three; while :; do sleep 0.05; done";
     let words = ["run", "-d", "--name", "boat", "--network", "none", "--", "sh", "-c", script];
     world.coracle(&words).run()?.ok()?.stdout_has("boat")?;
 
