@@ -319,7 +319,7 @@ impl Driver {
             return Ok(());
         }
         while let Some(frame) = self.stack.poll_frame(now) {
-            match nix::unistd::write(&self.tap, frame) {
+            match nix::sys::uio::writev(&self.tap, frame.as_slices()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     self.tap_full = Some(frame.to_vec());

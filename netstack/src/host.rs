@@ -221,9 +221,10 @@ impl Host {
             if bytes.is_empty() {
                 break;
             }
-            match tcp.write(bytes) {
+            let len = bytes.len();
+            match tcp.write_vectored(bytes.as_slices()) {
                 Ok(count) => {
-                    socket.writable = count == bytes.len();
+                    socket.writable = count == len;
                     stack.tcp_sent(flow, count);
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => socket.writable = false,
@@ -248,8 +249,8 @@ impl Host {
             let mut result = Ok(0);
             let mut wanted = 0;
             stack.tcp_fill(flow, &mut |room| {
-                wanted = room.len();
-                result = tcp.read(room);
+                wanted = room.iter().map(|part| part.len()).sum();
+                result = tcp.read_vectored(room);
                 result.as_ref().map_or(0, |count| *count)
             });
             match result {

@@ -85,7 +85,7 @@ impl<T> FlowTable<T> {
         FlowTable {
             slots: Vec::new(),
             free: Vec::new(),
-            by_key: HashMap::with_hasher(KeyHash(seed | 1)),
+            by_key: HashMap::with_hasher(KeyHash::new(seed)),
             heap: BinaryHeap::new(),
             limit,
         }
@@ -208,7 +208,14 @@ impl<T> FlowTable<T> {
 /// (the construction of `wyhash`, without its speed on long input). Not
 /// cryptographic: the guest can harm only its own look-ups.
 #[derive(Debug, Clone, Copy)]
-struct KeyHash(u64);
+pub(super) struct KeyHash(u64);
+
+impl KeyHash {
+    /// Keyed with `seed`.
+    pub(super) fn new(seed: u64) -> KeyHash {
+        KeyHash(seed | 1)
+    }
+}
 
 impl BuildHasher for KeyHash {
     type Hasher = KeyHasher;
@@ -218,7 +225,7 @@ impl BuildHasher for KeyHash {
 }
 
 #[derive(Debug)]
-struct KeyHasher(u64);
+pub(super) struct KeyHasher(u64);
 
 impl KeyHasher {
     fn add(&mut self, word: u64) {

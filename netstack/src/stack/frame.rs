@@ -6,13 +6,12 @@
 //! A frame from the guest is `[virtio-net header][Ethernet][IP][payload]`, the
 //! first only when the device was opened with IFF_VNET_HDR. Checksums of such
 //! frames may be partial (VIRTIO_NET_HDR_F_NEEDS_CSUM) and are never verified:
-//! the bytes did not cross a wire. Frames to the guest are built in buffers of
-//! one size, taken from and given back to [`Outbox`], so that a segment of 64 KiB
-//! costs no allocation and no clearing.
+//! the bytes did not cross a wire. Segments of TCP connections are a [`Head`] and the
+//! bytes where they lie; all other frames are built by [`super::outbox`].
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::buffer::Parts;
 use crate::tap::Offloads;
 
 /// Bytes of the virtio-net header in front of every frame (`struct
@@ -20,7 +19,7 @@ use crate::tap::Offloads;
 pub const VNET_LEN: usize = 12;
 /// Bytes of an Ethernet header.
 pub const ETH_LEN: usize = 14;
-/// Where the IP packet starts in a [`FrameBuf`].
+/// Where the IP packet starts in a a frame.
 pub const HEAD: usize = VNET_LEN + ETH_LEN;
 /// The largest frame either way: both headers and an IP packet of 65,575 bytes
 /// (IPv6 header and the largest payload length).
@@ -29,8 +28,8 @@ pub const FRAME_MAX: usize = HEAD + 40 + 65535;
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(super) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_ARP: u16 = 0x0806;
 
 /// IP protocol numbers (IANA).
@@ -231,7 +230,7 @@ fn sum(bytes: &[u8], mut acc: u64) -> u64 {
     acc + u64::from(u32::from_be_bytes(tail))
 }
 
-fn fold(mut acc: u64) -> u16 {
+pub(super) fn fold(mut acc: u64) -> u16 {
     while acc > 0xffff {
         acc = (acc >> 16) + (acc & 0xffff);
     }
@@ -269,132 +268,6 @@ pub struct Link {
     pub offloads: Offloads,
 }
 
-/// One frame to the guest. Room for the virtio-net header is always there; it is
-/// skipped when the device has none.
-#[derive(Debug)]
-pub struct FrameBuf {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl FrameBuf {
-    fn new() -> FrameBuf {
-        FrameBuf { bytes: vec![0; FRAME_MAX].into_boxed_slice(), start: 0, end: 0 }
-    }
-
-    /// The bytes to write to the device.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    /// The IP packet's place, `len` bytes long.
-    ///
-    /// # Panics
-    /// When `len` exceeds the largest IP packet.
-    pub fn packet_mut(&mut self, len: usize) -> &mut [u8] {
-        &mut self.bytes[HEAD..HEAD + len]
-    }
-
-    fn ethernet(&mut self, link: &Link, ethertype: u16, len: usize) {
-        self.bytes[..VNET_LEN].fill(0);
-        let eth = &mut self.bytes[VNET_LEN..HEAD];
-        eth[..6].copy_from_slice(&link.guest);
-        eth[6..12].copy_from_slice(&link.gateway);
-        eth[12..].copy_from_slice(&ethertype.to_be_bytes());
-        self.start = if link.offloads.vnet { 0 } else { VNET_LEN };
-        self.end = HEAD + len;
-    }
-
-    /// Writes the link headers for an IP packet of `len` bytes whose upper layer
-    /// is complete.
-    pub fn finish_ip(&mut self, link: &Link, len: usize) {
-        let ethertype = if self.bytes[HEAD] >> 4 == 6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-        self.ethernet(link, ethertype, len);
-    }
-
-    /// Completes an IP packet of `len` bytes with TCP in it: checksum (or its
-    /// seed), segmentation metadata for segments above `mss`, link headers.
-    /// IPv4 packets have no options. Gives the sequence number behind the segment's
-    /// SYN and data; FIN is not counted.
-    pub fn finish_tcp(&mut self, link: &Link, len: usize, mss: u16) -> u32 {
-        let packet = &mut self.bytes[HEAD..HEAD + len];
-        let v6 = packet[0] >> 4 == 6;
-        let ip_len = if v6 { 40 } else { 20 };
-        let (src, dst) = addresses(packet);
-        let (_, tcp) = packet.split_at_mut(ip_len);
-        let header_len = usize::from(tcp[12] >> 4) * 4;
-        let payload_len = tcp.len().saturating_sub(header_len);
-        let end = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]])
-            .wrapping_add(payload_len as u32)
-            .wrapping_add(u32::from(tcp[13] & SYN != 0));
-        if tcp[13] & SYN != 0 {
-            let limit = link.mtu.saturating_sub(ip_len + 20).min(usize::from(u16::MAX)) as u16;
-            rewrite_mss(&mut tcp[..header_len], |_| limit);
-        }
-        let pseudo = pseudo_sum(src, dst, proto::TCP, tcp.len());
-        tcp[16..18].fill(0);
-        let value = if link.offloads.vnet { fold(pseudo) } else { checksum(tcp, pseudo) };
-        tcp[16..18].copy_from_slice(&value.to_be_bytes());
-        self.finish_ip(link, len);
-        if link.offloads.vnet {
-            self.vnet(ETH_LEN + ip_len, 16);
-            if payload_len > usize::from(mss) {
-                self.bytes[1] = if v6 { gso::TCPV6 } else { gso::TCPV4 };
-                let all = (ETH_LEN + ip_len + header_len) as u16;
-                self.bytes[2..4].copy_from_slice(&all.to_le_bytes());
-                self.bytes[4..6].copy_from_slice(&mss.to_le_bytes());
-            }
-        }
-        end
-    }
-
-    /// Completes an IP packet of `len` bytes with UDP in it.
-    fn finish_udp(&mut self, link: &Link, len: usize) {
-        let packet = &mut self.bytes[HEAD..HEAD + len];
-        let ip_len = if packet[0] >> 4 == 6 { 40 } else { 20 };
-        let (src, dst) = addresses(packet);
-        let udp = &mut packet[ip_len..];
-        let pseudo = pseudo_sum(src, dst, proto::UDP, udp.len());
-        udp[6..8].fill(0);
-        let value =
-            if link.offloads.vnet { fold(pseudo) } else { udp_checksum(checksum(udp, pseudo)) };
-        udp[6..8].copy_from_slice(&value.to_be_bytes());
-        self.finish_ip(link, len);
-        if link.offloads.vnet {
-            self.vnet(ETH_LEN + ip_len, 6);
-        }
-    }
-
-    fn vnet(&mut self, csum_start: usize, csum_offset: u16) {
-        self.bytes[0] = NEEDS_CSUM;
-        self.bytes[1] = gso::NONE;
-        self.bytes[6..8].copy_from_slice(&(csum_start as u16).to_le_bytes());
-        self.bytes[8..10].copy_from_slice(&csum_offset.to_le_bytes());
-    }
-}
-
-/// Zero means "none" in UDP, and is sent as its other representation (RFC 768).
-fn udp_checksum(value: u16) -> u16 {
-    if value == 0 { 0xffff } else { value }
-}
-
-fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
-    fn v6(b: &[u8]) -> IpAddr {
-        let mut octets = [0; 16];
-        octets.copy_from_slice(b);
-        IpAddr::V6(octets.into())
-    }
-    fn v4(b: &[u8]) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(b[0], b[1], b[2], b[3]))
-    }
-    if packet[0] >> 4 == 6 {
-        (v6(&packet[8..24]), v6(&packet[24..40]))
-    } else {
-        (v4(&packet[12..16]), v4(&packet[16..20]))
-    }
-}
-
 /// TCP flag bits.
 pub const FIN: u8 = 1;
 /// Synchronise.
@@ -406,194 +279,94 @@ pub const PSH: u8 = 8;
 /// Acknowledge.
 pub const ACK: u8 = 16;
 
-/// Replaces the value of the MSS option in a TCP header. Gives the old value.
-pub fn rewrite_mss(header: &mut [u8], new: impl FnOnce(u16) -> u16) -> Option<u16> {
-    let at = option(header, 2, 4)?;
-    let old = u16::from_be_bytes([header[at + 2], header[at + 3]]);
-    header[at + 2..at + 4].copy_from_slice(&new(old).to_be_bytes());
-    Some(old)
-}
-
-/// The window scale option of a SYN (RFC 7323), as a shift.
-pub fn window_scale(header: &[u8]) -> Option<u8> {
-    option(header, 3, 3).map(|at| header[at + 2])
-}
-
-/// Where the option of this kind and length starts in a TCP header.
-fn option(header: &[u8], kind: u8, len: u8) -> Option<usize> {
-    let mut at = 20;
-    while at < header.len() {
-        match header[at] {
-            0 => return None,
-            1 => at += 1,
-            found => {
-                let size = *header.get(at + 1).filter(|size| **size >= 2)?;
-                let end = at + usize::from(size);
-                if found == kind && size == len && end <= header.len() {
-                    return Some(at);
-                }
-                at = end;
-            }
-        }
-    }
-    None
-}
-
-/// Frames on their way to the guest, and the buffers they are built in.
+/// All headers of a TCP segment to the guest. Its payload is not copied behind them.
 #[derive(Debug)]
-pub struct Outbox {
-    queue: VecDeque<FrameBuf>,
-    free: Vec<FrameBuf>,
-    lent: Option<FrameBuf>,
-    next_id: u32,
-    /// Frames not built because the queue was full.
-    pub dropped: u64,
+pub(crate) struct Head {
+    bytes: [u8; HEAD_MAX],
+    start: usize,
+    end: usize,
 }
 
-/// Replies, datagrams and errors that wait at most. TCP data does not queue: it
-/// is built when it is asked for.
-const QUEUE_MAX: usize = 1024;
-const FREE_MAX: usize = 64;
+const HEAD_MAX: usize = HEAD + 40 + 60;
 
-impl Outbox {
-    /// An empty one. `seed` starts the IP identification.
-    pub fn new(seed: u32) -> Outbox {
-        Outbox { queue: VecDeque::new(), free: Vec::new(), lent: None, next_id: seed, dropped: 0 }
+impl Head {
+    pub(crate) fn new() -> Head {
+        Head { bytes: [0; HEAD_MAX], start: 0, end: 0 }
     }
 
-    /// A buffer to build a frame in.
-    pub fn take(&mut self) -> FrameBuf {
-        self.free.pop().unwrap_or_else(FrameBuf::new)
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
     }
 
-    /// Puts a finished frame at the end of the queue, or drops it when full.
-    pub fn push(&mut self, frame: FrameBuf) {
-        if self.is_full() {
-            self.dropped += 1;
-            self.give_back(frame);
-        } else {
-            self.queue.push_back(frame);
-        }
-    }
-
-    /// Whether a further frame would be dropped.
-    pub fn is_full(&self) -> bool {
-        self.queue.len() >= QUEUE_MAX
-    }
-
-    fn give_back(&mut self, frame: FrameBuf) {
-        if self.free.len() < FREE_MAX {
-            self.free.push(frame);
-        }
-    }
-
-    /// Whether a frame is queued.
-    pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-    }
-
-    /// Lends the first frame out; its buffer is reused at the next call.
-    pub fn pop(&mut self) -> Option<&[u8]> {
-        if let Some(done) = self.lent.take() {
-            self.give_back(done);
-        }
-        self.lent = self.queue.pop_front();
-        self.lent.as_ref().map(FrameBuf::as_bytes)
-    }
-
-    /// Queues a complete Ethernet frame (without virtio-net header). Frames too
-    /// large for any device are dropped.
-    pub fn push_ethernet(&mut self, link: &Link, frame: &[u8]) {
-        if frame.len() < ETH_LEN || frame.len() > FRAME_MAX - VNET_LEN {
-            self.dropped += 1;
-            return;
-        }
-        let mut buf = self.take();
-        buf.bytes[..VNET_LEN].fill(0);
-        buf.bytes[VNET_LEN..VNET_LEN + frame.len()].copy_from_slice(frame);
-        buf.start = if link.offloads.vnet { 0 } else { VNET_LEN };
-        buf.end = VNET_LEN + frame.len();
-        self.push(buf);
-    }
-
-    /// Queues an IP packet with `upper` as its payload, in fragments where the
-    /// MTU asks for it. The upper layer's checksum is complete, except UDP's in
-    /// an unfragmented packet, which is set here.
-    pub fn push_ip(&mut self, link: &Link, src: IpAddr, dst: IpAddr, proto: u8, upper: &[u8]) {
-        let ip_len = if src.is_ipv6() { 40 } else { 20 };
-        if upper.len() > upper_max(src) {
-            self.dropped += 1;
-            return;
-        }
-        if ip_len + upper.len() <= link.mtu {
-            let len = ip_len + upper.len();
-            let mut buf = self.take();
-            let packet = buf.packet_mut(len);
-            ip_header(packet, src, dst, proto, upper.len(), None);
-            packet[ip_len..].copy_from_slice(upper);
-            if proto == proto::UDP {
-                buf.finish_udp(link, len);
-            } else {
-                buf.finish_ip(link, len);
-            }
-            self.push(buf);
-            return;
-        }
-        self.next_id = self.next_id.wrapping_add(1);
-        let extra = if src.is_ipv6() { 8 } else { 0 };
-        let room = (link.mtu - ip_len - extra) & !7;
-        // All or nothing: a datagram with a part missing is only work.
-        if self.queue.len() + upper.len().div_ceil(room) > QUEUE_MAX {
-            self.dropped += 1;
-            return;
-        }
-        let mut offset = 0;
-        while offset < upper.len() {
-            let part = &upper[offset..upper.len().min(offset + room)];
-            let more = offset + part.len() < upper.len();
-            let len = ip_len + extra + part.len();
-            let mut buf = self.take();
-            let packet = buf.packet_mut(len);
-            let fragment = Fragment { id: self.next_id, offset, more };
-            ip_header(packet, src, dst, proto, extra + part.len(), Some(fragment));
-            packet[ip_len + extra..].copy_from_slice(part);
-            buf.finish_ip(link, len);
-            self.push(buf);
-            offset += part.len();
-        }
-    }
-
-    /// Queues a UDP datagram. `src` and `dst` are of one family.
-    pub fn push_udp(
+    /// Puts link and IP headers in front of a TCP header, which may have options, and
+    /// sets its checksum, or the seed of it where the device completes it. What
+    /// exceeds `mss` bytes is marked for the guest's kernel to cut.
+    pub(crate) fn tcp(
         &mut self,
         link: &Link,
-        src: std::net::SocketAddr,
-        dst: std::net::SocketAddr,
-        data: &[u8],
+        (src, dst): (IpAddr, IpAddr),
+        tcp: &[u8],
+        payload: &Parts<'_>,
+        mss: u16,
     ) {
-        let len = 8 + data.len();
-        if len > upper_max(src.ip()) {
-            self.dropped += 1;
-            return;
+        let v6 = src.is_ipv6();
+        let ip_len = if v6 { 40 } else { 20 };
+        let upper = tcp.len() + payload.len();
+        let (link_head, rest) = self.bytes.split_at_mut(HEAD);
+        ip_header(&mut rest[..ip_len], src, dst, proto::TCP, upper, None);
+        let place = &mut rest[ip_len..ip_len + tcp.len()];
+        place.copy_from_slice(tcp);
+        let pseudo = pseudo_sum(src, dst, proto::TCP, upper);
+        let value = if link.offloads.vnet {
+            fold(pseudo)
+        } else {
+            !fold(sum(place, pseudo) + u64::from(sum_of(payload)))
+        };
+        place[16..18].copy_from_slice(&value.to_be_bytes());
+        ethernet(link_head, link, if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 });
+        self.end = HEAD + ip_len + tcp.len();
+        self.start = if link.offloads.vnet { 0 } else { VNET_LEN };
+        if link.offloads.vnet {
+            vnet(link_head, ETH_LEN + ip_len, 16);
+            if payload.len() > usize::from(mss) {
+                link_head[1] = if v6 { gso::TCPV6 } else { gso::TCPV4 };
+                let all = (ETH_LEN + ip_len + tcp.len()) as u16;
+                link_head[2..4].copy_from_slice(&all.to_le_bytes());
+                link_head[4..6].copy_from_slice(&mss.to_le_bytes());
+            }
         }
-        let mut upper = Vec::with_capacity(len);
-        upper.extend_from_slice(&src.port().to_be_bytes());
-        upper.extend_from_slice(&dst.port().to_be_bytes());
-        upper.extend_from_slice(&(len as u16).to_be_bytes());
-        upper.extend_from_slice(&[0, 0]);
-        upper.extend_from_slice(data);
-        let ip_len = if src.is_ipv6() { 40 } else { 20 };
-        if ip_len + len > link.mtu {
-            let value = checksum(&upper, pseudo_sum(src.ip(), dst.ip(), proto::UDP, len));
-            upper[6..8].copy_from_slice(&udp_checksum(value).to_be_bytes());
-        }
-        self.push_ip(link, src.ip(), dst.ip(), proto::UDP, &upper);
     }
 }
 
-/// The largest upper layer of a packet: IPv4 counts its header, IPv6 does not.
-fn upper_max(family: IpAddr) -> usize {
-    if family.is_ipv6() { 65535 } else { 65535 - 20 }
+/// Writes virtio-net (without offloads) and Ethernet headers.
+pub(super) fn ethernet(head: &mut [u8], link: &Link, ethertype: u16) {
+    let (vnet, eth) = head.split_at_mut(VNET_LEN);
+    vnet.fill(0);
+    eth[..6].copy_from_slice(&link.guest);
+    eth[6..12].copy_from_slice(&link.gateway);
+    eth[12..ETH_LEN].copy_from_slice(&ethertype.to_be_bytes());
+}
+
+/// Asks for the checksum to be completed.
+pub(super) fn vnet(head: &mut [u8], csum_start: usize, csum_offset: u16) {
+    head[0] = NEEDS_CSUM;
+    head[1] = gso::NONE;
+    head[6..8].copy_from_slice(&(csum_start as u16).to_le_bytes());
+    head[8..10].copy_from_slice(&csum_offset.to_le_bytes());
+}
+
+/// Sum of big-endian 16-bit words over slices of any length, folded.
+fn sum_of(parts: &Parts<'_>) -> u16 {
+    let mut acc = 0;
+    let mut odd = false;
+    for part in parts.as_slices() {
+        let own = fold(sum(part, 0));
+        // Bytes at odd places are the lower halves of their words (RFC 1071
+        // section 2(B)).
+        acc += u64::from(if odd { own.swap_bytes() } else { own });
+        odd ^= part.len() % 2 == 1;
+    }
+    fold(acc)
 }
 
 /// Writes an IP header (and IPv6 fragment header) for `payload_len` bytes that

@@ -13,27 +13,28 @@
 //!    None means that only input can change anything.
 //!
 //! The bytes of TCP connections are not in commands and events: they are lent in
-//! place, by [`Netstack::tcp_outgoing`] and [`Netstack::tcp_fill`], so that each
-//! is copied once between the kernel and the ring of its flow.
+//! place, by [`Netstack::tcp_outgoing`] and [`Netstack::tcp_fill`], and frames to the
+//! guest lend them from there again.
 //!
 //! Every queue has a bound. TCP frames are built when they are asked for and do
-//! not queue. Replies and datagrams queue in [`frame::Outbox`]; datagrams beyond
+//! not queue. Replies and datagrams queue in [`outbox::Outbox`]; datagrams beyond
 //! its bound are dropped and counted, as a network may.
 //!
 //! Time is a [`Duration`] since a moment of the driver's choice and never goes
 //! backwards.
 
 pub mod arp_ndp;
+mod buffer;
 pub mod dhcp;
 pub mod dns;
 pub mod flow;
 pub mod frame;
 mod icmp;
+mod outbox;
 pub mod policy;
 pub mod ra;
 mod reassembly;
 mod services;
-mod smol;
 mod tcp;
 mod udp;
 
@@ -44,9 +45,11 @@ use std::time::Duration;
 use crate::config::{Config, MTU_MAX};
 use crate::tap::Offloads;
 
+pub use buffer::Parts;
 pub use flow::FlowId;
 use flow::FlowTable;
-use frame::{Frame, Link, Mac, Outbox, Packet, Payload, proto};
+use frame::{Frame, Link, Mac, Packet, Payload, proto};
+use outbox::Outbox;
 use policy::Unreachable;
 use reassembly::Reassembly;
 pub use tcp::ConnectError;
@@ -228,7 +231,9 @@ pub struct Netstack {
     sending: VecDeque<FlowId>,
     reassembly: Reassembly,
     inbound: udp::Inbound,
-    endpoints: tcp::Endpoints,
+    memory: tcp::memory::Memory,
+    head: frame::Head,
+    secret: flow::KeyHash,
     services: services::Services,
     random: Random,
     counters: Counters,
@@ -254,7 +259,9 @@ impl Netstack {
             sending: VecDeque::new(),
             reassembly: Reassembly::default(),
             inbound: udp::Inbound::default(),
-            endpoints: tcp::Endpoints::new(offloads),
+            memory: tcp::memory::Memory::new(offloads),
+            head: frame::Head::new(),
+            secret: flow::KeyHash::new(random.next()),
             services: services::Services::new(&config, random.next()),
             random,
             counters: Counters::default(),
@@ -390,12 +397,16 @@ impl Netstack {
     /// (when `Offloads::vnet`) and Ethernet frame. Call after every `handle_…`,
     /// until None. A frame the device does not take may be kept and written
     /// later, before the next.
-    pub fn poll_frame(&mut self, now: Duration) -> Option<&[u8]> {
+    pub fn poll_frame(&mut self, now: Duration) -> Option<Parts<'_>> {
         while self.out.is_empty() {
             let id = self.sending.pop_front()?;
-            self.tcp_send(now, id);
+            if let Some(segment) = self.tcp_poll(now, id) {
+                return self.tcp_frame(id, &segment);
+            }
         }
-        self.out.pop()
+        let mut parts = Parts::new();
+        parts.push(self.out.pop()?);
+        Some(parts)
     }
 
     /// When [`Netstack::handle_timeout`] has something to do, if no input comes

@@ -211,7 +211,7 @@ mod tests {
     }
 
     fn next_frame(stack: &mut Netstack) -> Option<Vec<u8>> {
-        stack.poll_frame(NOW).map(<[u8]>::to_vec)
+        stack.poll_frame(NOW).map(|frame| frame.to_vec())
     }
 
     /// Source, destination and payload of the next frame, a datagram.

@@ -9,13 +9,13 @@
 //! ```
 //!
 //! *Connecting*: the SYN is kept and not answered, so that the guest sees what
-//! the host sees. Repeated SYNs are ignored. No ring is allocated.
+//! the host sees. Repeated SYNs are ignored. No buffer is allocated.
 //!
-//! *Open*: an endpoint ([`Stream`]) faces the guest. Bytes leave its receive ring
-//! only as the host's socket takes them, and the window follows; bytes are read
-//! from the host only as its transmit ring has room. So each side's pace holds
-//! the other back. Each direction ends on its own: the guest's FIN becomes a
-//! shutdown once the ring is empty, the host's end becomes a FIN.
+//! *Open*: an [`Endpoint`] faces the guest. Bytes leave its queue only as the
+//! host's socket takes them, and the window follows; bytes are read from the host
+//! only as the guest's window has room. So each side's pace holds the other back.
+//! Each direction ends on its own: the guest's FIN becomes a shutdown once the
+//! queue is empty, the host's end becomes a FIN.
 //!
 //! A flow is removed when both directions have ended, or one side has reset.
 //! TIME-WAIT is not kept: its purpose is to catch old packets of the network, and
@@ -25,20 +25,30 @@
 //! does not answer ([`PROBE_IDLE`], [`PROBE_HALF_CLOSED`], [`SILENCE_MAX`]); the
 //! host's kernel probes the other side (SO_KEEPALIVE).
 //!
-//! The sum of the receive windows is bounded ([`Endpoints`]), because a frame
-//! that finds the device's queue (1,000 packets) full is lost and costs the guest
-//! a retransmission timeout.
+//! What all connections together may hold is decided in [`memory`].
+
+pub(super) mod endpoint;
+pub(super) mod memory;
+mod receive;
+mod rtt;
+pub(super) mod segment;
+mod send;
+pub(super) mod seq;
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher as _;
+use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::buffer::Parts;
 use super::flow::{FlowId, Key};
 use super::frame::{self, Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
-use super::smol::{Smol, Stream};
 use super::{HostCommand, Netstack};
-use crate::tap::Offloads;
+use endpoint::{Endpoint, Limits, Outgoing};
+use segment::{HEADER_LEN, HEADER_MAX, Header, Segment};
+use seq::Seq;
 
 /// Silence after which a guest with an open connection is probed (RFC 9293
 /// section 3.8.4 asks for two hours at least).
@@ -66,6 +76,7 @@ pub enum ConnectError {
 /// A TCP flow.
 #[derive(Debug)]
 pub(super) struct Flow {
+    guest: SocketAddr,
     /// The other end as the guest sees it.
     peer: SocketAddr,
     state: State,
@@ -90,11 +101,9 @@ enum State {
         others: VecDeque<SocketAddr>,
     },
     Open {
-        stream: Box<Smol>,
+        endpoint: Box<Endpoint>,
         /// The host's peer has ended its direction.
         host_finished: bool,
-        /// The endpoint was told so.
-        guest_told: bool,
         /// `TcpShutdown` was sent.
         host_shut: bool,
         /// The host's socket is gone: only a RST is left to send.
@@ -102,86 +111,42 @@ enum State {
     },
 }
 
-/// Makes endpoints and keeps some for reuse; decides on their size.
-#[derive(Debug)]
-pub(super) struct Endpoints {
-    #[expect(clippy::vec_box, reason = "endpoints move between flows and here as they are")]
-    spare: Vec<Vec<Box<Smol>>>,
-    used: [usize; SIZES.len()],
-    limits: [usize; SIZES.len()],
-}
-
-/// Ring sizes in bytes, each way.
-const SIZES: [usize; 3] = [1 << 20, 256 << 10, 64 << 10];
-const SPARE_MAX: usize = 32;
-
-impl Endpoints {
-    pub(super) fn new(offloads: Offloads) -> Endpoints {
-        // Without segmentation every 1,448 bytes of window may be a packet in the
-        // device's queue of 1,000; with it one packet carries up to 64 KiB.
-        let limits = if offloads.tso4 { [8, 64, usize::MAX] } else { [0, 3, usize::MAX] };
-        Endpoints { spare: SIZES.map(|_| Vec::new()).into(), used: [0; SIZES.len()], limits }
-    }
-
-    fn take(&mut self, seed: u64) -> Box<Smol> {
-        let class = (0..SIZES.len())
-            .find(|&class| self.used[class] < self.limits[class])
-            .unwrap_or(SIZES.len() - 1);
-        self.used[class] += 1;
-        self.spare[class].pop().unwrap_or_else(|| Box::new(Smol::new(SIZES[class], seed)))
-    }
-
-    /// Whether no endpoint is in use.
-    #[cfg(test)]
-    pub(super) fn all_back(&self) -> bool {
-        self.used.iter().all(|&used| used == 0)
-    }
-
-    fn give_back(&mut self, stream: Box<Smol>) {
-        if let Some(class) = SIZES.iter().position(|&size| size == stream.ring()) {
-            self.used[class] = self.used[class].saturating_sub(1);
-            if self.spare[class].len() < SPARE_MAX {
-                self.spare[class].push(stream);
-            }
-        }
-    }
-}
+/// Shift of our windows: 128 bytes' steps, and 8 MiB at most.
+const SCALE: u8 = 7;
+/// Payload of a segment with offload: IPv4 counts both headers in its 16 bits.
+const LONGEST: usize = 65535 - 60;
 
 impl Netstack {
     pub(super) fn handle_tcp(&mut self, now: Duration, packet: &Packet<'_>) {
-        let tcp = packet.payload;
-        let Some(header) = tcp.get(..20) else {
+        let Some(segment) = Segment::parse(packet.payload) else {
             self.counters.bad_frames += 1;
             return;
         };
-        let header_len = usize::from(header[12] >> 4) * 4;
-        if header_len < 20 || header_len > tcp.len() {
-            self.counters.bad_frames += 1;
-            return;
-        }
-        let guest = SocketAddr::new(packet.src, u16::from_be_bytes([header[0], header[1]]));
-        let peer = SocketAddr::new(packet.dst, u16::from_be_bytes([header[2], header[3]]));
-        let flags = header[13];
+        let port = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
+        let guest = SocketAddr::new(packet.src, port(0));
+        let peer = SocketAddr::new(packet.dst, port(2));
         if let Some(id) = self.flows.find(&Key::Tcp(guest, peer)) {
-            self.tcp_ingress(now, id, packet, flags);
-        } else if flags & (frame::SYN | frame::ACK | frame::RST | frame::FIN) == frame::SYN {
+            self.tcp_ingress(now, id, &segment);
+        } else if segment.header.flags & (frame::SYN | frame::ACK | frame::RST | frame::FIN)
+            == frame::SYN
+        {
             self.tcp_open(now, guest, peer, packet);
-        } else if flags & frame::RST == 0 {
+        } else {
             self.refuse(packet);
         }
     }
 
-    fn tcp_ingress(&mut self, now: Duration, id: FlowId, packet: &Packet<'_>, flags: u8) {
+    fn tcp_ingress(&mut self, now: Duration, id: FlowId, segment: &Segment<'_>) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
         flow.heard = now;
         match &mut flow.state {
             State::Connecting { .. } => {
-                if flags & frame::RST != 0 {
+                if segment.has(frame::RST) {
                     self.tcp_remove(id, true);
                 }
             }
-            State::Open { stream, .. } => {
-                stream.ingress(now, packet.bytes, &self.link, &mut self.out);
+            State::Open { endpoint, .. } => {
+                endpoint.handle(now, segment, &mut self.memory.pool);
                 self.tcp_settle(id);
             }
         }
@@ -211,15 +176,8 @@ impl Netstack {
             }
             Verdict::Ignore => return,
         };
-        let flow = Flow {
-            peer,
-            state: State::Connecting { syn: packet.bytes.to_vec(), others },
-            sending: false,
-            transfer: false,
-            heard: now,
-            probed: Duration::ZERO,
-            since: now,
-        };
+        let state = State::Connecting { syn: packet.bytes.to_vec(), others };
+        let flow = Flow::new(now, guest, peer, state);
         match self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow)) {
             Some(id) => {
                 self.flows.arm(id, now + CONNECT_MAX);
@@ -261,23 +219,9 @@ impl Netstack {
             }
             peer.set_port(1024 + (self.random.next() % 64512) as u16);
         }
-        let mut stream = self.endpoints.take(self.random.next());
-        stream.connect(peer, guest);
-        let flow = Flow {
-            peer,
-            state: State::Open {
-                stream,
-                host_finished: false,
-                guest_told: false,
-                host_shut: false,
-                aborted: false,
-            },
-            sending: false,
-            transfer: false,
-            heard: now,
-            probed: Duration::ZERO,
-            since: now,
-        };
+        let limits = self.tcp_limits(guest);
+        let endpoint = Box::new(Endpoint::connect(self.iss(now, guest, peer), limits));
+        let flow = Flow::new(now, guest, peer, State::open(endpoint));
         let id = self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow))?;
         self.flows.arm(id, now + HANDSHAKE_MAX);
         self.tcp_settle(id);
@@ -288,16 +232,13 @@ impl Netstack {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
         let State::Connecting { syn, .. } = &mut flow.state else { return };
         let syn = std::mem::take(syn);
-        let mut stream = self.endpoints.take(self.random.next());
-        stream.accept(flow.peer);
-        stream.ingress(now, &syn, &self.link, &mut self.out);
-        flow.state = State::Open {
-            stream,
-            host_finished: false,
-            guest_told: false,
-            host_shut: false,
-            aborted: false,
-        };
+        let (guest, peer) = (flow.guest, flow.peer);
+        let packet = Packet::parse(&syn).expect("it was parsed when it came");
+        let segment = Segment::parse(packet.payload).expect("it was parsed when it came");
+        let limits = self.tcp_limits(guest);
+        let endpoint = Box::new(Endpoint::accept(self.iss(now, guest, peer), limits, &segment));
+        let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        flow.state = State::open(endpoint);
         flow.since = now;
         self.flows.arm(id, now + HANDSHAKE_MAX);
         self.tcp_settle(id);
@@ -334,35 +275,36 @@ impl Netstack {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
         match &mut flow.state {
             State::Connecting { .. } => self.tcp_failed(id, ConnectError::Refused),
-            State::Open { stream, aborted, .. } => {
+            State::Open { endpoint, aborted, .. } => {
                 *aborted = true;
-                stream.abort();
+                endpoint.abort();
                 flow.since = now;
                 self.queue_sending(id);
             }
         }
     }
 
-    /// The bytes of the guest that come next for the host's socket, as far as
-    /// they lie together; empty when there are none. Report what was taken with
-    /// [`Netstack::tcp_sent`], then ask again.
-    pub fn tcp_outgoing(&mut self, id: FlowId) -> &[u8] {
-        match self.flows.get_mut(id) {
-            Some(super::Flow::Tcp(Flow { state: State::Open { stream, .. }, .. })) => {
-                stream.received()
-            }
-            _ => &[],
+    /// The bytes of the guest that come next for the host's socket; empty when there
+    /// are none. Report what was taken with [`Netstack::tcp_sent`], then ask again.
+    pub fn tcp_outgoing(&self, id: FlowId) -> Parts<'_> {
+        let mut parts = Parts::new();
+        if let Some(super::Flow::Tcp(flow)) = self.flows.get(id)
+            && let State::Open { endpoint, .. } = &flow.state
+        {
+            endpoint.waiting(&mut parts);
         }
+        parts
     }
 
     /// The host's socket took `count` of the bytes lent by
     /// [`Netstack::tcp_outgoing`].
     pub fn tcp_sent(&mut self, id: FlowId, count: usize) {
         if let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id)
-            && let State::Open { stream, .. } = &mut flow.state
+            && let State::Open { endpoint, .. } = &mut flow.state
             && count > 0
         {
-            stream.consume(count);
+            endpoint.consume(count, &mut self.memory.pool);
+            self.memory.widen(endpoint);
             self.tcp_settle(id);
         }
     }
@@ -371,10 +313,8 @@ impl Netstack {
     /// only a crumb of what there will soon be room for.
     pub fn tcp_room(&self, id: FlowId) -> usize {
         match self.flows.get(id) {
-            Some(super::Flow::Tcp(Flow { state: State::Open { stream, .. }, .. })) => {
-                let room = stream.room();
-                // Small reads make small segments, for good.
-                if room >= (stream.ring() / 2).min(65536) { room } else { 0 }
+            Some(super::Flow::Tcp(Flow { state: State::Open { endpoint, .. }, .. })) => {
+                self.memory.room(endpoint)
             }
             _ => 0,
         }
@@ -382,13 +322,15 @@ impl Netstack {
 
     /// Lets `read` put bytes from the host's socket into free room; it gives how
     /// many. Ask [`Netstack::tcp_room`] first.
-    pub fn tcp_fill(&mut self, id: FlowId, read: &mut dyn FnMut(&mut [u8]) -> usize) {
+    pub fn tcp_fill(&mut self, id: FlowId, read: &mut dyn FnMut(&mut [IoSliceMut<'_>]) -> usize) {
         if let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id)
-            && let State::Open { stream, .. } = &mut flow.state
-            && stream.room() > 0
+            && let State::Open { endpoint, .. } = &mut flow.state
         {
-            stream.fill(read);
-            self.queue_sending(id);
+            let room = self.memory.room(endpoint);
+            if room > 0 {
+                endpoint.fill(room, &mut self.memory.pool, read);
+                self.queue_sending(id);
+            }
         }
     }
 
@@ -401,26 +343,25 @@ impl Netstack {
     /// Draws the conclusions from a change of a flow.
     fn tcp_settle(&mut self, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        let State::Open { stream, host_finished, guest_told, host_shut, aborted } = &mut flow.state
-        else {
+        let State::Open { endpoint, host_finished, host_shut, aborted } = &mut flow.state else {
             return;
         };
-        let status = stream.status();
+        let status = endpoint.status();
         if status.reset {
             return self.tcp_remove(id, true);
         }
         if *aborted {
             return self.queue_sending(id);
         }
-        if *host_finished && !*guest_told && stream.finish() {
-            *guest_told = true;
+        if *host_finished {
+            endpoint.finish();
         }
-        let drained = stream.received().is_empty();
+        let drained = endpoint.is_drained();
         if status.guest_finished && drained && !*host_shut {
             *host_shut = true;
             self.commands.push_back(HostCommand::TcpShutdown { flow: id });
         }
-        let wants = !drained || (!*host_finished && stream.room() > 0);
+        let wants = !drained || (!*host_finished && self.memory.room(endpoint) > 0);
         if wants && !flow.transfer {
             flow.transfer = true;
             self.commands.push_back(HostCommand::TcpTransfer { flow: id });
@@ -437,35 +378,44 @@ impl Netstack {
         }
     }
 
-    /// Builds one frame of the flow if one is due; otherwise sees when one will
-    /// be, and whether the flow is over.
-    pub(super) fn tcp_send(&mut self, now: Duration, id: FlowId) {
-        let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+    /// The flow's next segment if one is due; otherwise sees when one will be, and
+    /// whether the flow is over.
+    pub(super) fn tcp_poll(&mut self, now: Duration, id: FlowId) -> Option<Outgoing> {
+        let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return None };
         flow.sending = false;
-        let State::Open { stream, host_finished, guest_told, host_shut, .. } = &mut flow.state
-        else {
-            return;
-        };
-        let mut more = stream.egress(now, &self.link, &mut self.out);
-        if !more && *host_finished && !*guest_told && stream.finish() {
-            *guest_told = true;
-            more = true;
-        }
-        if more {
+        let State::Open { endpoint, host_shut, .. } = &mut flow.state else { return None };
+        if let Some(segment) = endpoint.poll(now, &mut self.memory.pool) {
             // Others take their turn before this flow's next frame.
             flow.sending = true;
             self.sending.push_back(id);
-            return;
+            return Some(segment);
         }
-        let status = stream.status();
-        if status.closed && (*host_shut || status.reset || !status.guest_finished) {
-            return self.tcp_remove(id, status.reset);
+        let status = endpoint.status();
+        if status.closed && (*host_shut || status.reset) || flow.aborted() {
+            self.tcp_remove(id, status.reset || !status.closed);
+        } else {
+            let deadline = flow.deadline();
+            self.flows.arm(id, deadline);
         }
-        if flow.aborted() {
-            return self.tcp_remove(id, true);
+        None
+    }
+
+    /// The frame of a segment that [`Netstack::tcp_poll`] gave.
+    pub(super) fn tcp_frame(&mut self, id: FlowId, segment: &Outgoing) -> Option<Parts<'_>> {
+        let Some(super::Flow::Tcp(flow)) = self.flows.get(id) else { return None };
+        let State::Open { endpoint, .. } = &flow.state else { return None };
+        let mut payload = Parts::new();
+        endpoint.lend(segment, &mut payload);
+        let mut tcp = [0; HEADER_MAX];
+        let len = segment.header.write(&mut tcp, flow.peer.port(), flow.guest.port());
+        let ends = (flow.peer.ip(), flow.guest.ip());
+        self.head.tcp(&self.link, ends, &tcp[..len], &payload, endpoint.mss());
+        let mut frame = Parts::new();
+        frame.push(self.head.as_bytes());
+        for part in payload.as_slices() {
+            frame.push_slice(*part);
         }
-        let deadline = flow.deadline(now);
-        self.flows.arm(id, deadline);
+        Some(frame)
     }
 
     pub(super) fn tcp_timeout(&mut self, now: Duration, id: FlowId) {
@@ -480,17 +430,17 @@ impl Netstack {
             }
             State::Open { .. } => {
                 let dead = now >= flow.dead_at();
-                if let State::Open { stream, aborted, .. } = &mut flow.state
-                    && dead
-                    && !*aborted
-                {
-                    *aborted = true;
-                    stream.abort();
-                }
-                if !dead && now >= flow.probe_at() {
+                let probe = !dead && now >= flow.probe_at();
+                if probe {
                     flow.probed = now;
-                    if let State::Open { stream, .. } = &mut flow.state {
-                        stream.probe(&self.link, &mut self.out);
+                }
+                if let State::Open { endpoint, aborted, .. } = &mut flow.state {
+                    if dead && !*aborted {
+                        *aborted = true;
+                        endpoint.abort();
+                    }
+                    if probe {
+                        endpoint.probe();
                     }
                 }
                 self.queue_sending(id);
@@ -501,61 +451,80 @@ impl Netstack {
     /// Forgets the flow and closes the host's socket.
     fn tcp_remove(&mut self, id: FlowId, reset: bool) {
         if let Some(super::Flow::Tcp(flow)) = self.flows.remove(id)
-            && let State::Open { stream, .. } = flow.state
+            && let State::Open { endpoint, .. } = flow.state
         {
-            self.endpoints.give_back(stream);
+            self.memory.give_back(endpoint);
         }
         self.commands.push_back(HostCommand::Close { flow: id, reset });
     }
 
-    /// Answers a segment that belongs to no connection (RFC 9293 section 3.10.7.1).
+    /// Answers a segment that belongs to no connection.
     fn refuse(&mut self, packet: &Packet<'_>) {
-        let Some(header) = packet.payload.get(..20) else { return };
-        let word = |at: usize| {
-            u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
-        let flags = header[13];
-        let (seq, ack, answer) = if flags & frame::ACK != 0 {
-            (word(8), 0, frame::RST)
-        } else {
-            let header_len = usize::from(header[12] >> 4) * 4;
-            let data = packet.payload.len().saturating_sub(header_len) as u32;
-            let syn = u32::from(flags & frame::SYN != 0);
-            let fin = u32::from(flags & frame::FIN != 0);
-            (0, word(4).wrapping_add(data + syn + fin), frame::RST | frame::ACK)
-        };
-        let mut tcp = [0_u8; 20];
-        tcp[..2].copy_from_slice(&header[2..4]);
-        tcp[2..4].copy_from_slice(&header[..2]);
-        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-        tcp[8..12].copy_from_slice(&ack.to_be_bytes());
-        tcp[12] = 5 << 4;
-        tcp[13] = answer;
-        let sum = frame::pseudo_sum(packet.dst, packet.src, proto::TCP, tcp.len());
-        let value = frame::checksum(&tcp, sum);
+        let Some(segment) = Segment::parse(packet.payload) else { return };
+        let Some(header) = Header::refusal(&segment) else { return };
+        let port = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
+        let mut tcp = [0; HEADER_MAX];
+        let len = header.write(&mut tcp, port(2), port(0));
+        debug_assert_eq!(len, HEADER_LEN, "a refusal has no options");
+        let sum = frame::pseudo_sum(packet.dst, packet.src, proto::TCP, len);
+        let value = frame::checksum(&tcp[..len], sum);
         tcp[16..18].copy_from_slice(&value.to_be_bytes());
-        self.out.push_ip(&self.link, packet.dst, packet.src, proto::TCP, &tcp);
+        self.out.push_ip(&self.link, packet.dst, packet.src, proto::TCP, &tcp[..len]);
+    }
+
+    /// An initial sequence number (RFC 6528): ahead of those of earlier connections
+    /// between the same ends, and hard to guess for others.
+    fn iss(&self, now: Duration, guest: SocketAddr, peer: SocketAddr) -> Seq {
+        let clock = (now.as_micros() / 4) as u32;
+        Seq::new(self.secret.hash_one(Key::Tcp(guest, peer)) as u32) + clock
+    }
+
+    /// What a new connection of `guest` may do; its window is taken.
+    fn tcp_limits(&mut self, guest: SocketAddr) -> Limits {
+        let (headers, mss_default) = if guest.is_ipv6() { (60, 1220) } else { (40, 536) };
+        let mss = self.link.mtu.saturating_sub(headers).min(65535) as u16;
+        let longest = if self.link.offloads.vnet { LONGEST } else { usize::from(mss) };
+        Limits { mss, mss_default, longest, window: self.memory.window(), scale: SCALE }
+    }
+}
+
+impl State {
+    fn open(endpoint: Box<Endpoint>) -> State {
+        State::Open { endpoint, host_finished: false, host_shut: false, aborted: false }
     }
 }
 
 impl Flow {
+    fn new(now: Duration, guest: SocketAddr, peer: SocketAddr, state: State) -> Flow {
+        Flow {
+            guest,
+            peer,
+            state,
+            sending: false,
+            transfer: false,
+            heard: now,
+            probed: Duration::ZERO,
+            since: now,
+        }
+    }
+
     fn aborted(&self) -> bool {
         matches!(self.state, State::Open { aborted: true, .. })
     }
 
     /// When the guest is given up unless it is heard.
     fn dead_at(&self) -> Duration {
-        let State::Open { stream, host_finished, host_shut, .. } = &self.state else {
+        let State::Open { endpoint, host_finished, host_shut, .. } = &self.state else {
             return self.since + CONNECT_MAX;
         };
-        let status = stream.status();
+        let status = endpoint.status();
         if status.closed {
             // The guest is done; what it sent waits for the host's peer, whose
             // patience is the host kernel's affair.
             self.heard.max(self.since) + PROBE_IDLE
         } else if status.opening {
             self.since + HANDSHAKE_MAX
-        } else if stream.unacknowledged() {
+        } else if endpoint.is_outstanding() {
             self.heard.max(self.since) + SILENCE_MAX
         } else if *host_finished || *host_shut {
             self.heard.max(self.since) + PROBE_HALF_CLOSED + SILENCE_MAX
@@ -566,11 +535,11 @@ impl Flow {
 
     /// When a silent guest is asked whether it lives.
     fn probe_at(&self) -> Duration {
-        let State::Open { stream, host_finished, host_shut, .. } = &self.state else {
+        let State::Open { endpoint, host_finished, host_shut, .. } = &self.state else {
             return Duration::MAX;
         };
-        let status = stream.status();
-        if status.opening || status.closed || stream.unacknowledged() {
+        let status = endpoint.status();
+        if status.opening || status.closed || endpoint.is_outstanding() {
             return Duration::MAX;
         }
         let quiet = self.heard.max(self.since);
@@ -583,10 +552,10 @@ impl Flow {
         }
     }
 
-    fn deadline(&mut self, now: Duration) -> Duration {
+    fn deadline(&self) -> Duration {
         let dead = self.dead_at().min(self.probe_at());
-        match &mut self.state {
-            State::Open { stream, .. } => stream.deadline(now).map_or(dead, |at| at.min(dead)),
+        match &self.state {
+            State::Open { endpoint, .. } => endpoint.deadline().map_or(dead, |at| at.min(dead)),
             State::Connecting { .. } => dead,
         }
     }

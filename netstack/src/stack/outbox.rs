@@ -1,0 +1,255 @@
+//! Frames on their way to the guest that are complete, and the buffers they are
+//! built in: everything but the segments of TCP connections.
+//!
+//! # Theory of operation
+//!
+//! Buffers have one size and are taken and given back, so that a frame costs no
+//! allocation and no clearing. The queue has a bound; what finds it full is dropped
+//! and counted, as a network may.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::frame::{
+    ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_MAX, Fragment, HEAD, Link, VNET_LEN, checksum,
+    ethernet, fold, ip_header, proto, pseudo_sum, vnet,
+};
+
+/// One frame to the guest. Room for the virtio-net header is always there; it is
+/// skipped when the device has none.
+#[derive(Debug)]
+pub(super) struct FrameBuf {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl FrameBuf {
+    fn new() -> FrameBuf {
+        FrameBuf { bytes: vec![0; FRAME_MAX].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// The bytes to write to the device.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// The IP packet's place, `len` bytes long.
+    ///
+    /// # Panics
+    /// When `len` exceeds the largest IP packet.
+    pub(super) fn packet_mut(&mut self, len: usize) -> &mut [u8] {
+        &mut self.bytes[HEAD..HEAD + len]
+    }
+
+    /// Writes the link headers for an IP packet of `len` bytes whose upper layer
+    /// is complete.
+    pub(super) fn finish_ip(&mut self, link: &Link, len: usize) {
+        let ethertype = if self.bytes[HEAD] >> 4 == 6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+        ethernet(&mut self.bytes[..HEAD], link, ethertype);
+        self.start = if link.offloads.vnet { 0 } else { VNET_LEN };
+        self.end = HEAD + len;
+    }
+
+    /// Completes an IP packet of `len` bytes with UDP in it.
+    fn finish_udp(&mut self, link: &Link, len: usize) {
+        let packet = &mut self.bytes[HEAD..HEAD + len];
+        let ip_len = if packet[0] >> 4 == 6 { 40 } else { 20 };
+        let (src, dst) = addresses(packet);
+        let udp = &mut packet[ip_len..];
+        let pseudo = pseudo_sum(src, dst, proto::UDP, udp.len());
+        udp[6..8].fill(0);
+        let value =
+            if link.offloads.vnet { fold(pseudo) } else { udp_checksum(checksum(udp, pseudo)) };
+        udp[6..8].copy_from_slice(&value.to_be_bytes());
+        self.finish_ip(link, len);
+        if link.offloads.vnet {
+            vnet(&mut self.bytes, ETH_LEN + ip_len, 6);
+        }
+    }
+}
+
+/// Zero means "none" in UDP, and is sent as its other representation (RFC 768).
+fn udp_checksum(value: u16) -> u16 {
+    if value == 0 { 0xffff } else { value }
+}
+
+fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
+    fn v6(b: &[u8]) -> IpAddr {
+        let mut octets = [0; 16];
+        octets.copy_from_slice(b);
+        IpAddr::V6(octets.into())
+    }
+    fn v4(b: &[u8]) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(b[0], b[1], b[2], b[3]))
+    }
+    if packet[0] >> 4 == 6 {
+        (v6(&packet[8..24]), v6(&packet[24..40]))
+    } else {
+        (v4(&packet[12..16]), v4(&packet[16..20]))
+    }
+}
+
+/// Frames on their way to the guest, and the buffers they are built in.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    queue: VecDeque<FrameBuf>,
+    free: Vec<FrameBuf>,
+    lent: Option<FrameBuf>,
+    next_id: u32,
+    /// Frames not built because the queue was full.
+    pub(super) dropped: u64,
+}
+
+/// Replies, datagrams and errors that wait at most. TCP data does not queue: it
+/// is built when it is asked for.
+const QUEUE_MAX: usize = 1024;
+const FREE_MAX: usize = 64;
+
+impl Outbox {
+    /// An empty one. `seed` starts the IP identification.
+    pub(super) fn new(seed: u32) -> Outbox {
+        Outbox { queue: VecDeque::new(), free: Vec::new(), lent: None, next_id: seed, dropped: 0 }
+    }
+
+    /// A buffer to build a frame in.
+    pub(super) fn take(&mut self) -> FrameBuf {
+        self.free.pop().unwrap_or_else(FrameBuf::new)
+    }
+
+    /// Puts a finished frame at the end of the queue, or drops it when full.
+    pub(super) fn push(&mut self, frame: FrameBuf) {
+        if self.is_full() {
+            self.dropped += 1;
+            self.give_back(frame);
+        } else {
+            self.queue.push_back(frame);
+        }
+    }
+
+    /// Whether a further frame would be dropped.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.len() >= QUEUE_MAX
+    }
+
+    fn give_back(&mut self, frame: FrameBuf) {
+        if self.free.len() < FREE_MAX {
+            self.free.push(frame);
+        }
+    }
+
+    /// Whether a frame is queued.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Lends the first frame out; its buffer is reused at the next call.
+    pub(super) fn pop(&mut self) -> Option<&[u8]> {
+        if let Some(done) = self.lent.take() {
+            self.give_back(done);
+        }
+        self.lent = self.queue.pop_front();
+        self.lent.as_ref().map(FrameBuf::as_bytes)
+    }
+
+    /// Queues a complete Ethernet frame (without virtio-net header). Frames too
+    /// large for any device are dropped.
+    pub(super) fn push_ethernet(&mut self, link: &Link, frame: &[u8]) {
+        if frame.len() < ETH_LEN || frame.len() > FRAME_MAX - VNET_LEN {
+            self.dropped += 1;
+            return;
+        }
+        let mut buf = self.take();
+        buf.bytes[..VNET_LEN].fill(0);
+        buf.bytes[VNET_LEN..VNET_LEN + frame.len()].copy_from_slice(frame);
+        buf.start = if link.offloads.vnet { 0 } else { VNET_LEN };
+        buf.end = VNET_LEN + frame.len();
+        self.push(buf);
+    }
+
+    /// Queues an IP packet with `upper` as its payload, in fragments where the
+    /// MTU asks for it. The upper layer's checksum is complete, except UDP's in
+    /// an unfragmented packet, which is set here.
+    pub(super) fn push_ip(
+        &mut self,
+        link: &Link,
+        src: IpAddr,
+        dst: IpAddr,
+        proto: u8,
+        upper: &[u8],
+    ) {
+        let ip_len = if src.is_ipv6() { 40 } else { 20 };
+        if upper.len() > upper_max(src) {
+            self.dropped += 1;
+            return;
+        }
+        if ip_len + upper.len() <= link.mtu {
+            let len = ip_len + upper.len();
+            let mut buf = self.take();
+            let packet = buf.packet_mut(len);
+            ip_header(packet, src, dst, proto, upper.len(), None);
+            packet[ip_len..].copy_from_slice(upper);
+            if proto == proto::UDP {
+                buf.finish_udp(link, len);
+            } else {
+                buf.finish_ip(link, len);
+            }
+            self.push(buf);
+            return;
+        }
+        self.next_id = self.next_id.wrapping_add(1);
+        let extra = if src.is_ipv6() { 8 } else { 0 };
+        let room = (link.mtu - ip_len - extra) & !7;
+        // All or nothing: a datagram with a part missing is only work.
+        if self.queue.len() + upper.len().div_ceil(room) > QUEUE_MAX {
+            self.dropped += 1;
+            return;
+        }
+        let mut offset = 0;
+        while offset < upper.len() {
+            let part = &upper[offset..upper.len().min(offset + room)];
+            let more = offset + part.len() < upper.len();
+            let len = ip_len + extra + part.len();
+            let mut buf = self.take();
+            let packet = buf.packet_mut(len);
+            let fragment = Fragment { id: self.next_id, offset, more };
+            ip_header(packet, src, dst, proto, extra + part.len(), Some(fragment));
+            packet[ip_len + extra..].copy_from_slice(part);
+            buf.finish_ip(link, len);
+            self.push(buf);
+            offset += part.len();
+        }
+    }
+
+    /// Queues a UDP datagram. `src` and `dst` are of one family.
+    pub(super) fn push_udp(
+        &mut self,
+        link: &Link,
+        src: std::net::SocketAddr,
+        dst: std::net::SocketAddr,
+        data: &[u8],
+    ) {
+        let len = 8 + data.len();
+        if len > upper_max(src.ip()) {
+            self.dropped += 1;
+            return;
+        }
+        let mut upper = Vec::with_capacity(len);
+        upper.extend_from_slice(&src.port().to_be_bytes());
+        upper.extend_from_slice(&dst.port().to_be_bytes());
+        upper.extend_from_slice(&(len as u16).to_be_bytes());
+        upper.extend_from_slice(&[0, 0]);
+        upper.extend_from_slice(data);
+        let ip_len = if src.is_ipv6() { 40 } else { 20 };
+        if ip_len + len > link.mtu {
+            let value = checksum(&upper, pseudo_sum(src.ip(), dst.ip(), proto::UDP, len));
+            upper[6..8].copy_from_slice(&udp_checksum(value).to_be_bytes());
+        }
+        self.push_ip(link, src.ip(), dst.ip(), proto::UDP, &upper);
+    }
+}
+
+/// The largest upper layer of a packet: IPv4 counts its header, IPv6 does not.
+fn upper_max(family: IpAddr) -> usize {
+    if family.is_ipv6() { 65535 } else { 65535 - 20 }
+}
