@@ -1,51 +1,193 @@
 //! `bench`: side-by-side runs of the programs and their peers.
 //!
-//! Every candidate of a benchmark runs in one call, in turn, so that a machine
-//! whose speed drifts slows all of them alike; what counts is the ratio.
+//! [`suites`] say what is measured, [`method`] how, [`peers`] with whom, [`scene`]
+//! where; a [`record`] is what comes out.
 
-mod report;
-mod run;
-mod stage;
+#![allow(dead_code, reason = "the net suite, which uses the rest, comes next")]
 
-use std::path::PathBuf;
+mod machine;
+mod method;
+mod peers;
+mod record;
+mod scene;
+mod stats;
+mod suites;
+mod sys;
+mod table;
 
-use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use crate::record::{Record, SCHEMA};
+use crate::scene::{Kept, Scene};
+use crate::suites::{Extent, SUITES, Suite};
 
 #[derive(Parser)]
-#[command(name = "bench", about = "Times the programs beside their peers, in one run")]
-struct Args {
+#[command(
+    name = "bench",
+    about = "Measures the programs beside their peers",
+    after_help = "Run it as root: it makes network namespaces, mounts and users of its own, runs \
+                  the programs themselves as an ordinary user, and needs no network."
+)]
+struct Cli {
     /// Directory of the programs `coracle`, `netstack` and `overlayfs-fuse`.
-    #[arg(long, default_value = "target/release")]
+    #[arg(long, default_value = "target/release", global = true)]
     programs: PathBuf,
-    /// Where the result is written.
-    #[arg(long, default_value = "benches/results")]
-    results: PathBuf,
-    /// The ordinary user to run as, when started as root.
-    #[arg(long, default_value = "coracle-test")]
-    user: String,
     #[command(subcommand)]
     what: What,
 }
 
 #[derive(Subcommand)]
 enum What {
-    /// Start to finish of a container that does nothing: `coracle run --rm -- true`.
-    Run {
-        /// Counted rounds; each runs every candidate once.
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        rounds: u32,
+    /// Start-up: time and memory of a container that does nothing.
+    Run(Measure),
+    /// Every suite.
+    All(Measure),
+    /// Adds results of the same machine and commit to the first.
+    Merge {
+        /// Result that is added to.
+        into: PathBuf,
+        /// Results that are added; of a cell measured twice the last counts.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
     },
+    #[command(name = suites::run::LIMIT, hide = true)]
+    StartUpLimit { root: PathBuf },
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let stage = stage::Stage::set_up(&args.programs, &args.user)?;
-    let report = match args.what {
-        What::Run { rounds } => run::measure(&stage, rounds)?,
+#[derive(Args)]
+struct Measure {
+    /// Who takes part beside ours: names, `all`, or NAME=PATH for another build.
+    #[arg(long, value_delimiter = ',', value_name = "NAME|NAME=PATH")]
+    peers: Vec<String>,
+    /// Fewer and shorter samples, fewer cells: a look, not a result to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Counted rounds; each asks every candidate once.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: Option<u32>,
+    /// Directory of the result.
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    out: PathBuf,
+    /// Adds to the result that is there; cells measured again replace the old.
+    #[arg(long)]
+    merge: bool,
+    /// Only cells whose id contains one of these.
+    #[arg(long, value_delimiter = ',', value_name = "SUBSTRING")]
+    only: Vec<String>,
+    /// Names the cells and the time they take, and measures nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.what {
+        What::Run(args) => measure(&cli.programs, &["run"], args),
+        What::All(args) => {
+            let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
+            measure(&cli.programs, &all, args)
+        }
+        What::Merge { into, results } => merge(into, results),
+        What::StartUpLimit { root } => suites::run::limit(root),
     };
-    print!("{}", report.table());
-    let path = report.write(&args.results).context("keeping the result")?;
-    println!("kept in {}", path.display());
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures suites. As root this starts the program again inside namespaces.
+fn measure(programs: &Path, names: &[&str], args: &Measure) -> Result<()> {
+    tests::lab::enter(Some(programs))?;
+    let found = peers::find(programs, names, &args.peers)?;
+    let kept = Kept::open(&args.out, args.merge)?;
+    let mut record = Record {
+        schema: SCHEMA,
+        complete: false,
+        commands: vec![command_line()],
+        date: machine::date(),
+        machine: machine::look(),
+        programs: found.peers.iter().map(peers::Peer::program).collect(),
+        missing: found.missing.clone(),
+        suites: Vec::new(),
+    };
+    print!("{}", table::surroundings(&record));
+    let scene = Scene::set_up(programs, &found)?;
+    let extent = Extent { quick: args.quick, rounds: args.rounds };
+    let mut cells = Vec::new();
+    for suite in SUITES.iter().filter(|suite| names.contains(&suite.name)) {
+        cells.extend(suite_cells(suite, &scene, extent)?);
+    }
+    cells.retain(|cell| {
+        args.only.is_empty() || args.only.iter().any(|word| cell.head.id.contains(word))
+    });
+    ensure!(!cells.is_empty(), "no cell's id contains {}", args.only.join(" or "));
+    let time = method::time_in_words(method::estimate(&cells));
+    if args.list {
+        for cell in &cells {
+            let why = cell.impossible.as_ref().map(|why| format!("  NOT POSSIBLE HERE: {why}"));
+            println!("{:<44} {}{}", cell.head.id, cell.head.title, why.unwrap_or_default());
+        }
+        println!("{} cells, about {time}", cells.len());
+        return Ok(());
+    }
+    println!("{} cells, about {time}\n", cells.len());
+    method::run(cells, |cell, progress| {
+        println!("{}  [{}]\n", table::cell(&cell), progress.in_words());
+        record.add(cell);
+        kept.write(&record)
+    })?;
+    record.complete = true;
+    kept.write(&record)?;
+    for trouble in table::troubles(&record) {
+        println!("{trouble}");
+    }
+    println!("kept in {}", kept.file().display());
+    scene.lab.kill_all();
     Ok(())
+}
+
+fn suite_cells<'a>(
+    suite: &Suite,
+    scene: &'a Scene,
+    extent: Extent,
+) -> Result<Vec<method::Cell<'a>>> {
+    let cells =
+        (suite.cells)(scene, extent).with_context(|| format!("preparing suite {}", suite.name))?;
+    let prefix = format!("{}/", suite.name);
+    for cell in &cells {
+        ensure!(cell.head.id.starts_with(&prefix), "cell {} is not of {prefix}", cell.head.id);
+    }
+    Ok(cells)
+}
+
+/// How to get the figures again.
+fn command_line() -> String {
+    let mut words = std::env::args().skip(1);
+    let mut line = "cargo xtask bench".to_owned();
+    while let Some(word) = words.next() {
+        if word == "--programs" {
+            words.next();
+        } else {
+            line.push(' ');
+            line.push_str(&word);
+        }
+    }
+    line
+}
+
+fn merge(into: &Path, results: &[PathBuf]) -> Result<()> {
+    let mut merged = Record::read(into)?;
+    for result in results {
+        merged = merged.merge(Record::read(result)?)?;
+    }
+    std::fs::write(into, merged.to_json()?)
+        .with_context(|| format!("cannot write {}", into.display()))
 }

@@ -20,11 +20,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -129,8 +130,12 @@ pub fn is_inside() -> bool {
 }
 
 /// Starts this program again inside namespaces of its own when it is root and
-/// is not there yet. Returns only where nothing is to be done. The programs
-/// under test are those in `bin`; by default, those next to this program.
+/// is not there yet, and ends with its exit code. Returns only where nothing is to
+/// be done. The programs under test are those in `bin`; by default, those next to
+/// this program.
+///
+/// However this program ends, the copy inside and all it started end too: the
+/// copy's standard input is a pipe that closes with this program ([`lifeline`]).
 ///
 /// # Errors
 /// When unshare(1) cannot be started.
@@ -140,15 +145,32 @@ pub fn enter(bin: Option<&Path>) -> Result<()> {
     }
     let bin = bin.map_or_else(bin_dir, |bin| Ok(bin.to_owned()))?;
     let program = std::env::current_exe()?;
-    let error = Command::new("unshare")
+    let mut child = Command::new("unshare")
         .args(["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"])
         .args(["--mount-proc", "--net", "--ipc", "--uts", "--cgroup", "--"])
         .arg(program)
         .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
         .env(BIN_DIR, bin)
-        .exec();
-    Err(error).context("cannot start unshare (package util-linux)")
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start unshare (package util-linux)")?;
+    let line = child.stdin.take();
+    // unshare blocks the signals that end it: the copy is ended through the pipe.
+    sys::on_interrupt(move || drop(line))?;
+    let status = child.wait()?;
+    std::process::exit(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+/// Ends this program when the one outside the namespaces has ended.
+fn lifeline() -> Result<()> {
+    std::thread::Builder::new().name("lifeline".into()).spawn(|| {
+        let mut byte = [0u8];
+        // Nobody writes: this returns at the end of the file.
+        std::io::stdin().read_exact(&mut byte).ok();
+        std::process::exit(130);
+    })?;
+    Ok(())
 }
 
 impl Lab {
@@ -162,6 +184,7 @@ impl Lab {
         let bin = bin.map_or_else(bin_dir, |bin| Ok(bin.to_owned()))?;
         let lab = if Uid::effective().is_root() {
             ensure!(is_inside(), "call enter() first");
+            lifeline()?;
             Self::as_root(&bin)?
         } else {
             Self::as_user(bin)?

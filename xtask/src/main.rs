@@ -4,6 +4,7 @@ mod demo;
 mod prepare;
 mod test;
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -58,17 +59,32 @@ fn main() -> ExitCode {
     }
 }
 
+/// Becomes the program `bench`, with the same process id: what ends the one ends
+/// the other.
 fn bench(args: &[String]) -> Result<()> {
-    prepare::machine(&[prepare::Purpose::Build, prepare::Purpose::Run, prepare::Purpose::Bench])?;
-    build_release()?;
+    let measures = !args.iter().any(|arg| ["--help", "-h", "--version"].contains(&arg.as_str()))
+        && args
+            .first()
+            .is_some_and(|what| !["compare", "report", "merge"].contains(&what.as_str()));
+    if measures {
+        prepare::machine(&[
+            prepare::Purpose::Build,
+            prepare::Purpose::Run,
+            prepare::Purpose::Bench,
+        ])?;
+        build_release()?;
+    }
+    let status =
+        cargo().args(["build", "--quiet", "--release", "--package", "benches"]).status()?;
+    ensure!(status.success(), "the benchmark cannot be built: see above");
     let programs = target_dir()?.join("release");
-    let status = cargo()
-        .args(["run", "--quiet", "--release", "--package", "benches", "--", "--programs"])
-        .arg(programs)
-        .args(args)
-        .status()?;
-    ensure!(status.success(), "the benchmark failed: {status}");
-    Ok(())
+    let bench = programs.join("bench");
+    let mut command = Command::new(&bench);
+    command.args(args).current_dir(workspace());
+    if measures {
+        command.arg("--programs").arg(programs);
+    }
+    Err(command.exec()).with_context(|| format!("cannot start {}", bench.display()))
 }
 
 /// Manual pages: generated from the command lines' definitions, except for the

@@ -44,7 +44,7 @@ const NEEDS: &[Need] = &[
     need("unshare", "util-linux", &[Run]),
     need("ip", "iproute2", &[Demo, Test, Bench]),
     need("curl", "curl", &[Demo, Test]),
-    need("dnsmasq", "dnsmasq-base", &[Demo, Test]),
+    need("dnsmasq", "dnsmasq-base", &[Demo, Test, Bench]),
     need("python3", "python3", &[Demo, Test]),
     need("busybox", "busybox-static", &[Test, Bench]),
     need("git", "git", &[Test]),
@@ -56,7 +56,12 @@ const NEEDS: &[Need] = &[
     need("getfacl", "acl", &[Test]),
     need("bwrap", "bubblewrap", &[Bench]),
     need("crun", "crun", &[Bench]),
+    need("runc", "runc", &[Bench]),
     need("podman", "podman", &[Bench]),
+    need("slirp4netns", "slirp4netns", &[Bench]),
+    need("pasta", "passt", &[Bench]),
+    need("fuse-overlayfs", "fuse-overlayfs", &[Bench]),
+    need("unionfs", "unionfs-fuse", &[Bench]),
 ];
 
 const fn need(sign: &'static str, package: &'static str, purposes: &'static [Purpose]) -> Need {

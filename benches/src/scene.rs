@@ -1,0 +1,138 @@
+//! Where candidates run: the lab of the tests ([`tests::lab`]), with the programs
+//! that were found.
+//!
+//! As root that is a PID, mount and network namespace of its own, `/tmp` and the
+//! users' homes being empty file systems in memory, and everything measured runs as
+//! an ordinary user there. When this program ends, in whatever way, the kernel ends
+//! all of it. As an ordinary user it is a directory that is removed at the end.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tests::command::{Cmd, User};
+use tests::lab::{Ids, Lab};
+
+use crate::peers::{Found, Peer};
+use crate::record::{Record, Role};
+
+/// Open files that 10,000 flows need on either side of a backend.
+const OPEN_FILES: u64 = 65_536;
+
+/// What every cell of a run shares.
+pub(crate) struct Scene {
+    /// The namespaces, the users, the network outside.
+    pub(crate) lab: Lab,
+    /// Programs that take part, at paths every user can read.
+    pub(crate) peers: Vec<Peer>,
+}
+
+impl Scene {
+    /// Furnishes the lab. As root, [`tests::lab::enter`] must have been called.
+    ///
+    /// # Errors
+    /// Says which part cannot be made.
+    pub(crate) fn set_up(programs: &Path, found: &Found) -> Result<Self> {
+        let mut peers = found.peers.clone();
+        // Read before /tmp and the homes are covered: they may lie there.
+        let mut copies = Vec::new();
+        for peer in peers.iter_mut().filter(|peer| peer.by_path) {
+            let bytes = fs::read(&peer.path).with_context(|| peer.path.display().to_string())?;
+            copies.push((peer, bytes));
+        }
+        let lab = Lab::set_up(Some(programs))?;
+        for (peer, bytes) in copies {
+            // A directory of its own: the file keeps its name, which programs look at.
+            let dir = lab.bin.join("by-path").join(&peer.name);
+            fs::create_dir_all(&dir)?;
+            peer.path = dir.join(peer.kind.program);
+            fs::write(&peer.path, bytes)?;
+            fs::set_permissions(&peer.path, fs::Permissions::from_mode(0o755))?;
+        }
+        for peer in peers.iter_mut().filter(|peer| peer.kind.role == Role::Ours && !peer.by_path) {
+            peer.path = lab.bin.join(peer.kind.program);
+        }
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        if setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES.max(hard)).is_err() {
+            // Root without CAP_SYS_RESOURCE, or no root: what there is must do.
+            setrlimit(Resource::RLIMIT_NOFILE, hard.min(OPEN_FILES), hard)
+                .context("cannot raise the limit of open files")?;
+        }
+        Ok(Self { lab, peers })
+    }
+
+    /// Programs of a kind, by its name.
+    pub(crate) fn peers<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Peer> {
+        self.peers.iter().filter(move |peer| peer.kind.name == kind)
+    }
+
+    /// The ordinary user everything measured runs as; with subordinate ids where
+    /// there are any.
+    pub(crate) fn user(&self) -> &User {
+        self.lab.user(Ids::Subordinate).unwrap_or_else(|| self.lab.any_user())
+    }
+
+    /// A program as that user.
+    pub(crate) fn cmd(&self, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
+        Cmd::new(program).user(self.user())
+    }
+
+    /// A new directory of that user.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn dir(&self) -> Result<PathBuf> {
+        self.lab.test_dir(self.user())
+    }
+}
+
+/// The directory results are written to, held open: the lab may cover its path.
+pub(crate) struct Kept {
+    dir: File,
+    path: PathBuf,
+    /// The result that was there, when the new one is to be added to it.
+    before: Option<Record>,
+}
+
+impl Kept {
+    /// Makes the directory; with `merge`, reads the result that is there.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub(crate) fn open(path: &Path, merge: bool) -> Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("cannot make the directory {}", path.display()))?;
+        let dir = File::open(path).with_context(|| path.display().to_string())?;
+        let file = path.join("result.json");
+        let before = if merge && file.exists() { Some(Record::read(&file)?) } else { None };
+        Ok(Self { dir, path: path.to_owned(), before })
+    }
+
+    /// Where the result is.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.path.join("result.json")
+    }
+
+    /// Writes the result, in place of the one before.
+    ///
+    /// # Errors
+    /// When it cannot be written, or not be merged.
+    pub(crate) fn write(&self, record: &Record) -> Result<()> {
+        let merged = match &self.before {
+            Some(before) => before.clone().merge(record.clone())?,
+            None => record.clone(),
+        };
+        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        let (new, file) = (dir.join("result.json.new"), dir.join("result.json"));
+        let write = || -> Result<()> {
+            File::create(&new)?.write_all(merged.to_json()?.as_bytes())?;
+            fs::rename(&new, &file)?;
+            Ok(())
+        };
+        write().with_context(|| format!("cannot write {}", self.file().display()))
+    }
+}
