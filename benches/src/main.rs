@@ -3,8 +3,7 @@
 //! [`suites`] say what is measured, [`method`] how, [`peers`] with whom, [`scene`]
 //! where; a [`record`] is what comes out.
 
-#![allow(dead_code, reason = "the net suite, which uses the rest, comes next")]
-
+mod load;
 mod machine;
 mod method;
 mod peers;
@@ -42,6 +41,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    /// The network: transfers, round trips, connections, memory.
+    Net(Measure),
     /// Start-up: time and memory of a container that does nothing.
     Run(Measure),
     /// Every suite.
@@ -54,6 +55,9 @@ enum What {
         #[arg(required = true)]
         results: Vec<PathBuf>,
     },
+    /// Load generators.
+    #[command(subcommand, hide = true)]
+    Load(load::Load),
     #[command(name = suites::run::LIMIT, hide = true)]
     StartUpLimit { root: PathBuf },
 }
@@ -86,12 +90,14 @@ struct Measure {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.what {
+        What::Net(args) => measure(&cli.programs, &["net"], args),
         What::Run(args) => measure(&cli.programs, &["run"], args),
         What::All(args) => {
             let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
             measure(&cli.programs, &all, args)
         }
         What::Merge { into, results } => merge(into, results),
+        What::Load(load) => load::run(load),
         What::StartUpLimit { root } => suites::run::limit(root),
     };
     match result {

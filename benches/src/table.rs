@@ -16,6 +16,8 @@ const COLUMNS: &[(&str, &str)] = &[
     (extra::CPU_PER_OP, "CPU µs/op"),
     (extra::MACHINE_CPU_PER_GB, "all s/GB"),
     (extra::MACHINE_CPU_PER_OP, "all µs/op"),
+    ("idle_cpu_ms_per_s", "idle ms/s"),
+    ("opened_per_s", "opened/s"),
     (extra::PEAK_RSS_MIB, "RSS MiB"),
     (extra::RETRANSMITS, "resent"),
     (extra::ERRORS, "errors"),
@@ -65,10 +67,13 @@ fn row(
     let Some(range) = candidate.range() else {
         return format!("  {name:<30} not measured");
     };
+    // One whose range overlaps ours may be as good.
+    let apart = base.and_then(Candidate::range).is_some_and(|ours| ours.is_apart_from(range));
+    let about = if apart { "" } else { "~" };
     let ratio = base
         .filter(|base| *base != candidate)
         .and_then(|base| base.times_better(candidate, cell.head.better))
-        .map_or_else(String::new, |ratio| format!("{}×", figure(ratio)));
+        .map_or_else(String::new, |ratio| format!("{about}{}×", figure(ratio)));
     let span = format!("{} – {}", figure(range.min), figure(range.max));
     let mut text = format!("  {name:<30} {:>8} {span:>17} {ratio:>8}", figure(range.median));
     for (name, _) in columns {
@@ -139,7 +144,9 @@ mod unit {
         let text = cell(&record.suites[0].cells[0]);
         assert!(text.contains("A cell  (1/s, net/a)"), "{text}");
         assert!(text.contains("2.00       1.00 – 3.00               1.23"), "{text}");
-        assert!(text.contains("(limit)") && text.contains("0.250×"), "{text}");
+        assert!(text.contains("(limit)") && text.contains(" 0.250×"), "{text}");
+        record.suites[0].cells[0].candidates[1].samples[0].value = 2.5;
+        assert!(cell(&record.suites[0].cells[0]).contains("~0.800×"));
 
         record.suites[0].cells[0].candidates[0].failure = Some("wrong byte\nmore".into());
         let text = cell(&record.suites[0].cells[0]);

@@ -1,5 +1,6 @@
 //! What is measured. A suite makes [`Cell`]s; [`crate::method`] measures them.
 
+mod net;
 pub(crate) mod run;
 
 use anyhow::Result;
@@ -37,4 +38,5 @@ pub(crate) struct Suite {
 }
 
 /// Every suite, in the order of `all`.
-pub(crate) const SUITES: &[Suite] = &[Suite { name: "run", cells: run::cells }];
+pub(crate) const SUITES: &[Suite] =
+    &[Suite { name: "net", cells: net::cells }, Suite { name: "run", cells: run::cells }];

@@ -1,0 +1,261 @@
+//! Cells beside transfers and requests from the guest: published ports, idleness, a
+//! server far away, and iperf3 as a check of our own generators.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tests::command::{Cmd, Running};
+use tests::lab;
+
+use super::backend::LIMIT;
+use super::meter::{cpu_seconds, memory};
+use super::place::{FAR_LOSES_ONE_OF, FAR_MS, Family, figures};
+use super::{MANY, Net, Question, USUAL_MTU};
+use crate::load::Figures;
+use crate::method::Cell;
+use crate::record::{Better, Role, Sample, extra};
+
+/// Idle connections.
+const FLOWS: u32 = 10_000;
+const MIB: f64 = 1024.0 * 1024.0;
+/// CPU milliseconds of the backend for each second in which nothing happens.
+const IDLE_CPU: &str = "idle_cpu_ms_per_s";
+/// Connections opened a second.
+const OPENED: &str = "opened_per_s";
+
+impl<'a> Net<'a> {
+    /// From outside to a server in the guest, through published ports.
+    pub(super) fn published(&self, cells: &mut Vec<Cell<'a>>) {
+        let (ms, limit) = (self.ms(), self.limit());
+        for direction in ["up", "down"] {
+            let into = if direction == "up" { "to" } else { "from" };
+            let question = Question {
+                id: format!("published/tcp-{direction}/streams1"),
+                title: format!("Published port: TCP {into} a server in the guest"),
+                unit: "Gbit/s",
+                better: Better::Higher,
+                params: vec![("direction", direction.to_owned())],
+                note: None,
+                loopback: false,
+                mtu: USUAL_MTU,
+                seconds: f64::from(ms) / 1e3 + 0.2,
+            };
+            cells.push(self.cell(question, move |place, via| {
+                let args = [direction.to_owned(), format!("--ms={ms}")];
+                let (figures, used) = place.inbound(via, USUAL_MTU, "tcp", &args, limit)?;
+                Ok(used.transfer(&figures))
+            }));
+        }
+        for (kind, streams, what) in [
+            ("rr", 1, "TCP round trips of 64 bytes"),
+            ("connections", MANY, "TCP connections, one request each"),
+            ("http", MANY, "HTTP requests of 1 KiB, keep-alive"),
+        ] {
+            let id = format!("published/{kind}/streams{streams}");
+            let title = format!("Published port: {what}, {streams} at once");
+            let question = self.asking(id, title, streams, Family::V4, false);
+            cells.push(self.cell(question, move |place, via| {
+                let args = [format!("--ms={ms}"), format!("--streams={streams}")];
+                let (figures, used) = place.inbound(via, USUAL_MTU, kind, &args, limit)?;
+                Ok(used.operations(&figures))
+            }));
+        }
+    }
+
+    /// What a backend costs that has nothing to do.
+    pub(super) fn idle(&self, cells: &mut Vec<Cell<'a>>) {
+        let time = Duration::from_millis(self.extent.pick(1000, 3000));
+        let seconds = time.as_secs_f64();
+        let question = |id: &str, title: &str, unit, seconds| Question {
+            id: id.to_owned(),
+            title: title.to_owned(),
+            unit,
+            better: Better::Lower,
+            params: vec![],
+            note: None,
+            loopback: false,
+            mtu: USUAL_MTU,
+            seconds,
+        };
+
+        let asked =
+            question("idle", "CPU time of a backend with no traffic", "ms/s", seconds + 0.2);
+        let mut cell = self.cell(asked, move |place, via| {
+            let setting = place.setting(via, USUAL_MTU, Family::V4, &[])?;
+            let backend = setting.backend.as_ref().context("only backends are idle")?;
+            let cpu = cpu_seconds(backend.pid)?;
+            let guest = setting.guest.as_ref().context("a backend has a guest")?;
+            ensure!(!guest.ends_within(time)?, "the guest has ended");
+            let used = cpu_seconds(backend.pid)? - cpu;
+            let rss = memory(backend.pid, "VmRSS:")?;
+            Ok(Sample::of(used * 1e3 / seconds).with(extra::PEAK_RSS_MIB, rss as f64 / MIB))
+        });
+        only_backends(&mut cell);
+        cells.push(cell);
+
+        let flows = self.extent.pick(1000, FLOWS);
+        let within = self.extent.pick(10, 30);
+        let title = format!("Memory of a backend with {flows} idle TCP connections");
+        let asked = question(&format!("idle-flows/{flows}"), &title, "MiB", seconds + 3.0);
+        let limit = Duration::from_secs(within) + 2 * LIMIT;
+        let mut cell = self.cell(asked, move |place, via| {
+            let setting = place.setting(via, USUAL_MTU, Family::V4, &[])?;
+            let backend = setting.backend.as_ref().context("only backends are idle")?;
+            let args = [
+                "idle".to_owned(),
+                setting.server.to_string(),
+                format!("--connections={flows}"),
+                format!("--within={within}"),
+            ];
+            let mut client = setting.client(&args).stdin_open().spawn()?;
+            if client.stdout_until("open ", limit).is_err() {
+                // It says itself why.
+                figures(client, Duration::ZERO)?;
+                bail!("the client ended before its time");
+            }
+            let cpu = cpu_seconds(backend.pid)?;
+            ensure!(!client.ends_within(time)?, "the client has ended");
+            let used = cpu_seconds(backend.pid)? - cpu;
+            let rss = memory(backend.pid, "VmRSS:")?;
+            // Each must still work.
+            client.write(b"\n")?;
+            let figures = figures(client, limit)?;
+            Ok(Sample::of(rss as f64 / MIB)
+                .with(IDLE_CPU, used * 1e3 / seconds)
+                .with(OPENED, f64::from(flows) / figures.seconds)
+                .with(extra::PEAK_RSS_MIB, memory(backend.pid, "VmHWM:")? as f64 / MIB))
+        });
+        only_backends(&mut cell);
+        cell.warm_up = 0;
+        cell.rounds = cell.rounds.min(3);
+        cell.impossible = too_few_files(flows);
+        cells.push(cell);
+    }
+
+    /// Transfers over a long cable that loses some frames.
+    pub(super) fn far_away(&self, cells: &mut Vec<Cell<'a>>) {
+        let ms: u32 = self.extent.pick(700, 3000);
+        let limit = self.limit() + Duration::from_millis(ms.into());
+        for streams in self.extent.pick(&[1u16][..], &[1, 8]) {
+            for direction in ["up", "down"] {
+                let from = if direction == "up" { "from" } else { "to" };
+                let question = Question {
+                    id: format!("far/tcp-{direction}/streams{streams}"),
+                    title: format!(
+                        "TCP {from} the guest, {streams} streams, server {FAR_MS} ms away, one \
+                         of {FAR_LOSES_ONE_OF} packets lost"
+                    ),
+                    unit: "Gbit/s",
+                    better: Better::Higher,
+                    params: vec![
+                        ("direction", direction.to_owned()),
+                        ("streams", streams.to_string()),
+                        ("round_trip_ms", FAR_MS.to_string()),
+                        ("loses_one_of", FAR_LOSES_ONE_OF.to_string()),
+                    ],
+                    note: Some("mostly the kernel's congestion control on the host's sockets"),
+                    loopback: false,
+                    mtu: 1500,
+                    seconds: f64::from(ms) / 1e3 + 0.3,
+                };
+                let mut cell = self.cell(question, move |place, via| {
+                    let setting = place.setting(via, 1500, Family::V4, &[])?;
+                    let args = [
+                        "tcp".to_owned(),
+                        place.far()?.to_owned(),
+                        direction.to_owned(),
+                        format!("--ms={ms}"),
+                        format!("--streams={streams}"),
+                    ];
+                    let (figures, used) = setting.run(&args, limit)?;
+                    Ok(used.transfer(&figures))
+                });
+                for candidate in cell.candidates.iter_mut().filter(|c| c.role == Role::Limit) {
+                    candidate.name = "no backend".to_owned();
+                }
+                cells.push(cell);
+            }
+        }
+    }
+
+    /// The same transfers by iperf3.
+    pub(super) fn iperf(&self, cells: &mut Vec<Cell<'a>>) {
+        let impossible = lab::find("iperf3")
+            .is_none()
+            .then(|| "iperf3 is not installed: apt-get install iperf3".to_owned());
+        let seconds = self.extent.pick(1, 2);
+        let all = [("up", 1500), ("down", 1500), ("up", 65_520), ("down", 65_520)];
+        for (direction, mtu) in all.into_iter().take(self.extent.pick(2, 4)) {
+            let question = Question {
+                id: format!("iperf3/tcp-{direction}/mtu{mtu}/streams1"),
+                title: format!(
+                    "The same by iperf3: TCP {} the guest, MTU {mtu}, 1 stream",
+                    if direction == "up" { "from" } else { "to" }
+                ),
+                unit: "Gbit/s",
+                better: Better::Higher,
+                params: vec![("direction", direction.to_owned())],
+                note: Some("iperf3 checks no data; a check of the generators used elsewhere"),
+                loopback: false,
+                mtu,
+                seconds: f64::from(seconds) + 0.4,
+            };
+            let limit = self.limit() + Duration::from_secs(2);
+            let mut cell = self.cell(question, move |place, via| {
+                let setting = place.setting(via, mtu, Family::V4, &[])?;
+                let server = place.iperf_server()?;
+                let mut args = vec!["-c".to_owned(), setting.server.to_string(), "-J".to_owned()];
+                args.extend(["-t".to_owned(), seconds.to_string()]);
+                if direction == "down" {
+                    args.push("-R".to_owned());
+                }
+                let meter = setting.meter()?;
+                let output = setting.program("iperf3").args(args).limit(limit).run()?.ok()?;
+                let used = meter.stop()?;
+                drop(server);
+                Ok(used.transfer(&iperf_figures(&output.stdout)?))
+            });
+            cell.warm_up = 0;
+            cell.rounds = cell.rounds.min(self.extent.pick(1, u32::MAX));
+            cell.impossible.clone_from(&impossible);
+            cells.push(cell);
+        }
+    }
+}
+
+/// A limit has no backend whose cost could be seen.
+fn only_backends(cell: &mut Cell<'_>) {
+    cell.candidates.retain(|candidate| candidate.role != Role::Limit);
+}
+
+fn too_few_files(flows: u32) -> Option<String> {
+    use nix::sys::resource::{Resource, getrlimit};
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let needed = u64::from(flows) + 100;
+    (soft < needed)
+        .then(|| format!("{flows} connections need {needed} open files, and {soft} are allowed"))
+}
+
+/// What `iperf3 -J` says the receiver got.
+fn iperf_figures(json: &str) -> Result<Figures> {
+    let value: Value = serde_json::from_str(json).context("iperf3 printed no JSON")?;
+    let received = &value["end"]["sum_received"];
+    let number = |name: &str| {
+        received[name]
+            .as_f64()
+            .with_context(|| format!("iperf3 says no {name}: {}", value["error"]))
+    };
+    Ok(Figures {
+        seconds: number("seconds")?,
+        bytes: number("bytes")? as u64,
+        ..Figures::default()
+    })
+}
+
+/// A server for one test.
+pub(super) fn iperf_server(limit: Duration) -> Result<Running> {
+    let running = Cmd::new("iperf3").args(["-s", "-1", "--forceflush"]).spawn()?;
+    running.stdout_until("Server listening", limit)?;
+    Ok(running)
+}
