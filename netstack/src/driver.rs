@@ -29,12 +29,12 @@ use crate::control;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
 use crate::resolv::Resolv;
-use crate::stack::frame::FRAME_MAX;
 use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::random;
 use crate::tap::Offloads;
 
-/// Frames taken from the guest in one turn.
+/// Frames taken from the guest in one turn, if they are small: the stack's batch
+/// ends sooner with large ones.
 const BATCH: usize = 64;
 /// Connections or datagrams taken from a published port in one turn.
 const ACCEPT_BATCH: usize = 64;
@@ -139,7 +139,6 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         host,
         ports,
         clock: Clock::start(),
-        buffer: vec![0; FRAME_MAX],
         datagram: vec![0; 65536],
         deferred: Vec::new(),
         spare: spare_descriptor(),
@@ -179,7 +178,6 @@ struct Driver {
     host: Host,
     ports: Table,
     clock: Clock,
-    buffer: Vec<u8>,
     datagram: Vec<u8>,
     deferred: Vec<(FlowId, EpollFlags)>,
     /// Given up to turn a connection away when descriptors are exhausted.
@@ -266,6 +264,7 @@ impl Driver {
             self.deferred = deferred;
             self.host.pump_again(&mut self.stack, now);
             self.execute(now);
+            self.stack.end_batch();
             self.write_frames(now)?;
             // Sending may have ended flows.
             self.execute(now);
@@ -299,9 +298,13 @@ impl Driver {
     /// Takes a batch of frames. Gives whether there may be more.
     fn read_frames(&mut self, now: Duration) -> Result<(Turn, bool), Error> {
         for _ in 0..BATCH {
-            match nix::unistd::read(&self.tap, &mut self.buffer) {
+            let room = self.stack.frame_room();
+            if room.is_empty() {
+                break;
+            }
+            match nix::unistd::read(&self.tap, room) {
                 Ok(0) => return Ok((Turn::End, false)),
-                Ok(len) => self.stack.handle_frame(now, &self.buffer[..len]),
+                Ok(len) => self.stack.handle_frame(now, len),
                 Err(Errno::EAGAIN) => return Ok((Turn::GoOn, false)),
                 Err(Errno::EINTR) => {}
                 // The device was deleted, or its namespace is gone.

@@ -227,9 +227,9 @@ impl Queue {
         self.trim(pool);
     }
 
-    /// Lends `len` bytes from `offset` on, as far as they are there and `parts` has
-    /// places.
-    pub(crate) fn lend<'a>(&'a self, offset: usize, len: usize, parts: &mut Parts<'a>) {
+    /// Lends `len` bytes from `offset` on, as far as they are there. False when
+    /// `parts` had no place for all.
+    pub(crate) fn lend<'a>(&'a self, offset: usize, len: usize, parts: &mut Parts<'a>) -> bool {
         let mut left = len.min(self.len.saturating_sub(offset));
         let mut at = self.head + offset;
         while left > 0 {
@@ -237,11 +237,12 @@ impl Queue {
             let stop = CHUNK.min(at % CHUNK + left);
             let part = &chunk[at % CHUNK..stop];
             if !parts.push(part) {
-                return;
+                return false;
             }
             at += part.len();
             left -= part.len();
         }
+        true
     }
 }
 

@@ -5,16 +5,19 @@
 //!
 //! Bytes in, bytes out. A turn of the driver is:
 //!
-//! 1. [`Netstack::handle_frame`] for every frame read from the device,
+//! 1. a batch of frames is read from the device, each into
+//!    [`Netstack::frame_room`] and then given to [`Netstack::handle_frame`],
 //! 2. [`Netstack::poll_host`] until None, executing each command; what comes of
 //!    it goes into [`Netstack::handle_host`],
-//! 3. [`Netstack::poll_frame`] until None, writing each frame to the device,
-//! 4. [`Netstack::poll_timeout`] says when to call [`Netstack::handle_timeout`];
+//! 3. [`Netstack::end_batch`],
+//! 4. [`Netstack::poll_frame`] until None, writing each frame to the device,
+//! 5. [`Netstack::poll_timeout`] says when to call [`Netstack::handle_timeout`];
 //!    None means that only input can change anything.
 //!
 //! The bytes of TCP connections are not in commands and events: they are lent in
-//! place, by [`Netstack::tcp_outgoing`] and [`Netstack::tcp_fill`], and frames to the
-//! guest lend them from there again.
+//! place. The guest's go from the frames they came in to the host's socket
+//! ([`Netstack::tcp_outgoing`]); the host's are read into chunks
+//! ([`Netstack::tcp_fill`]), from which frames lend them until they are acknowledged.
 //!
 //! Every queue has a bound. TCP frames are built when they are asked for and do
 //! not queue. Replies and datagrams queue in [`outbox::Outbox`]; datagrams beyond
@@ -24,6 +27,7 @@
 //! backwards.
 
 pub mod arp_ndp;
+mod batch;
 mod buffer;
 pub mod dhcp;
 pub mod dns;
@@ -45,6 +49,7 @@ use std::time::Duration;
 use crate::config::{Config, MTU_MAX};
 use crate::tap::Offloads;
 
+use batch::Batch;
 pub use buffer::Parts;
 pub use flow::FlowId;
 use flow::FlowTable;
@@ -227,6 +232,9 @@ pub struct Netstack {
     flows: FlowTable<Flow>,
     out: Outbox,
     commands: VecDeque<HostCommand>,
+    batch: Batch,
+    /// TCP flows with bytes in the batch, each once.
+    unsettled: Vec<FlowId>,
     /// TCP flows that may have a frame to send, each at most once.
     sending: VecDeque<FlowId>,
     reassembly: Reassembly,
@@ -256,6 +264,8 @@ impl Netstack {
             flows: FlowTable::new(FLOWS_MAX, random.next()),
             out: Outbox::new(random.next() as u32),
             commands: VecDeque::new(),
+            batch: Batch::new(),
+            unsettled: Vec::new(),
             sending: VecDeque::new(),
             reassembly: Reassembly::default(),
             inbound: udp::Inbound::default(),
@@ -290,11 +300,34 @@ impl Netstack {
         Counters { queue_full: self.out.dropped, ..self.counters }
     }
 
-    /// Takes one frame from the guest: virtio-net header (when `Offloads::vnet`)
-    /// and Ethernet frame. Bad frames are counted and dropped.
+    /// Where the next frame is to be read to: room for one of [`frame::FRAME_MAX`]
+    /// bytes, or none when the batch is full.
+    pub fn frame_room(&mut self) -> &mut [u8] {
+        self.batch.room()
+    }
+
+    /// Takes the frame of `len` bytes that was put into [`Netstack::frame_room`]:
+    /// virtio-net header (when `Offloads::vnet`) and Ethernet frame. Bad frames are
+    /// counted and dropped.
     ///
-    /// Call [`Netstack::poll_host`] and [`Netstack::poll_frame`] after a batch.
-    pub fn handle_frame(&mut self, now: Duration, bytes: &[u8]) {
+    /// Call [`Netstack::poll_host`], [`Netstack::end_batch`] and
+    /// [`Netstack::poll_frame`] after a batch.
+    pub fn handle_frame(&mut self, now: Duration, len: usize) {
+        let place = self.batch.add(len);
+        // Moved out for as long as the frame is looked at, and back.
+        let batch = std::mem::replace(&mut self.batch, Batch::none());
+        self.parse_frame(now, &batch, batch.frame(place));
+        self.batch = batch;
+    }
+
+    /// Forgets the frames of the batch. Bytes that the host's sockets have not taken
+    /// from them are copied.
+    pub fn end_batch(&mut self) {
+        self.tcp_end_batch();
+        self.batch.clear();
+    }
+
+    fn parse_frame(&mut self, now: Duration, batch: &Batch, bytes: &[u8]) {
         let Some(frame) = Frame::parse(bytes, self.link.offloads.vnet) else {
             self.counters.bad_frames += 1;
             return;
@@ -311,16 +344,22 @@ impl Netstack {
                 // A reassembled TCP segment would need its header rebuilt; TCP
                 // never sends fragments over its own link.
                 if packet.proto != proto::TCP {
-                    self.handle_packet(now, &whole, None);
+                    self.handle_packet(now, batch, &whole, None);
                 }
             }
-            Payload::Ip(packet) => self.handle_packet(now, &packet, frame.udp_segment),
+            Payload::Ip(packet) => self.handle_packet(now, batch, &packet, frame.udp_segment),
         }
     }
 
-    fn handle_packet(&mut self, now: Duration, packet: &Packet<'_>, segment: Option<u16>) {
+    fn handle_packet(
+        &mut self,
+        now: Duration,
+        batch: &Batch,
+        packet: &Packet<'_>,
+        segment: Option<u16>,
+    ) {
         match packet.proto {
-            proto::TCP => self.handle_tcp(now, packet),
+            proto::TCP => self.handle_tcp(now, batch, packet),
             proto::UDP => self.handle_udp(now, packet, segment),
             proto::ICMP if packet.src.is_ipv4() => self.handle_icmp(now, packet),
             proto::ICMPV6 if packet.src.is_ipv6() => self.handle_icmp(now, packet),

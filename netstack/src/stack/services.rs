@@ -210,6 +210,11 @@ mod tests {
         out
     }
 
+    fn arrive(stack: &mut Netstack, frame: &[u8]) {
+        stack.frame_room()[..frame.len()].copy_from_slice(frame);
+        stack.handle_frame(NOW, frame.len());
+    }
+
     fn next_frame(stack: &mut Netstack) -> Option<Vec<u8>> {
         stack.poll_frame(NOW).map(|frame| frame.to_vec())
     }
@@ -248,11 +253,11 @@ mod tests {
         arp.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
         arp.extend_from_slice(&GUEST);
         arp.extend_from_slice(&[10, 0, 2, 100, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2]);
-        stack.handle_frame(NOW, &arp);
+        arrive(&mut stack, &arp);
         let reply = next_frame(&mut stack).expect("a reply");
         assert!(matches!(frame::Frame::parse(&reply, false).unwrap().payload, Payload::Arp(_)));
         let solicitation = v6_packet("fe80::9", "ff02::2", 255, &[133, 0, 0, 0, 0, 0, 0, 0]);
-        stack.handle_frame(NOW, &solicitation);
+        arrive(&mut stack, &solicitation);
         let reply = next_frame(&mut stack).expect("a reply");
         assert_eq!(packet_in(&reply).payload[0], 134);
         assert_eq!(next_frame(&mut stack), None);
@@ -275,7 +280,7 @@ mod tests {
             [("10.0.2.100:4000", "10.0.2.3:53"), ("[fd00::100]:4000", "[fd00::3]:53")]
         {
             let mut stack = stack();
-            stack.handle_frame(NOW, &udp(client, alias, &query()));
+            arrive(&mut stack, &udp(client, alias, &query()));
             let (first, to, _) = sent(&mut stack);
             assert_eq!(to, "192.0.2.1:53".parse().unwrap());
             let why = policy::Unreachable::Port;
@@ -305,7 +310,7 @@ mod tests {
         let mut stack = stack();
         stack.handle_timeout(NOW);
         next_frame(&mut stack);
-        stack.handle_frame(NOW, &udp("10.0.2.100:4000", "10.0.2.3:53", &query()));
+        arrive(&mut stack, &udp("10.0.2.100:4000", "10.0.2.3:53", &query()));
         assert_eq!(stack.poll_timeout(), Some(NOW + dns::TRY));
         stack.handle_timeout(NOW + dns::TRY);
         stack.handle_timeout(NOW + dns::TRY * 2);
@@ -318,7 +323,7 @@ mod tests {
     fn without_the_name_server_queries_are_refused() {
         let config = Config { disable_dns: true, ..Config::default() };
         let mut stack = Netstack::new(config, Offloads::default(), 1);
-        stack.handle_frame(NOW, &udp("10.0.2.100:4000", "10.0.2.3:53", &query()));
+        arrive(&mut stack, &udp("10.0.2.100:4000", "10.0.2.3:53", &query()));
         assert_eq!(stack.poll_host(), None);
         let frame = next_frame(&mut stack).expect("an error");
         assert_eq!(packet_in(&frame).payload[..2], [3, 0], "network unreachable");
@@ -333,7 +338,7 @@ mod tests {
         discover[236..].copy_from_slice(&[99, 130, 83, 99]);
         discover.extend_from_slice(&[53, 1, 1, 255]);
         // From no address at all, as a client without one.
-        stack.handle_frame(NOW, &udp("0.0.0.0:68", "255.255.255.255:67", &discover));
+        arrive(&mut stack, &udp("0.0.0.0:68", "255.255.255.255:67", &discover));
         let (from, to, offer) = next_datagram(&mut stack);
         assert_eq!(from, "10.0.2.2:67".parse().unwrap());
         assert_eq!(to, "255.255.255.255:68".parse().unwrap());

@@ -108,6 +108,15 @@ impl Tcp {
     }
 }
 
+/// A frame of the guest arrives. The batch ends with the next that finds no room.
+fn arrive(stack: &mut Netstack, now: Duration, frame: &[u8]) {
+    if stack.frame_room().is_empty() {
+        stack.end_batch();
+    }
+    stack.frame_room()[..frame.len()].copy_from_slice(frame);
+    stack.handle_frame(now, frame.len());
+}
+
 /// All frames the stack has for the guest.
 fn frames(stack: &mut Netstack, now: Duration) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
@@ -168,7 +177,7 @@ const PEERS: [&str; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"];
 /// number of the stack's first byte.
 fn open(stack: &mut Netstack, peer: SocketAddr) -> (FlowId, u32) {
     let guest = guest_for(peer);
-    stack.handle_frame(at(0), &Tcp::syn(1440).frame(guest, peer));
+    arrive(stack, at(0), &Tcp::syn(1440).frame(guest, peer));
     let flow = match commands(stack)[..] {
         [HostCommand::TcpConnect { flow, to }] if to == peer => flow,
         ref other => panic!("{other:?}"),
@@ -179,7 +188,7 @@ fn open(stack: &mut Netstack, peer: SocketAddr) -> (FlowId, u32) {
     assert_eq!(answer.flags, frame::SYN | frame::ACK);
     assert_eq!(answer.ack, 1001);
     let seq = answer.seq.wrapping_add(1);
-    stack.handle_frame(at(2), &Tcp::new(frame::ACK, 1001, seq).frame(guest, peer));
+    arrive(stack, at(2), &Tcp::new(frame::ACK, 1001, seq).frame(guest, peer));
     assert!(frames(stack, at(2)).is_empty());
     commands(stack);
     (flow, seq)
@@ -191,8 +200,8 @@ fn a_syn_is_answered_once_the_host_has_connected() {
         let peer = addr(peer);
         let mut stack = stack();
         let syn = Tcp::syn(1440).frame(guest_for(peer), peer);
-        stack.handle_frame(at(0), &syn);
-        stack.handle_frame(at(1000), &syn);
+        arrive(&mut stack, at(0), &syn);
+        arrive(&mut stack, at(1000), &syn);
         let flow = match commands(&mut stack)[..] {
             [HostCommand::TcpConnect { flow, to }] if to == peer => flow,
             ref other => panic!("a repeated SYN is one connection: {other:?}"),
@@ -210,7 +219,7 @@ fn the_guest_sees_why_the_host_could_not_connect() {
         let peer = addr(peer);
         let fail = |why| {
             let mut stack = stack();
-            stack.handle_frame(at(0), &Tcp::syn(1440).frame(guest_for(peer), peer));
+            arrive(&mut stack, at(0), &Tcp::syn(1440).frame(guest_for(peer), peer));
             let Some(HostCommand::TcpConnect { flow, .. }) = stack.poll_host() else { panic!() };
             stack.handle_host(at(1), HostEvent::TcpFailed { flow, why });
             assert_eq!(stack.flow_count(), 0);
@@ -243,12 +252,12 @@ fn denied_addresses_never_reach_the_host() {
         "[::]:80",
     ] {
         let peer = addr(peer);
-        stack.handle_frame(at(0), &Tcp::syn(1440).frame(guest_for(peer), peer));
+        arrive(&mut stack, at(0), &Tcp::syn(1440).frame(guest_for(peer), peer));
         assert_eq!(commands(&mut stack), []);
         let (kind, code, _) = icmp_error(&mut stack);
         assert_eq!((kind, code), if peer.is_ipv4() { (3, 0) } else { (1, 0) }, "{peer}");
 
-        stack.handle_frame(at(0), &udp_frame(guest_for(peer), peer, b"x"));
+        arrive(&mut stack, at(0), &udp_frame(guest_for(peer), peer, b"x"));
         assert_eq!(commands(&mut stack), []);
         let (kind, code, _) = icmp_error(&mut stack);
         assert_eq!((kind, code), if peer.is_ipv4() { (3, 0) } else { (1, 0) }, "{peer}");
@@ -260,12 +269,12 @@ fn denied_addresses_never_reach_the_host() {
 fn segments_of_no_connection_are_reset() {
     let mut stack = stack();
     let (peer, guest) = (addr("192.0.2.1:80"), addr("10.0.2.100:4000"));
-    stack.handle_frame(at(0), &Tcp::new(frame::ACK, 5, 77).with(b"x").frame(guest, peer));
+    arrive(&mut stack, at(0), &Tcp::new(frame::ACK, 5, 77).with(b"x").frame(guest, peer));
     let reset = segment(&mut stack, at(0));
     assert_eq!((reset.flags, reset.seq), (frame::RST, 77));
-    stack.handle_frame(at(0), &Tcp::new(frame::RST, 5, 77).frame(guest, peer));
+    arrive(&mut stack, at(0), &Tcp::new(frame::RST, 5, 77).frame(guest, peer));
     assert!(frames(&mut stack, at(0)).is_empty(), "a reset is never answered");
-    stack.handle_frame(at(0), &Tcp::new(frame::FIN, 5, 0).frame(guest, peer));
+    arrive(&mut stack, at(0), &Tcp::new(frame::FIN, 5, 0).frame(guest, peer));
     assert_eq!(segment(&mut stack, at(0)).ack, 6);
 }
 
@@ -278,7 +287,7 @@ fn bytes_go_both_ways_and_each_way_ends_on_its_own() {
         let (flow, seq) = open(&mut stack, peer);
 
         let data = Tcp::new(frame::ACK, 1001, seq).with(b"request");
-        stack.handle_frame(at(3), &data.frame(guest, peer));
+        arrive(&mut stack, at(3), &data.frame(guest, peer));
         assert_eq!(commands(&mut stack), [HostCommand::TcpTransfer { flow }]);
         assert_eq!(stack.tcp_outgoing(flow).to_vec(), b"request");
         stack.tcp_sent(flow, 7);
@@ -287,7 +296,7 @@ fn bytes_go_both_ways_and_each_way_ends_on_its_own() {
         // The guest ends its way; ours stays open.
         commands(&mut stack);
         let fin = Tcp::new(frame::FIN | frame::ACK, 1008, seq);
-        stack.handle_frame(at(4), &fin.frame(guest, peer));
+        arrive(&mut stack, at(4), &fin.frame(guest, peer));
         assert!(commands(&mut stack).contains(&HostCommand::TcpShutdown { flow }));
         assert_eq!(segment(&mut stack, at(4)).ack, 1009);
         assert!(stack.tcp_room(flow) > 0);
@@ -298,7 +307,7 @@ fn bytes_go_both_ways_and_each_way_ends_on_its_own() {
         let end = segment(&mut stack, at(6));
         assert_eq!(end.flags & frame::FIN, frame::FIN);
         let last = Tcp::new(frame::ACK, 1009, seq.wrapping_add(9));
-        stack.handle_frame(at(7), &last.frame(guest, peer));
+        arrive(&mut stack, at(7), &last.frame(guest, peer));
         assert!(frames(&mut stack, at(7)).is_empty());
         assert_eq!(commands(&mut stack), [HostCommand::Close { flow, reset: false }]);
         assert_eq!(stack.flow_count(), 0);
@@ -312,7 +321,7 @@ fn the_fin_reaches_the_host_after_every_byte_before_it() {
     let guest = guest_for(peer);
     let (flow, seq) = open(&mut stack, peer);
     let fin = Tcp::new(frame::FIN | frame::ACK, 1001, seq).with(b"last");
-    stack.handle_frame(at(3), &fin.frame(guest, peer));
+    arrive(&mut stack, at(3), &fin.frame(guest, peer));
     frames(&mut stack, at(3));
     assert_eq!(commands(&mut stack), [HostCommand::TcpTransfer { flow }]);
     stack.tcp_sent(flow, 3);
@@ -329,7 +338,7 @@ fn resets_pass_both_ways() {
     let mut from_guest = stack();
     let (flow, seq) = open(&mut from_guest, peer);
     let reset = Tcp::new(frame::RST | frame::ACK, 1001, seq);
-    from_guest.handle_frame(at(3), &reset.frame(guest, peer));
+    arrive(&mut from_guest, at(3), &reset.frame(guest, peer));
     assert_eq!(commands(&mut from_guest), [HostCommand::Close { flow, reset: true }]);
     assert_eq!(from_guest.flow_count(), 0);
 
@@ -357,7 +366,7 @@ fn a_guest_is_held_back_by_a_host_that_takes_nothing() {
             break;
         }
         let data = Tcp::new(frame::ACK, next, seq).with(&chunk);
-        stack.handle_frame(at(3 + turn), &data.frame(guest, peer));
+        arrive(&mut stack, at(3 + turn), &data.frame(guest, peer));
         next = next.wrapping_add(chunk.len() as u32);
         let ack = segment(&mut stack, at(3 + turn));
         assert_eq!(ack.ack, next, "nothing inside the window is dropped");
@@ -392,7 +401,7 @@ fn the_window_grows_with_its_use() {
     let mut windows = Vec::new();
     for turn in 0..400 {
         let data = Tcp::new(frame::ACK, next, seq).with(&[7; 20_000]);
-        stack.handle_frame(at(3 + turn), &data.frame(guest, peer));
+        arrive(&mut stack, at(3 + turn), &data.frame(guest, peer));
         next = next.wrapping_add(20_000);
         commands(&mut stack);
         let count = stack.tcp_outgoing(flow).len();
@@ -403,7 +412,7 @@ fn the_window_grows_with_its_use() {
     assert!(windows.is_sorted(), "{windows:?}");
     assert_eq!((windows[0], windows[399]), (64 << 10, 1 << 20));
     let reset = Tcp::new(frame::RST | frame::ACK, next, seq);
-    stack.handle_frame(at(500), &reset.frame(guest, peer));
+    arrive(&mut stack, at(500), &reset.frame(guest, peer));
     assert!(stack.memory.is_unused());
 }
 
@@ -436,7 +445,7 @@ fn without_a_virtio_header_segments_fit_the_link_and_have_checksums() {
     let config = Config::default();
     let mut stack = Netstack::new(config, Offloads::default(), 7);
     let bare = |tcp: Tcp| tcp.frame(guest, peer)[frame::VNET_LEN..].to_vec();
-    stack.handle_frame(at(0), &bare(Tcp::syn(1460)));
+    arrive(&mut stack, at(0), &bare(Tcp::syn(1460)));
     let Some(HostCommand::TcpConnect { flow, .. }) = stack.poll_host() else { panic!() };
     stack.handle_host(at(1), HostEvent::TcpConnected { flow });
     let all = frames(&mut stack, at(1));
@@ -449,7 +458,7 @@ fn without_a_virtio_header_segments_fit_the_link_and_have_checksums() {
         Payload::Arp(_) => panic!(),
     };
     let seq = parse(&all[0]).seq.wrapping_add(1);
-    stack.handle_frame(at(2), &bare(Tcp::new(frame::ACK, 1001, seq)));
+    arrive(&mut stack, at(2), &bare(Tcp::new(frame::ACK, 1001, seq)));
     assert_eq!(give(&mut stack, flow, &[7; 10_000]), 10_000);
     let all = frames(&mut stack, at(3));
     assert!(all.len() > 6);
@@ -468,7 +477,7 @@ fn the_first_segment_is_as_large_as_the_scaled_window_allows() {
         let guest = guest_for(peer);
         let config = Config { enable_ipv6: true, ..Config::default() };
         let mut stack = Netstack::new(config, GRANTED, seed);
-        stack.handle_frame(at(0), &Tcp::syn(1440).frame(guest, peer));
+        arrive(&mut stack, at(0), &Tcp::syn(1440).frame(guest, peer));
         let Some(HostCommand::TcpConnect { flow, .. }) = stack.poll_host() else { panic!() };
         stack.handle_host(at(1), HostEvent::TcpConnected { flow });
         let seq = frames(&mut stack, at(1))
@@ -480,7 +489,7 @@ fn the_first_segment_is_as_large_as_the_scaled_window_allows() {
             .unwrap();
         let mut ack = Tcp::new(frame::ACK, 1001, seq);
         ack.window = 400;
-        stack.handle_frame(at(2), &ack.frame(guest, peer));
+        arrive(&mut stack, at(2), &ack.frame(guest, peer));
         give(&mut stack, flow, &[7; 100_000]);
         let sent: usize = frames(&mut stack, at(2))
             .iter()
@@ -503,7 +512,7 @@ fn a_published_port_opens_a_connection_to_the_guest() {
     assert_eq!(tcp.flags, frame::SYN);
     let mut answer = Tcp::new(frame::SYN | frame::ACK, 50, tcp.seq.wrapping_add(1));
     answer.options = vec![2, 4, 5, 180];
-    stack.handle_frame(at(1), &answer.frame(guest, addr("192.0.2.9:5555")));
+    arrive(&mut stack, at(1), &answer.frame(guest, addr("192.0.2.9:5555")));
     assert_eq!(segment(&mut stack, at(1)).ack, 51);
     assert!(stack.tcp_room(flow) > 0);
 
@@ -526,7 +535,7 @@ fn a_published_port_opens_a_connection_to_the_guest() {
     let syn = segment(&mut stack, at(3));
     commands(&mut stack);
     let reset = Tcp::new(frame::RST | frame::ACK, 0, syn.seq.wrapping_add(1));
-    stack.handle_frame(at(4), &reset.frame(guest, addr("192.0.2.9:6666")));
+    arrive(&mut stack, at(4), &reset.frame(guest, addr("192.0.2.9:6666")));
     assert_eq!(commands(&mut stack), [HostCommand::Close { flow: dead, reset: true }]);
 }
 
@@ -563,8 +572,8 @@ fn udp_frame(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
 fn one_port_of_the_guest_is_one_socket_for_all_peers() {
     let mut stack = stack();
     let guest = addr("10.0.2.100:4000");
-    stack.handle_frame(at(0), &udp_frame(guest, addr("192.0.2.1:1"), b"a"));
-    stack.handle_frame(at(0), &udp_frame(guest, addr("192.0.2.2:2"), b""));
+    arrive(&mut stack, at(0), &udp_frame(guest, addr("192.0.2.1:1"), b"a"));
+    arrive(&mut stack, at(0), &udp_frame(guest, addr("192.0.2.2:2"), b""));
     let sent = commands(&mut stack);
     let [HostCommand::UdpSend { flow, .. }, HostCommand::UdpSend { flow: other, to, data }] =
         &sent[..]
@@ -593,7 +602,7 @@ fn datagrams_of_any_size_pass_in_fragments_both_ways() {
         for size in [1472, 1473, 20_000, most] {
             let data: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
             let mut stack = stack();
-            stack.handle_frame(at(0), &udp_frame(guest, peer, b"x"));
+            arrive(&mut stack, at(0), &udp_frame(guest, peer, b"x"));
             let Some(HostCommand::UdpSend { flow, .. }) = stack.poll_host() else { panic!() };
             let event = HostEvent::UdpReceived { flow, from: peer, data: &data };
             stack.handle_host(at(0), event);
@@ -602,7 +611,7 @@ fn datagrams_of_any_size_pass_in_fragments_both_ways() {
             let mut back = Netstack::new(stack.config().clone(), GRANTED, 1);
             for frame in all.iter().rev() {
                 assert!(frame.len() <= frame::HEAD + 1500);
-                back.handle_frame(at(0), &turned_round(frame));
+                arrive(&mut back, at(0), &turned_round(frame));
             }
             let got = commands(&mut back);
             let [HostCommand::UdpSend { data: got, to, .. }] = &got[..] else { panic!("{got:?}") };
@@ -639,7 +648,7 @@ fn an_undelivered_datagram_comes_back_as_an_error() {
         let peer = addr(peer);
         let guest = guest_for(peer);
         let mut stack = stack();
-        stack.handle_frame(at(0), &udp_frame(guest, peer, b"x"));
+        arrive(&mut stack, at(0), &udp_frame(guest, peer, b"x"));
         let Some(HostCommand::UdpSend { flow, .. }) = stack.poll_host() else { panic!() };
         let why = Unreachable::Port;
         stack.handle_host(at(0), HostEvent::UdpUnreachable { flow, to: peer, why });
@@ -664,17 +673,17 @@ fn clients_of_a_published_udp_port_are_answered_from_it() {
         let query = packet(&all[0]);
         let port = u16::from_be_bytes([query.payload[0], query.payload[1]]);
         let shown = SocketAddr::new(query.src, port);
-        stack.handle_frame(at(1), &udp_frame(guest, shown, b"r"));
+        arrive(&mut stack, at(1), &udp_frame(guest, shown, b"r"));
         let data = b"r".to_vec();
         assert_eq!(commands(&mut stack), [HostCommand::UdpReply { publish: 3, to: from, data }]);
     }
     // Nobody else on the loopback is reached that way.
-    stack.handle_frame(at(2), &udp_frame(guest, addr("10.0.2.2:999"), b"r"));
+    arrive(&mut stack, at(2), &udp_frame(guest, addr("10.0.2.2:999"), b"r"));
     assert_eq!(commands(&mut stack), []);
     frames(&mut stack, at(2));
     // The clients are forgotten.
     stack.handle_timeout(at(200_000));
-    stack.handle_frame(at(200_000), &udp_frame(guest, addr("10.0.2.2:1234"), b"r"));
+    arrive(&mut stack, at(200_000), &udp_frame(guest, addr("10.0.2.2:1234"), b"r"));
     assert_eq!(commands(&mut stack), []);
 }
 
@@ -691,14 +700,14 @@ fn echo_is_answered_here_or_by_the_host() {
         ("fd00::100", "fd00::2", "2001:db8::1", 128, 129),
     ] {
         let mut stack = stack();
-        stack.handle_frame(at(0), &echo(guest, gateway, request));
+        arrive(&mut stack, at(0), &echo(guest, gateway, request));
         let all = frames(&mut stack, at(0));
         let answer = packet(&all[0]);
         assert_eq!(answer.src.to_string(), gateway);
         assert_eq!(answer.payload[0], reply);
         assert_eq!(answer.payload[4..], [0x12, 0x34, 0, 9, b'd', b'a']);
 
-        stack.handle_frame(at(0), &echo(guest, far, request));
+        arrive(&mut stack, at(0), &echo(guest, far, request));
         let sent = commands(&mut stack);
         let [HostCommand::EchoSend { flow, to, seq: 9, data }] = &sent[..] else {
             panic!("{sent:?}")
@@ -734,7 +743,44 @@ fn an_idle_stack_wants_no_wake_up() {
     assert!(wake_ups <= 2, "{wake_ups}");
     assert!(stack.poll_timeout().is_some());
     let reset = Tcp::new(frame::RST | frame::ACK, 1001, seq);
-    stack.handle_frame(at(5), &reset.frame(addr("10.0.2.100:4000"), addr("192.0.2.1:80")));
+    arrive(&mut stack, at(5), &reset.frame(addr("10.0.2.100:4000"), addr("192.0.2.1:80")));
     assert!(commands(&mut stack).contains(&HostCommand::Close { flow, reset: true }));
     assert_eq!(stack.poll_timeout(), None);
+}
+
+/// Bytes that come next go to the host from the frames they came in; what it does not
+/// take survives the end of the batch, whatever arrived meanwhile.
+#[test]
+fn bytes_are_lent_from_their_frames_and_copied_only_when_left() {
+    let mut stack = stack();
+    let peer = addr(PEERS[0]);
+    let guest = guest_for(peer);
+    let (flow, seq) = open(&mut stack, peer);
+    let part = |n: u32| pattern(n.into(), 500);
+    let data = |n: u32| Tcp::new(frame::ACK, 1001 + n * 500, seq).with(&part(n));
+    for n in [0, 1, 2] {
+        arrive(&mut stack, at(3), &data(n).frame(guest, peer));
+    }
+    assert_eq!(stack.memory.pool.lent(), 0, "nothing was copied");
+    assert_eq!(stack.tcp_outgoing(flow).as_slices().len(), 3, "three segments in one call");
+    assert_eq!(stack.tcp_outgoing(flow).to_vec(), [part(0), part(1), part(2)].concat());
+    stack.tcp_sent(flow, 700);
+    stack.end_batch();
+    assert!(stack.memory.pool.lent() > 0);
+    // Others behind what is left; a hole, and what fills it.
+    for n in [3, 5, 4, 6] {
+        arrive(&mut stack, at(4), &data(n).frame(guest, peer));
+        arrive(&mut stack, at(4), &data(0).frame(guest, peer));
+    }
+    stack.end_batch();
+    let all: Vec<u8> = (0..7).flat_map(part).collect();
+    assert_eq!(stack.tcp_outgoing(flow).to_vec(), all[700..]);
+    stack.tcp_sent(flow, all.len() - 700);
+    assert_eq!(stack.memory.pool.lent(), 0);
+    assert_eq!(frames(&mut stack, at(4)).pop().map(|f| Tcp::parse(&packet(&f)).ack), Some(4501));
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.next() as u8).collect()
 }

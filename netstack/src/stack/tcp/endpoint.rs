@@ -30,6 +30,7 @@ use super::receive::{Arrival, Receiver};
 use super::segment::{Header, Options, Segment};
 use super::send::{News, Sender};
 use super::seq::Seq;
+use crate::stack::batch::Batch;
 use crate::stack::buffer::{Parts, Pool};
 use crate::stack::frame::{ACK, FIN, PSH, RST, SYN};
 
@@ -182,12 +183,19 @@ impl Endpoint {
         self.send.mss().min(u32::from(u16::MAX)) as u16
     }
 
-    /// Takes a segment of this connection.
-    pub(crate) fn handle(&mut self, now: Duration, segment: &Segment<'_>, pool: &mut Pool) {
+    /// Takes a segment of this connection. Its bytes may stay in `batch`, if they are
+    /// there, until [`Endpoint::settle`].
+    pub(crate) fn handle(
+        &mut self,
+        now: Duration,
+        segment: &Segment<'_>,
+        batch: &Batch,
+        pool: &mut Pool,
+    ) {
         match self.state {
             State::Closed => {}
             State::SynSent => self.handle_syn_sent(now, segment, pool),
-            _ => self.handle_synchronized(now, segment, pool),
+            _ => self.handle_synchronized(now, segment, batch, pool),
         }
     }
 
@@ -228,7 +236,13 @@ impl Endpoint {
     }
 
     /// RFC 9293 section 3.10.7.4.
-    fn handle_synchronized(&mut self, now: Duration, segment: &Segment<'_>, pool: &mut Pool) {
+    fn handle_synchronized(
+        &mut self,
+        now: Duration,
+        segment: &Segment<'_>,
+        batch: &Batch,
+        pool: &mut Pool,
+    ) {
         let header = &segment.header;
         if !self.receive.acceptable(header.seq, segment.end()) {
             if !segment.has(RST) {
@@ -285,10 +299,10 @@ impl Endpoint {
                 other => other,
             };
         }
-        self.take(segment, pool);
+        self.take(segment, batch, pool);
     }
 
-    fn take(&mut self, segment: &Segment<'_>, pool: &mut Pool) {
+    fn take(&mut self, segment: &Segment<'_>, batch: &Batch, pool: &mut Pool) {
         let (seq, fin) = (segment.header.seq, segment.has(FIN));
         // Behind a SYN, whose number does not count as data.
         let seq = if segment.has(SYN) { seq + 1 } else { seq };
@@ -296,7 +310,7 @@ impl Endpoint {
             return;
         }
         let finished = self.receive.finished();
-        let arrival = self.receive.take(seq, segment.data, fin, pool);
+        let arrival = self.receive.take(seq, segment.data, fin, batch, pool);
         self.ack_due = true;
         if arrival == Arrival::OutOfOrder {
             self.repeats = (self.repeats + 1).min(REPEATS_MAX);
@@ -442,8 +456,18 @@ impl Endpoint {
     }
 
     /// The guest's bytes that come next for the host.
-    pub(crate) fn waiting<'a>(&'a self, parts: &mut Parts<'a>) {
-        self.receive.waiting(parts);
+    pub(crate) fn waiting<'a>(&'a self, batch: &'a Batch, parts: &mut Parts<'a>) {
+        self.receive.waiting(batch, parts);
+    }
+
+    /// Whether some of them lie in the batch of frames.
+    pub(crate) fn has_fresh(&self) -> bool {
+        self.receive.has_fresh()
+    }
+
+    /// Copies those: the batch ends.
+    pub(crate) fn settle(&mut self, batch: &Batch, pool: &mut Pool) {
+        self.receive.settle(batch, pool);
     }
 
     /// Whether none wait.

@@ -41,6 +41,7 @@ use std::io::IoSliceMut;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::batch::Batch;
 use super::buffer::Parts;
 use super::flow::{FlowId, Key};
 use super::frame::{self, Packet, proto};
@@ -82,6 +83,8 @@ pub(super) struct Flow {
     state: State,
     /// In [`Netstack::sending`].
     sending: bool,
+    /// In [`Netstack::unsettled`].
+    fresh: bool,
     /// A `TcpTransfer` is queued.
     transfer: bool,
     /// When the guest was last heard.
@@ -117,7 +120,7 @@ const SCALE: u8 = 7;
 const LONGEST: usize = 65535 - 60;
 
 impl Netstack {
-    pub(super) fn handle_tcp(&mut self, now: Duration, packet: &Packet<'_>) {
+    pub(super) fn handle_tcp(&mut self, now: Duration, batch: &Batch, packet: &Packet<'_>) {
         let Some(segment) = Segment::parse(packet.payload) else {
             self.counters.bad_frames += 1;
             return;
@@ -126,7 +129,7 @@ impl Netstack {
         let guest = SocketAddr::new(packet.src, port(0));
         let peer = SocketAddr::new(packet.dst, port(2));
         if let Some(id) = self.flows.find(&Key::Tcp(guest, peer)) {
-            self.tcp_ingress(now, id, &segment);
+            self.tcp_ingress(now, id, batch, &segment);
         } else if segment.header.flags & (frame::SYN | frame::ACK | frame::RST | frame::FIN)
             == frame::SYN
         {
@@ -136,7 +139,7 @@ impl Netstack {
         }
     }
 
-    fn tcp_ingress(&mut self, now: Duration, id: FlowId, segment: &Segment<'_>) {
+    fn tcp_ingress(&mut self, now: Duration, id: FlowId, batch: &Batch, segment: &Segment<'_>) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
         flow.heard = now;
         match &mut flow.state {
@@ -146,7 +149,11 @@ impl Netstack {
                 }
             }
             State::Open { endpoint, .. } => {
-                endpoint.handle(now, segment, &mut self.memory.pool);
+                endpoint.handle(now, segment, batch, &mut self.memory.pool);
+                if endpoint.has_fresh() && !flow.fresh {
+                    flow.fresh = true;
+                    self.unsettled.push(id);
+                }
                 self.tcp_settle(id);
             }
         }
@@ -291,7 +298,7 @@ impl Netstack {
         if let Some(super::Flow::Tcp(flow)) = self.flows.get(id)
             && let State::Open { endpoint, .. } = &flow.state
         {
-            endpoint.waiting(&mut parts);
+            endpoint.waiting(&self.batch, &mut parts);
         }
         parts
     }
@@ -306,6 +313,18 @@ impl Netstack {
             endpoint.consume(count, &mut self.memory.pool);
             self.memory.widen(endpoint);
             self.tcp_settle(id);
+        }
+    }
+
+    /// The batch of frames ends: what the host has not taken is copied.
+    pub(super) fn tcp_end_batch(&mut self) {
+        for id in self.unsettled.drain(..) {
+            if let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id)
+                && let State::Open { endpoint, .. } = &mut flow.state
+            {
+                flow.fresh = false;
+                endpoint.settle(&self.batch, &mut self.memory.pool);
+            }
         }
     }
 
@@ -501,6 +520,7 @@ impl Flow {
             peer,
             state,
             sending: false,
+            fresh: false,
             transfer: false,
             heard: now,
             probed: Duration::ZERO,

@@ -8,6 +8,10 @@
 //! their numbers in `beyond`; what would make too many holes is dropped, and the
 //! guest sends it again.
 //!
+//! As long as there is no hole, bytes are left where they were read, in the batch of
+//! frames (`fresh`), behind those of the queue. What the host has not taken when the
+//! batch ends is copied into the queue ([`Receiver::settle`]).
+//!
 //! The window's right edge never moves back (RFC 9293 section 3.8.6). It moves
 //! forward as the host takes bytes, but is told to the guest only in steps worth a
 //! segment (section 3.8.6.2.2). The window field is coarse: it is rounded up where
@@ -15,6 +19,7 @@
 
 use super::segment::Sacks;
 use super::seq::{Ranges, Seq};
+use crate::stack::batch::{Batch, Place};
 use crate::stack::buffer::{Parts, Pool, Queue};
 
 /// The receiving half.
@@ -31,6 +36,9 @@ pub(crate) struct Receiver {
     /// Bytes taken by the host since the capacity was last looked at.
     taken: u32,
     queue: Queue,
+    fresh: Vec<Place>,
+    /// Bytes of `fresh`.
+    fresh_len: usize,
     beyond: Ranges,
     /// Where the last segment beyond a hole began: told first (RFC 2018 section 4).
     recent: Seq,
@@ -61,6 +69,8 @@ impl Receiver {
             capacity,
             taken: 0,
             queue: Queue::default(),
+            fresh: Vec::new(),
+            fresh_len: 0,
             beyond: Ranges::default(),
             recent: none,
             fin: None,
@@ -111,7 +121,14 @@ impl Receiver {
     }
 
     /// Takes what is new of `data`, which begins at `seq`.
-    pub(crate) fn take(&mut self, seq: Seq, data: &[u8], fin: bool, pool: &mut Pool) -> Arrival {
+    pub(crate) fn take(
+        &mut self,
+        seq: Seq,
+        data: &[u8],
+        fin: bool,
+        batch: &Batch,
+        pool: &mut Pool,
+    ) -> Arrival {
         let end = seq + data.len() as u32;
         if self.finished {
             return Arrival::Nothing;
@@ -127,9 +144,10 @@ impl Receiver {
         if start.before(stop) {
             let bytes = &data[start.since(seq) as usize..stop.since(seq) as usize];
             arrival = if start == self.nxt {
-                self.append(bytes, pool);
+                self.append(bytes, batch, pool);
                 Arrival::InOrder
             } else {
+                self.settle(batch, pool);
                 self.keep_beyond(start, stop, bytes, pool);
                 Arrival::OutOfOrder
             };
@@ -145,7 +163,16 @@ impl Receiver {
         arrival
     }
 
-    fn append(&mut self, bytes: &[u8], pool: &mut Pool) {
+    fn append(&mut self, bytes: &[u8], batch: &Batch, pool: &mut Pool) {
+        if self.beyond.is_empty()
+            && let Some(place) = batch.place_of(bytes)
+        {
+            self.fresh.push(place);
+            self.fresh_len += place.len();
+            self.nxt = self.nxt + bytes.len() as u32;
+            return;
+        }
+        self.settle(batch, pool);
         self.queue.write_at(self.queue.len(), bytes, pool);
         self.queue.extend(bytes.len());
         self.nxt = self.nxt + bytes.len() as u32;
@@ -166,26 +193,63 @@ impl Receiver {
         }
     }
 
+    /// Whether bytes are left in the batch.
+    pub(crate) fn has_fresh(&self) -> bool {
+        !self.fresh.is_empty()
+    }
+
+    /// Copies what is left in the batch.
+    pub(crate) fn settle(&mut self, batch: &Batch, pool: &mut Pool) {
+        for place in self.fresh.drain(..) {
+            self.queue.write_at(self.queue.len(), batch.bytes(place), pool);
+            self.queue.extend(place.len());
+        }
+        self.fresh_len = 0;
+    }
+
     /// The bytes that come next for the host.
-    pub(crate) fn waiting<'a>(&'a self, parts: &mut Parts<'a>) {
-        self.queue.lend(0, usize::MAX, parts);
+    pub(crate) fn waiting<'a>(&'a self, batch: &'a Batch, parts: &mut Parts<'a>) {
+        if self.queue.lend(0, usize::MAX, parts) {
+            for place in &self.fresh {
+                if !parts.push(batch.bytes(*place)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.queue.len() + self.fresh_len
     }
 
     /// Whether none wait.
     pub(crate) fn is_drained(&self) -> bool {
-        self.queue.is_empty()
+        self.len() == 0
     }
 
     /// The host took the first `count`.
     pub(crate) fn consume(&mut self, count: usize, pool: &mut Pool) {
-        let count = count.min(self.queue.len());
-        self.queue.consume(count, pool);
+        let count = count.min(self.len());
         self.taken = self.taken.saturating_add(count as u32);
+        let queued = count.min(self.queue.len());
+        self.queue.consume(queued, pool);
+        let mut left = count - queued;
+        self.fresh_len -= left;
+        let mut gone = 0;
+        for place in &mut self.fresh {
+            if left < place.len() {
+                *place = place.behind(left);
+                break;
+            }
+            left -= place.len();
+            gone += 1;
+        }
+        self.fresh.drain(..gone);
     }
 
     /// The edge as it could be told now.
     fn possible_edge(&self) -> Seq {
-        let free = self.capacity.saturating_sub(self.queue.len() as u32);
+        let free = self.capacity.saturating_sub(self.len() as u32);
         // No more than the field can say.
         (self.nxt + free.min(0xffff << self.shift)).max(self.edge)
     }
@@ -228,6 +292,8 @@ impl Receiver {
 
     pub(crate) fn release(&mut self, pool: &mut Pool) {
         self.queue.release(pool);
+        self.fresh.clear();
+        self.fresh_len = 0;
         self.beyond.clear();
     }
 }

@@ -69,7 +69,7 @@ proptest! {
         let offloads = if vnet { GRANTED } else { Offloads::default() };
         let config = Config { enable_ipv6: true, ..Config::default() };
         let mut stack = Netstack::new(config, offloads, 1);
-        stack.handle_frame(at(0), &bytes);
+        arrive(&mut stack, at(0), &bytes);
         commands(&mut stack);
         frames(&mut stack, at(0));
     }
@@ -103,7 +103,7 @@ proptest! {
                 frame.truncate(usize::from(dice - 240) * 6);
             }
             now += at(u64::from(dice) * 10);
-            stack.handle_frame(now, &frame);
+            arrive(&mut stack, now, &frame);
             stack.handle_timeout(now);
             for _ in 0..8 {
                 for command in commands(&mut stack) {

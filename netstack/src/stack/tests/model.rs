@@ -75,11 +75,6 @@ struct World<G> {
     resets: Vec<usize>,
 }
 
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut random = Random(seed);
-    (0..len).map(|_| random.next() as u8).collect()
-}
-
 impl<G: Guest> World<G> {
     fn new(seed: u64, mtu: u16, weather: Weather, replies: Vec<Vec<u8>>) -> World<G> {
         World {
@@ -131,10 +126,11 @@ impl<G: Guest> World<G> {
             && entry.key().0 <= self.now
         {
             let packet = entry.remove();
-            self.stack.handle_frame(self.now, &ethernet(&packet));
+            arrive(&mut self.stack, self.now, &ethernet(&packet));
         }
         self.stack.handle_timeout(self.now);
         self.host();
+        self.stack.end_batch();
         let mut burst = 0;
         while let Some(frame) = self.stack.poll_frame(self.now) {
             burst += 1;

@@ -75,7 +75,7 @@ impl Trace {
 
     fn gets(&mut self, segment: &In) {
         let segment = Segment { header: segment.0, data: &segment.1 };
-        self.endpoint.handle(self.now, &segment, &mut self.pool);
+        self.endpoint.handle(self.now, &segment, &Batch::none(), &mut self.pool);
     }
 
     fn all(&mut self) -> Vec<(Header, Vec<u8>)> {
@@ -115,7 +115,8 @@ impl Trace {
 
     fn takes(&mut self) -> Vec<u8> {
         let mut parts = Parts::new();
-        self.endpoint.waiting(&mut parts);
+        let batch = Batch::none();
+        self.endpoint.waiting(&batch, &mut parts);
         let bytes = parts.to_vec();
         self.endpoint.consume(bytes.len(), &mut self.pool);
         bytes

@@ -1,6 +1,7 @@
 //! A guest made of our own endpoints, as a client would use them.
 
 use super::*;
+use crate::stack::batch::Batch;
 use crate::stack::buffer::Pool;
 use crate::stack::tcp::endpoint::{Endpoint, Limits};
 use crate::stack::tcp::segment::{HEADER_MAX, Header, Segment};
@@ -81,7 +82,7 @@ impl Guest for Own {
             return;
         }
         let done = before.guest_finished && end.sent == end.to_send.len();
-        end.endpoint.handle(now, &segment, &mut self.pool);
+        end.endpoint.handle(now, &segment, &Batch::none(), &mut self.pool);
         end.late_reset = end.endpoint.status().reset && done;
     }
 
@@ -90,7 +91,8 @@ impl Guest for Own {
         for (port, end) in self.ends.iter_mut().enumerate() {
             let End { endpoint, to_send, sent, received, .. } = end;
             let mut parts = Parts::new();
-            endpoint.waiting(&mut parts);
+            let batch = Batch::none();
+            endpoint.waiting(&batch, &mut parts);
             let mut taken = parts.to_vec();
             endpoint.consume(taken.len(), &mut self.pool);
             received.append(&mut taken);
