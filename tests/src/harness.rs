@@ -37,21 +37,18 @@ pub struct Test {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Users {
+    /// Whoever is there.
+    Any,
     One(Ids),
     Each,
 }
 
 impl Test {
-    /// A test run once, by the user with subordinate ids.
+    /// A test run once: by the user with subordinate ids, or, where there is
+    /// none, by the one with a single id.
     #[must_use]
     pub const fn new(name: &'static str, run: fn(&World<'_>) -> Result<()>) -> Self {
-        Self {
-            name,
-            run,
-            users: Users::One(Ids::Subordinate),
-            needs_lab: false,
-            limit: Duration::from_secs(60),
-        }
+        Self { name, run, users: Users::Any, needs_lab: false, limit: Duration::from_secs(60) }
     }
 
     /// Run twice: with subordinate ids, and with a single id.
@@ -61,7 +58,14 @@ impl Test {
         self
     }
 
-    /// Run by the user with a single id.
+    /// Run by the user with subordinate ids only.
+    #[must_use]
+    pub const fn subordinate_ids(mut self) -> Self {
+        self.users = Users::One(Ids::Subordinate);
+        self
+    }
+
+    /// Run by the user with a single id only.
     #[must_use]
     pub const fn single_id(mut self) -> Self {
         self.users = Users::One(Ids::Single);
@@ -207,7 +211,8 @@ pub fn main(tests: &[Test]) -> ExitCode {
     }
 }
 
-type Case = (String, Test, Ids);
+/// Without ids: whichever the user has.
+type Case = (String, Test, Option<Ids>);
 
 fn cases(tests: &[Test], options: &Options) -> Vec<Case> {
     let mut cases = Vec::new();
@@ -216,10 +221,11 @@ fn cases(tests: &[Test], options: &Options) -> Vec<Case> {
     }
     for test in tests {
         match test.users {
-            Users::One(ids) => cases.push((test.name.to_owned(), *test, ids)),
+            Users::Any => cases.push((test.name.to_owned(), *test, None)),
+            Users::One(ids) => cases.push((test.name.to_owned(), *test, Some(ids))),
             Users::Each => {
-                cases.push((test.name.to_owned(), *test, Ids::Subordinate));
-                cases.push((format!("{}@single-id", test.name), *test, Ids::Single));
+                cases.push((test.name.to_owned(), *test, Some(Ids::Subordinate)));
+                cases.push((format!("{}@single-id", test.name), *test, Some(Ids::Single)));
             }
         }
     }
@@ -276,7 +282,8 @@ fn run(cases: &[Case]) -> Result<bool> {
     Ok(failed.is_empty())
 }
 
-fn run_one(lab: &Lab, test: &Test, ids: Ids) -> Result<Outcome> {
+fn run_one(lab: &Lab, test: &Test, ids: Option<Ids>) -> Result<Outcome> {
+    let ids = ids.unwrap_or_else(|| lab.any_ids());
     if test.needs_lab && lab.outside.is_none() {
         return Ok(Outcome::Skipped("needs root, to make network namespaces".into()));
     }

@@ -303,7 +303,9 @@ impl Lab {
     pub fn no_user(&self, ids: Ids) -> String {
         match ids {
             Ids::Subordinate => "the calling user has no subordinate ids".into(),
-            Ids::Single => "needs root, to run as a user without subordinate ids".into(),
+            Ids::Single => {
+                "the calling user has subordinate ids; root runs this as one without".into()
+            }
         }
     }
 
@@ -329,6 +331,12 @@ impl Lab {
         self.outside.as_ref().context("this test did not say that it needs the lab")
     }
 
+    /// A path for a file of the harness's own, which it removes again.
+    #[must_use]
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// A new directory that belongs to `user`.
     ///
     /// # Errors
@@ -346,6 +354,13 @@ impl Lab {
     pub fn any_user(&self) -> &User {
         let (_, user) = self.users.first().expect("every lab has a user");
         user
+    }
+
+    /// The ids of that user.
+    #[must_use]
+    pub fn any_ids(&self) -> Ids {
+        let (ids, _) = self.users.first().expect("every lab has a user");
+        *ids
     }
 
     /// Directories in which nothing may be left.

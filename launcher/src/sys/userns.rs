@@ -223,30 +223,3 @@ fn child(
     mapped.read_exact(&mut byte)?;
     tell(result, work())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::probe;
-
-    // Forks: each test is a process of its own under nextest; under `cargo
-    // test` the harness has threads, but the child touches no lock of theirs.
-    #[test]
-    fn the_closure_is_root_and_its_result_comes_back() {
-        let map = probe::id_map();
-        let seen = enter_with_map(&map, || {
-            let uid = nix::unistd::getuid().as_raw();
-            Ok(format!("{uid} {}", std::process::id()).into_bytes())
-        })
-        .unwrap();
-        let seen = String::from_utf8(seen).unwrap();
-        assert!(seen.starts_with("0 "), "{seen}");
-        assert_ne!(seen, format!("0 {}", std::process::id()));
-    }
-
-    #[test]
-    fn the_closures_failure_comes_back_in_its_words() {
-        let error = enter_with_map(&probe::id_map(), || Err("no such luck".to_owned()));
-        assert!(matches!(error, Err(UsernsError::Work(why)) if why == "no such luck"));
-    }
-}
