@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    recvmsg, sendmsg, shutdown, socketpair,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,8 @@ pub enum ToMonitor {
     Unshared,
     /// Storage: the overlay was started as this process, a child of the monitor's.
     Overlay(i32),
+    /// Storage: owners are kept by this process, a child of the monitor's.
+    Owners(i32),
     /// Storage: the container's first process is this child of the monitor's.
     Init(i32),
     /// Init: beside this comes the TAP device.
@@ -112,6 +114,14 @@ pub enum ToStage {
     /// Join: beside this come a memory file with what to run, one with the
     /// system call filter, and a pidfd of the container's init.
     Join,
+}
+
+/// What a workload, before its program is executed, tells the stage that keeps
+/// owners: beside this comes the listener of its filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listen {
+    /// Device of the container's root, on which owners can be kept.
+    pub device: u64,
 }
 
 /// One end of a channel.
@@ -162,6 +172,17 @@ impl Channel {
                 Err(Errno::EINTR) => {}
                 result => return Ok(result.map(drop)?),
             }
+        }
+    }
+
+    /// Says that nothing more will be sent: the other side sees the end.
+    ///
+    /// # Errors
+    /// As of shutdown(2); that the other side is gone is none.
+    pub fn finish(&self) -> io::Result<()> {
+        match shutdown(self.0.as_raw_fd(), Shutdown::Write) {
+            Err(Errno::ENOTCONN) => Ok(()),
+            result => Ok(result?),
         }
     }
 

@@ -39,15 +39,15 @@ pub fn exec(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
 fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     let init = state.init.ok_or(RunError::NotRunning)?;
     let target = process::pidfd_open(init.pid).map_err(|_| RunError::NotRunning)?;
-    // Looked at after the descriptor was there: it is the right process's.
-    if !init.exists() {
-        return Err(RunError::NotRunning);
-    }
     let program = File::options()
         .read(true)
         .custom_flags(libc::O_PATH)
         .open(format!("/proc/{}/exe", init.pid))
         .map_err(RunError::os("cannot open the container's init"))?;
+    // Looked at after both were opened: they are the right process's.
+    if !init.exists() {
+        return Err(RunError::NotRunning);
+    }
     let term = std::env::var("TERM").ok();
     let joining = Joining {
         workload: plan::joined(&state.spec, exec, term, state.map.is_single()),

@@ -394,7 +394,7 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
         options.push_str(",public_lower");
     }
     if host.map.is_single() {
-        options.push_str(",xattr_permissions=2");
+        options.push_str(",xattr_permissions=2,kept_owners");
     }
     plan.storage.push(StorageStep::Overlay { program, options, target: merged.clone() });
     plan.init.push(InitStep::Root(merged));

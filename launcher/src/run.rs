@@ -143,7 +143,10 @@ pub fn run(spec: Spec, container: Container) -> Result<u8, RunError> {
     let (plan, spec) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            container.remove(&map)?;
+            // The first failure is the one to tell; the next start removes what stays.
+            if let Err(also) = container.remove(&map) {
+                say(&RunError::from(also).line());
+            }
             return Err(error);
         }
     };
@@ -275,10 +278,17 @@ impl Life {
         } else {
             container.remove(&plan.map)
         };
-        // The first failure is the one to tell.
-        let ended = lived?;
-        tidied?;
-        Ok(ended.code)
+        match (lived, tidied) {
+            (Ok(ended), Ok(())) => Ok(ended.code),
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Err(error), tidied) => {
+                // The first failure is the one to tell, and the cause.
+                if let Err(also) = tidied {
+                    say(&RunError::from(also).line());
+                }
+                Err(error)
+            }
+        }
     }
 
     fn in_background(self) -> Result<u8, RunError> {
@@ -341,9 +351,10 @@ fn send(mut tell: io::PipeWriter, report: &Report) -> Result<(), RunError> {
     bytes.and_then(|bytes| tell.write_all(&bytes)).map_err(RunError::os("cannot reach the command"))
 }
 
-/// Leaves the caller's session, input and output.
+/// Leaves the caller's session, working directory, input and output.
 fn background(log: &Path) -> Result<(), RunError> {
     nix::unistd::setsid().map_err(RunError::os("cannot make a session"))?;
+    nix::unistd::chdir("/").map_err(RunError::os("cannot leave the working directory"))?;
     let null = File::open("/dev/null").map_err(RunError::os("cannot open /dev/null"))?;
     let log = File::options()
         .create(true)

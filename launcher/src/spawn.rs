@@ -150,6 +150,10 @@ fn become_service(
 ) -> io::Error {
     let prepare = || -> io::Result<(CString, Vec<CString>)> {
         process::die_with_parent(parent)?;
+        // Nothing else of the caller's goes along: neither a descriptor nor a
+        // directory that could not be unmounted while the service runs.
+        fd::close_all_on_exec()?;
+        nix::unistd::chdir("/")?;
         fd::become_standard(null, 0)?;
         fd::become_standard(null, 1)?;
         fd::become_standard(pipes.stderr.as_fd(), 2)?;

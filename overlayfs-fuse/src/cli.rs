@@ -26,6 +26,9 @@ Joins directories into one, copy-on-write, without privilege.
   uidmapping=DISK:SHOWN:N…    show owners shifted (also gidmapping)
   squash_to_root, squash_to_uid=N, squash_to_gid=N
   xattr_permissions=1|2       keep owner and mode in an attribute
+  kept_owners                 show all files as root's; owners are set, and only
+                              kept, by setting the attribute
+                              user.containers.override_stat to UID:GID
   unmapped_root               show owners of no user of the namespace as 0
   public_lower                show only what every user of the host may read
   volatile                    never sync

@@ -166,6 +166,7 @@ impl Config {
             "squash_to_uid" => owners.squash_uid = Some(number()?),
             "squash_to_gid" => owners.squash_gid = Some(number()?),
             "unmapped_root" => owners.unmapped_root = true,
+            "kept_owners" => owners.kept_only = true,
             "public_lower" => self.options.public_lower = true,
             "xattr_permissions" => {
                 self.options.permissions = match number()? {

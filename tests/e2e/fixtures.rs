@@ -30,6 +30,11 @@ pub(crate) fn busybox_rootfs(world: &World<'_>) -> Result<PathBuf> {
 /// A small package with a program, a set-user-id one, a configuration file, a
 /// symlink and a script that runs at its installation.
 pub(crate) fn deb(world: &World<'_>) -> Result<PathBuf> {
+    deb_with(world, &[])
+}
+
+/// The same with more files, of these owners (path, uid, gid): takes root.
+pub(crate) fn deb_with(world: &World<'_>, owned: &[(&str, u32, u32)]) -> Result<PathBuf> {
     if lab::find("dpkg-deb").is_none() || lab::find("apt-get").is_none() {
         return Err(skip("dpkg and apt are not installed"));
     }
@@ -59,9 +64,15 @@ pub(crate) fn deb(world: &World<'_>) -> Result<PathBuf> {
     write("usr/bin/coracle-probe-suid", 0o4755, "#!/bin/sh\n")?;
     write("etc/coracle-probe.conf", 0o640, "x=1\n")?;
     symlink("coracle-probe", tree.join("usr/bin/coracle-probe-link"))?;
+    for (path, uid, gid) in owned {
+        write(path, 0o644, "x\n")?;
+        std::os::unix::fs::chown(tree.join(path), Some(*uid), Some(*gid))?;
+    }
     let deb = world.dir().join("coracle-probe.deb");
+    let owners = if owned.is_empty() { &["--root-owner-group"][..] } else { &[] };
     tests::command::Cmd::new("dpkg-deb")
-        .args(["--root-owner-group", "--build"])
+        .args(owners)
+        .arg("--build")
         .arg(&tree)
         .arg(&deb)
         .run()?

@@ -3,10 +3,12 @@
 mod bad_input;
 mod faults;
 mod fixtures;
+mod handshake;
 mod harness;
 mod lifecycle;
 mod net;
 mod overlay;
+mod owners;
 mod root;
 mod run;
 mod secrets;
@@ -17,14 +19,16 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 10] = [
+    let tables: [&[Test]; 12] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
+        owners::TESTS,
         lifecycle::TESTS,
         net::TESTS,
         secrets::TESTS,
         faults::TESTS,
+        handshake::TESTS,
         bad_input::TESTS,
         overlay::TESTS,
         slirp::TESTS,

@@ -264,6 +264,29 @@ impl Cmd {
         self.spawn()?.wait(limit)
     }
 
+    /// The program, its arguments, environment, directory and user, for who
+    /// starts it in a way of its own; no standard streams are set up.
+    #[must_use]
+    pub fn to_command(&self) -> Command {
+        let words: Vec<_> =
+            std::iter::once(&self.program).chain(&self.args).map(OsString::clone).collect();
+        self.command(&words)
+    }
+
+    fn command(&self, words: &[OsString]) -> Command {
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).env_clear().envs(&self.env);
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
+        if let Some(user) = &self.user
+            && nix::unistd::geteuid().is_root()
+        {
+            command.uid(user.uid).gid(user.gid);
+        }
+        command
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -277,16 +300,7 @@ impl Cmd {
         words.extend(self.args.iter().cloned());
         let what = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
 
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).env_clear().envs(&self.env);
-        if let Some(dir) = &self.dir {
-            command.current_dir(dir);
-        }
-        if let Some(user) = &self.user
-            && nix::unistd::geteuid().is_root()
-        {
-            command.uid(user.uid).gid(user.gid);
-        }
+        let mut command = self.command(&words);
         match &self.terminal {
             Some(terminal) => {
                 command.stdin(terminal.try_clone()?);

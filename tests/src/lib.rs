@@ -24,3 +24,4 @@ pub mod leak;
 pub mod pty;
 pub mod servers;
 pub mod sys;
+pub mod trace;

@@ -238,3 +238,27 @@ pub fn set_window_size(terminal: BorrowedFd<'_>, size: &libc::winsize) -> io::Re
     let ret = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, size) };
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+/// Lets the calling thread trace the program from its first instruction on:
+/// it stops there, until the tracer lets it go on.
+pub fn trace_me(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: PTRACE_TRACEME is a plain system call, which is all that may be
+    // done between fork and exec.
+    unsafe { command.pre_exec(|| Ok(nix::sys::ptrace::traceme()?)) };
+}
+
+/// The system call that traced process `pid` is stopped before: its number and
+/// arguments; `None` when it is stopped after one.
+///
+/// # Errors
+/// ptrace(2)'s.
+pub fn syscall_stop(pid: nix::unistd::Pid) -> io::Result<Option<(u64, [u64; 6])>> {
+    let info = nix::sys::ptrace::syscall_info(pid)?;
+    if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
+        return Ok(None);
+    }
+    // SAFETY: at such a stop the kernel has filled in this member of the union.
+    let entry = unsafe { info.u.entry };
+    Ok(Some((entry.nr, entry.args)))
+}

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::sys::fd;
+
 mod diff;
 mod exec;
 mod lifecycle;
@@ -55,6 +57,11 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     if let Some(code) = crate::stage::dispatch() {
         return code.into();
+    }
+    // A container that lives on in the background would keep them: a lock taken
+    // by a script, the end of a pipe that somebody reads to its end.
+    if let Err(error) = fd::close_inherited() {
+        return fail(format!("cannot close the caller's descriptors: {error}"), OWN_FAILURE);
     }
     if std::env::var_os("CORACLE_LOG").is_some() {
         tracing_subscriber::fmt()

@@ -162,7 +162,7 @@ fn golden_directory_in_memory_without_network() {
             format!("make directory {d}/ram/work"),
             format!(
                 "start /opt/overlayfs-fuse -f -o lowerdir=/srv/a\\:b\\054c\\134d,\
-                 upperdir={d}/ram/upper,workdir={d}/ram/work,unmapped_root,xattr_permissions=2 \
+                 upperdir={d}/ram/upper,workdir={d}/ram/work,unmapped_root,xattr_permissions=2,kept_owners \
                  {d}/merged"
             ),
         ]

@@ -20,7 +20,7 @@ use nix::unistd::{Pid, chdir, fchdir, pivot_root, sethostname, setsid, symlinkat
 
 use super::in_root::{InRoot, Make};
 use super::storage::{self, c_path, empty_directory};
-use super::workload;
+use super::workload::{self, Filter};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::{self, InitStep, Kind, Plan};
 use crate::sys::{fd, mount, net, process, tty};
@@ -32,9 +32,18 @@ const TTY_GROUP: u32 = 5;
 const ONLY_KILL: u64 = 1 << 5;
 
 /// Goes on as the container's first process. `mounted` gives a byte when the
-/// root is mounted. Returns the exit code.
-pub fn main(channel: &Channel, plan: &Plan, filter: &[u8], mounted: io::PipeReader) -> u8 {
-    match set_up(channel, plan, mounted).and_then(|slave| start(channel, plan, filter, slave)) {
+/// root is mounted; `owners` leads to the stage that keeps owners, if there is
+/// one. Returns the exit code.
+pub fn main(
+    channel: &Channel,
+    plan: &Plan,
+    filter: &[u8],
+    mounted: io::PipeReader,
+    owners: Option<Channel>,
+) -> u8 {
+    let started = set_up(channel, plan, mounted)
+        .and_then(|slave| start(channel, plan, Filter { code: filter, owners }, slave));
+    match started {
         Ok(workload) => supervise(channel, workload),
         Err(fault) => {
             let code = fault.code;
@@ -70,7 +79,7 @@ fn set_up(
 fn start(
     channel: &Channel,
     plan: &Plan,
-    filter: &[u8],
+    filter: Filter<'_>,
     slave: Option<OwnedFd>,
 ) -> Result<i32, Fault> {
     let identity = workload::identity(&plan.workload)?;

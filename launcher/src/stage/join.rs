@@ -17,10 +17,12 @@ use nix::sys::stat::{Mode, umask};
 use serde::{Deserialize, Serialize};
 
 use super::in_root::InRoot;
-use super::{init, workload};
+use super::workload::Filter;
+use super::{init, owners, workload};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::Workload;
-use crate::sys::{process, tty};
+use crate::sys::process::{self, Forked};
+use crate::sys::tty;
 
 /// What the stage is told, in a memory file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +62,9 @@ fn join(parent: i32, channel: &Channel) -> Result<i32, Fault> {
         .context(|| "cannot read what to run")?;
     let mut bytes = Vec::new();
     File::from(filter).read_to_end(&mut bytes).context(|| "cannot read the filter")?;
-    let mut namespaces = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWNS
+    process::join(&target, libc::CLONE_NEWUSER).context(|| "cannot join the container")?;
+    let owners = if joining.workload.single_id { Some(keep_owners()?) } else { None };
+    let mut namespaces = libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
@@ -80,10 +83,24 @@ fn join(parent: i32, channel: &Channel) -> Result<i32, Fault> {
     SigSet::all().thread_set_mask().context(|| "cannot block signals")?;
     process::bound_capabilities(workload.capabilities).context(|| "cannot give up capabilities")?;
     // The program's parent lies outside of its pid namespace: number 0.
-    let program = workload::start(workload, &identity, &bytes, slave, 0)?;
+    let program = workload::start(workload, &identity, Filter { code: &bytes, owners }, slave, 0)?;
     init::settle(workload.capabilities)?;
     channel.send(&ToMonitor::Started, &[]).context(|| "cannot reach the command")?;
     Ok(program)
+}
+
+/// Starts the stage that keeps owners: in the container's user namespace, and
+/// otherwise where the host is.
+fn keep_owners() -> Result<Channel, Fault> {
+    let (theirs, ours) = Channel::pair().context(|| "cannot make a channel")?;
+    let parent = std::process::id() as i32;
+    match process::fork().context(|| "cannot fork")? {
+        Forked::Child => {
+            drop(ours);
+            process::exit_now(owners::main(parent, &theirs))
+        }
+        Forked::Parent(_) => Ok(ours),
+    }
 }
 
 fn pseudo_terminal(channel: &Channel) -> Result<OwnedFd, Fault> {

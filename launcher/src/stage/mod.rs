@@ -6,6 +6,7 @@
 //! monitor (M)            host namespaces; the command itself, or its background part
 //!   ├ storage            new user and mount namespace; ends once its children run
 //!   ├ overlayfs-fuse (S) in storage's namespaces, started by it as its sibling
+//!   ├ owners             where only one id exists: keeps the others, see [`owners`]
 //!   ├ init (I)           made by storage as its sibling, in all the other namespaces
 //!   │   └ workload
 //!   └ netstack (N)       host namespaces, holds the TAP device that init made
@@ -34,6 +35,7 @@ pub mod in_root;
 pub mod init;
 pub mod join;
 pub mod monitor;
+pub mod owners;
 pub mod passwd;
 pub mod storage;
 pub mod workload;

@@ -14,16 +14,18 @@
 //! Invariants: nothing is waited for but by poll; each child is reaped exactly
 //! once, through its pidfd.
 
+mod children;
+
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use super::storage;
 use crate::channel::{Channel, Fault, ToMonitor, ToStage};
@@ -33,6 +35,7 @@ use crate::spawn::{self, Kinship, Ours, Pipes, Theirs};
 use crate::sys::process::{self, Forked};
 use crate::sys::userns;
 use crate::terminal::Relay;
+use children::{End, GRACE, Process, Service};
 
 /// The signals that are passed on to the workload.
 pub const FORWARDED: [Signal; 6] = [
@@ -43,9 +46,6 @@ pub const FORWARDED: [Signal; 6] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
 ];
-/// How long a service may take to end by itself, in milliseconds: the overlay
-/// may have to write much to a slow disk.
-const GRACE: u16 = 10_000;
 /// How long a service that has failed may take to say why, in milliseconds.
 const LAST_WORDS: u16 = 1_000;
 
@@ -83,12 +83,12 @@ pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
         .map_err(RunError::os("cannot block signals"))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(RunError::os("cannot receive signals"))?;
-    nix::sys::prctl::set_child_subreaper(true).map_err(RunError::os("cannot adopt orphans"))?;
     let mut monitor = Monitor {
         orders,
         signals,
         storage: None,
         storage_channel: None,
+        owners: None,
         init: None,
         init_channel: None,
         overlay: None,
@@ -99,8 +99,9 @@ pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
         progress: Progress::default(),
     };
     let outcome = monitor.watch();
-    if let Some(relay) = &mut monitor.relay {
+    if let Some(mut relay) = monitor.relay.take() {
         relay.drain();
+        // Messages are written to a terminal that is its old self again.
     }
     let outcome = outcome.map_err(|error| monitor.last_words(error));
     let torn_down = monitor.tear_down();
@@ -110,114 +111,6 @@ pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
     let ended = outcome?;
     torn_down?;
     Ok(ended)
-}
-
-/// A child.
-#[derive(Debug)]
-struct Process {
-    name: &'static str,
-    pid: i32,
-    pidfd: OwnedFd,
-    /// Its end, once it was waited for.
-    ended: Option<u8>,
-}
-
-impl Process {
-    fn open(name: &'static str, pid: i32) -> Result<Self, RunError> {
-        let pidfd = process::pidfd_open(pid).map_err(RunError::os("cannot watch a process"))?;
-        Ok(Self { name, pid, pidfd, ended: None })
-    }
-
-    /// Reaps it if it has ended within `timeout`; whether it has.
-    fn reap(&mut self, timeout: PollTimeout) -> Result<bool, RunError> {
-        if self.ended.is_some() {
-            return Ok(true);
-        }
-        loop {
-            let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, timeout) {
-                Ok(0) => return Ok(false),
-                Ok(_) => break,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(RunError::os("cannot wait")(errno)),
-            }
-        }
-        let status = waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED)
-            .map_err(RunError::os("cannot wait for a process"))?;
-        self.ended = Some(match status {
-            WaitStatus::Exited(_, code) => code as u8,
-            WaitStatus::Signaled(_, signal, _) => 128u8.saturating_add(signal as u8),
-            _ => 125,
-        });
-        Ok(true)
-    }
-
-    fn kill(&mut self) -> Result<(), RunError> {
-        if self.ended.is_none() {
-            // ESRCH cannot be: it has not been waited for. EPERM cannot either.
-            process::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL)
-                .map_err(RunError::os("cannot kill a process"))?;
-            self.reap(PollTimeout::NONE)?;
-        }
-        Ok(())
-    }
-}
-
-/// A service that was started.
-#[derive(Debug)]
-struct Service {
-    process: Process,
-    exit: Option<OwnedFd>,
-    stderr: Option<File>,
-    said: Vec<u8>,
-    ready: Option<io::PipeReader>,
-}
-
-impl Service {
-    fn new(process: Process, ours: Ours, ready: Option<io::PipeReader>) -> Result<Self, RunError> {
-        let stderr = File::from(ours.stderr);
-        fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(RunError::os("cannot set up a pipe"))?;
-        Ok(Self { process, exit: Some(ours.exit), stderr: Some(stderr), said: Vec::new(), ready })
-    }
-
-    /// Reads what it has said; passes whole lines on when `aloud`.
-    fn listen(&mut self, aloud: bool) {
-        let Some(stderr) = &mut self.stderr else { return };
-        let mut buffer = [0; 4096];
-        loop {
-            match stderr.read(&mut buffer) {
-                Ok(0) => {
-                    self.stderr = None;
-                    break;
-                }
-                Ok(length) => self.said.extend_from_slice(&buffer[..length]),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => {
-                    self.stderr = None;
-                    break;
-                }
-            }
-        }
-        // What nobody has asked for is kept within bounds.
-        if self.said.len() > 64 * 1024 {
-            self.said.drain(..self.said.len() - 64 * 1024);
-        }
-        while aloud && let Some(end) = self.said.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.said.drain(..=end).collect();
-            say(&format!("{}: {}", self.process.name, String::from_utf8_lossy(&line).trim_end()));
-        }
-    }
-
-    /// Tells it to end, and sees to it.
-    fn stop(&mut self) -> Result<(), RunError> {
-        self.exit = None;
-        if !self.process.reap(PollTimeout::from(GRACE))? {
-            self.process.kill()?;
-        }
-        Ok(())
-    }
 }
 
 /// Prints a line on standard error, where there may be nobody any more.
@@ -240,6 +133,7 @@ enum Source {
     StorageChannel,
     InitChannel,
     StorageEnd,
+    OwnersEnd,
     InitEnd,
     OverlayEnd,
     OverlayWords,
@@ -255,6 +149,7 @@ struct Monitor<'a> {
     signals: SignalFd,
     storage: Option<Process>,
     storage_channel: Option<Channel>,
+    owners: Option<Process>,
     init: Option<Process>,
     init_channel: Option<Channel>,
     overlay: Option<Service>,
@@ -285,7 +180,7 @@ impl Monitor<'_> {
             MonitorStep::MakeDirectory(path) => std::fs::create_dir_all(path).map_err(|e| {
                 RunError::os(format!("cannot make the directory {}", path.display()))(e)
             }),
-            MonitorStep::WriteFile { path, content } => std::fs::write(path, content)
+            MonitorStep::WriteFile { path, content } => write_public(path, content)
                 .map_err(|e| RunError::os(format!("cannot write {}", path.display()))(e)),
             MonitorStep::Netstack { .. } => Ok(()),
         }
@@ -358,7 +253,11 @@ impl Monitor<'_> {
                 add(end, service.process.pidfd.as_fd(), read);
             }
         }
-        for (process, end) in [(&self.storage, Source::StorageEnd), (&self.init, Source::InitEnd)] {
+        for (process, end) in [
+            (&self.storage, Source::StorageEnd),
+            (&self.owners, Source::OwnersEnd),
+            (&self.init, Source::InitEnd),
+        ] {
             if let Some(process) = process.as_ref().filter(|process| process.ended.is_none()) {
                 add(end, process.pidfd.as_fd(), read);
             }
@@ -404,8 +303,17 @@ impl Monitor<'_> {
             Source::StorageEnd => {
                 if let Some(storage) = &mut self.storage {
                     storage.reap(PollTimeout::NONE)?;
-                    if storage.ended != Some(0) {
+                    if storage.ended != Some(End::Exited(0)) {
                         return Err(RunError::StageDied("storage stage"));
+                    }
+                }
+            }
+            Source::OwnersEnd => {
+                if let Some(owners) = &mut self.owners {
+                    owners.reap(PollTimeout::NONE)?;
+                    // It ends by itself when all of the container has ended.
+                    if owners.ended != Some(End::Exited(0)) {
+                        return Err(RunError::StageDied("keeper of owners"));
                     }
                 }
             }
@@ -454,6 +362,7 @@ impl Monitor<'_> {
                     self.overlay = Some(Service::new(process, ours, None)?);
                 }
             }
+            Some(ToMonitor::Owners(pid)) => self.owners = Some(Process::open("owners", pid)?),
             Some(ToMonitor::Init(pid)) => self.init = Some(Process::open("init", pid)?),
             Some(ToMonitor::Failed(fault)) => return Err(RunError::Stage(fault)),
             Some(_) => return Err(RunError::StageDied("storage stage")),
@@ -577,26 +486,37 @@ impl Monitor<'_> {
         let Some(init) = &mut self.init else { return Ok(None) };
         init.reap(PollTimeout::NONE)?;
         match init.ended {
-            Some(code) if self.progress.started => Ok(Some(Ended { code, started: true })),
+            Some(end) if self.progress.started => {
+                Ok(Some(Ended { code: end.code(), started: true }))
+            }
             _ => Err(RunError::StageDied("init")),
         }
     }
 
-    /// When a service is behind a failure: its own words about it.
+    /// What is behind a failure: a stage that was killed, or a service, in its
+    /// own words.
     fn last_words(&mut self, error: RunError) -> RunError {
-        let patience = match &error {
-            RunError::ServiceDied(_) | RunError::Stage(_) | RunError::StageDied(_) => LAST_WORDS,
-            _ => return error,
-        };
+        // What failed on the way may be no more than the echo of a death.
+        let stages = [
+            (&mut self.storage, "storage stage"),
+            (&mut self.owners, "keeper of owners"),
+            (&mut self.init, "init"),
+        ];
+        for (stage, name) in stages {
+            if stage.as_mut().is_some_and(Process::was_killed) {
+                return RunError::StageDied(name);
+            }
+        }
         for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
             let suspect = match &error {
                 RunError::ServiceDied(name) => *name == service.process.name,
                 RunError::Stage(fault) => {
                     fault.what == storage::NO_ROOT && service.process.name == "overlayfs-fuse"
                 }
-                _ => false,
+                RunError::StageDied(_) => false,
+                _ => continue,
             };
-            let timeout = if suspect { PollTimeout::from(patience) } else { PollTimeout::ZERO };
+            let timeout = if suspect { PollTimeout::from(LAST_WORDS) } else { PollTimeout::ZERO };
             if !service.process.reap(timeout).unwrap_or(false) {
                 continue;
             }
@@ -614,38 +534,79 @@ impl Monitor<'_> {
         error
     }
 
+    /// Ends everything, whatever of it cannot be ended in order. The first
+    /// failure is the one to tell.
     fn tear_down(&mut self) -> Result<(), RunError> {
-        self.storage_channel = None;
-        self.init_channel = None;
-        if let Some(storage) = &mut self.storage {
-            storage.kill()?;
-        }
-        if let Some(init) = &mut self.init {
-            init.kill()?;
-        }
-        if let Some(overlay) = &mut self.overlay {
-            overlay.stop()?;
-            overlay.listen(true);
-        }
-        self.overlay_pipes = None;
-        if let Some(netstack) = &mut self.netstack {
-            netstack.stop()?;
-            netstack.listen(true);
-        }
-        self.reap_unannounced()
-    }
-
-    /// Children that storage died too early to name.
-    fn reap_unannounced(&self) -> Result<(), RunError> {
-        use nix::sys::wait::waitpid;
-        // They hold pipes of which the other ends are closed now, or have lost
-        // the stage they waited for: each ends by itself.
-        loop {
-            match waitpid(None, None) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(Errno::ECHILD) => return Ok(()),
-                Err(errno) => return Err(RunError::os("cannot wait for a process")(errno)),
+        let mut first = Ok(());
+        let mut note = |result: Result<(), RunError>| {
+            if first.is_ok() {
+                first = result;
             }
+        };
+        for stage in [&mut self.storage, &mut self.init, &mut self.owners].into_iter().flatten() {
+            note(stage.kill());
+        }
+        // What storage made and died too soon to tell of holds these, and has
+        // nothing to wait for any more.
+        self.storage_channel = None;
+        if let Some(channel) = self.init_channel.take() {
+            note(channel.finish().map_err(RunError::os("cannot close a channel")));
+            note(hung_up(channel.as_fd()));
+        }
+        if let Some((ours, theirs)) = self.overlay_pipes.take() {
+            drop((theirs, ours.exit));
+            note(hung_up(ours.stderr.as_fd()));
+        }
+        for (service, loses_changes) in [(&mut self.overlay, true), (&mut self.netstack, false)] {
+            let Some(service) = service else { continue };
+            // One that has died before is known to have.
+            let known = service.process.ended.is_some();
+            note(service.stop());
+            service.listen(true);
+            let in_order = service.process.ended == Some(End::Exited(0));
+            if loses_changes && !known && !in_order {
+                note(Err(RunError::ServiceDied(service.process.name)));
+            }
+        }
+        note(reap_ended());
+        first
+    }
+}
+
+/// Writes a file that every user of the container may read, whatever the
+/// caller's umask says.
+fn write_public(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content.as_bytes())?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+/// Waits until nobody holds the other end.
+fn hung_up(end: BorrowedFd<'_>) -> Result<(), RunError> {
+    loop {
+        // No events asked for: a hang-up is always told.
+        let mut fds = [PollFd::new(end, PollFlags::empty())];
+        match poll(&mut fds, PollTimeout::from(GRACE)) {
+            Ok(0) => {
+                let fault = Fault::said("a process of the container does not come to its end");
+                return Err(RunError::Stage(fault));
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(RunError::os("cannot wait for a hang-up")(errno)),
+        }
+    }
+}
+
+/// Reaps what has ended unannounced. Others may be there that are none of
+/// ours: the children of a shell that became this process.
+fn reap_ended() -> Result<(), RunError> {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(RunError::os("cannot wait for a process")(errno)),
         }
     }
 }

@@ -14,7 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::{STAGE, init};
+use super::{STAGE, init, owners};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::{Plan, StorageStep};
 use crate::spawn::{self, Kinship, Started, Theirs};
@@ -126,7 +126,7 @@ pub fn main(monitor: i32, own: RawFd, init: RawFd) -> u8 {
     let mut own = Some(own);
     match (work(monitor, &mut own, init), own) {
         (Ok(Kind::Storage), _) => 0,
-        (Ok(Kind::Init(code)), _) => code,
+        (Ok(Kind::Other(code)), _) => code,
         (Err(fault), Some(own)) => match own.send(&ToMonitor::Failed(fault), &[]) {
             Ok(()) => 125,
             Err(_) => 1,
@@ -138,7 +138,8 @@ pub fn main(monitor: i32, own: RawFd, init: RawFd) -> u8 {
 /// Which process came out of [`work`].
 enum Kind {
     Storage,
-    Init(u8),
+    /// One that it made; its exit code.
+    Other(u8),
 }
 
 fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Result<Kind, Fault> {
@@ -159,6 +160,21 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
     }
     // The overlay's alone now: their hang-up tells.
     drop(pipes);
+    let mut listening = None;
+    if plan.map.is_single() {
+        let (theirs, ours) = Channel::pair().context(|| "cannot make a channel")?;
+        match process::fork_sibling(0).context(|| "cannot fork")? {
+            Forked::Child => {
+                drop((ours, overlay, init_channel, filter));
+                shared.take();
+                return Ok(Kind::Other(owners::main(monitor, &theirs)));
+            }
+            Forked::Parent(pid) => {
+                own.send(&ToMonitor::Owners(pid), &[]).context(|| "cannot reach the monitor")?;
+                listening = Some(ours);
+            }
+        }
+    }
     let (mounted, tell_mounted) = io::pipe().context(|| "cannot make a pipe")?;
     let mut namespaces =
         libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
@@ -170,11 +186,11 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
             drop((tell_mounted, overlay));
             // The monitor must see the end of storage's channel with storage.
             shared.take();
-            Ok(Kind::Init(init::main(&init_channel, &plan, &filter, mounted)))
+            Ok(Kind::Other(init::main(&init_channel, &plan, &filter, mounted, listening)))
         }
         Forked::Parent(pid) => {
             own.send(&ToMonitor::Init(pid), &[]).context(|| "cannot reach the monitor")?;
-            drop((init_channel, mounted));
+            drop((init_channel, mounted, listening));
             if let Some(mut overlay) = overlay {
                 spawn::wait_ready(&mut overlay.ready).map_err(|_| Fault::said(NO_ROOT))?;
             }

@@ -5,13 +5,14 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
 
 use super::passwd::{self, Identity};
-use crate::channel::{Context, Fault};
+use crate::channel::{Channel, Context, Fault, Listen};
 use crate::plan::{self, Workload};
 use crate::sys::process::{self, Forked};
 use crate::sys::{fd, tty};
@@ -25,10 +26,17 @@ const LONGEST_FILE: u64 = 16 << 20;
 /// A fault that names the missing user or group.
 pub fn identity(workload: &Workload) -> Result<Identity, Fault> {
     let read = |path: &str| -> String {
+        // A missing file has no users in it; numbers need none. A FIFO or a
+        // terminal in its place must not keep us waiting.
         let mut bytes = Vec::new();
-        // A missing file has no users in it; numbers need none.
-        let read =
-            File::open(path).and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut bytes));
+        let read = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .and_then(|file| {
+                let regular = file.metadata()?.is_file();
+                if regular { file.take(LONGEST_FILE).read_to_end(&mut bytes) } else { Ok(0) }
+            });
         if read.is_err() {
             return String::new();
         }
@@ -47,6 +55,15 @@ pub fn identity(workload: &Workload) -> Result<Identity, Fault> {
     Ok(identity)
 }
 
+/// The system call filter, and who answers what it asks.
+#[derive(Debug)]
+pub struct Filter<'a> {
+    /// Instructions; none: no filter.
+    pub code: &'a [u8],
+    /// To the stage that keeps owners.
+    pub owners: Option<Channel>,
+}
+
 /// Forks and executes the workload in the child, which sees this process under
 /// the number `parent` (0: not at all) and dies with it.
 ///
@@ -59,7 +76,7 @@ pub fn identity(workload: &Workload) -> Result<Identity, Fault> {
 pub fn start(
     workload: &Workload,
     identity: &Identity,
-    filter: &[u8],
+    filter: Filter<'_>,
     slave: Option<OwnedFd>,
     parent: i32,
 ) -> Result<i32, Fault> {
@@ -67,7 +84,7 @@ pub fn start(
     match process::fork().context(|| "cannot fork the workload")? {
         Forked::Child => {
             drop(failed);
-            let fault = become_workload(workload, identity, filter, slave.as_ref(), parent);
+            let fault = become_workload(workload, identity, &filter, slave.as_ref(), parent);
             let code = fault.code;
             // Without a listener only the exit code can tell.
             let told = serde_json::to_vec(&fault)
@@ -76,7 +93,7 @@ pub fn start(
             process::exit_now(if told.is_ok() { code } else { 125 });
         }
         Forked::Parent(pid) => {
-            drop((tell_failed, slave));
+            drop((tell_failed, slave, filter));
             let mut bytes = Vec::new();
             failed.read_to_end(&mut bytes).context(|| "cannot hear of the workload")?;
             if bytes.is_empty() {
@@ -94,7 +111,7 @@ pub fn start(
 fn become_workload(
     workload: &Workload,
     identity: &Identity,
-    filter: &[u8],
+    filter: &Filter<'_>,
     slave: Option<&OwnedFd>,
     parent: i32,
 ) -> Fault {
@@ -109,7 +126,7 @@ type Strings = Vec<CString>;
 fn prepare(
     workload: &Workload,
     identity: &Identity,
-    filter: &[u8],
+    filter: &Filter<'_>,
     slave: Option<BorrowedFd<'_>>,
     parent: i32,
 ) -> Result<(Strings, Strings), Fault> {
@@ -151,10 +168,23 @@ fn prepare(
     }
     process::reset_signals();
     nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
-    if !filter.is_empty() {
-        process::load_filter(filter).context(|| "cannot load the system call filter")?;
-    }
+    load(filter)?;
     Ok((argv, env))
+}
+
+fn load(filter: &Filter<'_>) -> Result<(), Fault> {
+    let what = || "cannot load the system call filter";
+    match &filter.owners {
+        _ if filter.code.is_empty() => Ok(()),
+        None => process::load_filter(filter.code).context(what),
+        Some(owners) => {
+            let device = nix::sys::stat::stat("/").context(|| "cannot look at the root")?.st_dev;
+            let listener = process::load_filter_with_listener(filter.code).context(what)?;
+            owners
+                .send(&Listen { device }, &[listener.as_fd()])
+                .context(|| "cannot reach the stage that keeps owners")
+        }
+    }
 }
 
 /// `NAME=VALUE` of every variable; HOME is the user's unless given.

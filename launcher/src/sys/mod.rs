@@ -3,6 +3,7 @@
 pub mod fd;
 pub mod mount;
 pub mod net;
+pub mod notify;
 pub mod process;
 pub mod tty;
 pub mod userns;

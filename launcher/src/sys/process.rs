@@ -184,15 +184,28 @@ struct CapData {
 /// # Errors
 /// EPERM when `keep` has one that is not permitted now.
 pub fn set_capabilities(keep: u64) -> io::Result<()> {
-    /// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two halves.
-    const VERSION: u32 = 0x2008_0522;
     // SAFETY: prctl with integers only.
     let cleared =
         unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
     check(cleared.into())?;
-    let half = |bits: u32| CapData { effective: bits, permitted: bits, inheritable: 0 };
+    capset(keep, keep)
+}
+
+/// Makes `effective` the capabilities that count; the permitted ones, by which
+/// they can be had back, become `permitted`.
+///
+/// # Errors
+/// EPERM when `permitted` has one that is not permitted now.
+pub fn capset(effective: u64, permitted: u64) -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two halves.
+    const VERSION: u32 = 0x2008_0522;
+    let half = |shift: u32| CapData {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: 0,
+    };
     let mut header = CapHeader { version: VERSION, pid: 0 };
-    let data = [half(keep as u32), half((keep >> 32) as u32)];
+    let data = [half(0), half(32)];
     // SAFETY: version 3 reads a header and two data elements, as laid out here.
     check(unsafe {
         libc::syscall(libc::SYS_capset, &mut header as *mut CapHeader, data.as_ptr())
@@ -207,6 +220,29 @@ pub fn set_capabilities(keep: u64) -> io::Result<()> {
 /// # Errors
 /// EINVAL when it is no valid filter.
 pub fn load_filter(filter: &[u8]) -> io::Result<()> {
+    set_filter(filter, 0).map(drop)
+}
+
+/// As [`load_filter`]; returns the descriptor that answers the calls which the
+/// filter asks about, see [`super::notify`]. It is closed on exec.
+///
+/// # Errors
+/// As [`load_filter`]; EBUSY when there is a listener already.
+pub fn load_filter_with_listener(filter: &[u8]) -> io::Result<OwnedFd> {
+    /// linux/seccomp.h: while a call is being answered only a fatal signal
+    /// interrupts it (Linux 5.19).
+    const WAIT_KILLABLE_RECV: libc::c_ulong = 1 << 5;
+    let fd = match set_filter(filter, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | WAIT_KILLABLE_RECV) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            set_filter(filter, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)
+        }
+        result => result,
+    }?;
+    // SAFETY: with this flag the call returns a new descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn set_filter(filter: &[u8], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let program: Vec<libc::sock_filter> = filter
         .chunks_exact(8)
         .map(|c| libc::sock_filter {
@@ -225,11 +261,10 @@ pub fn load_filter(filter: &[u8]) -> io::Result<()> {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
-            0,
+            flags,
             &header as *const libc::sock_fprog,
         )
-    })?;
-    Ok(())
+    })
 }
 
 /// Default actions for every signal, none blocked: what a program expects to

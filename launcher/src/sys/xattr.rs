@@ -1,5 +1,5 @@
 //! Extended attributes: xattr(7).
-#![allow(unsafe_code, reason = "lgetxattr has no safe wrapper")]
+#![allow(unsafe_code, reason = "these calls have no safe wrapper")]
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -27,4 +27,16 @@ pub fn get(path: &Path, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     };
     value.truncate(length);
     Ok(Some(value))
+}
+
+/// Sets an attribute of a file; symbolic links are followed.
+///
+/// # Errors
+/// As of setxattr(2).
+pub fn set(path: &CStr, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // SAFETY: both strings end in NUL, and `value` has as many bytes as are said.
+    let result = unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    super::check(result.into()).map(drop)
 }

@@ -14,7 +14,9 @@ use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
 use super::handle::Handle;
 use super::inode::{Ino, Lower, Node, UpperAt};
-use super::xattr::{ACL_ACCESS, OverrideStat, Permissions, is_private, minimal_acl};
+use super::xattr::{
+    ACL_ACCESS, OWNER, OverrideStat, Permissions, is_private, minimal_acl, parse_owner,
+};
 use super::{Attr, Overlay};
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -349,6 +351,11 @@ impl Overlay {
     /// # Errors
     /// `NotPermitted` for ours, or what the layers say.
     pub fn setxattr(&self, id: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+        if name == OWNER && self.options.owners.kept_only {
+            let (uid, gid) = parse_owner(value).ok_or(Error::Invalid("not UID:GID"))?;
+            let changes = Changes { uid, gid, ..Changes::default() };
+            return self.setattr(id, None, &changes).map(drop);
+        }
         self.check_attribute(name, Error::NotPermitted("the attribute is reserved"))?;
         let node = self.node(id)?;
         self.copy_up(&node, None)?;

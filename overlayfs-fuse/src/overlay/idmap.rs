@@ -97,12 +97,18 @@ pub struct Owners {
     pub squash_gid: Option<u32>,
     /// Owners in lower layers that the user namespace does not map are shown as 0.
     pub unmapped_root: bool,
+    /// All files are shown as root's, and other owners are only kept: the user
+    /// namespace has no other ids, and the kernel passes none on.
+    pub kept_only: bool,
 }
 
 impl Owners {
     /// The shown owner of an object whose owner on disk is `uid`:`gid`.
     #[must_use]
     pub fn shown(&self, uid: u32, gid: u32, in_lower: bool) -> (u32, u32) {
+        if self.kept_only {
+            return (0, 0);
+        }
         let root = |id: u32| if in_lower && self.unmapped_root && id == OVERFLOW { 0 } else { id };
         (
             self.squash_uid.unwrap_or_else(|| root(self.uids.shown(uid))),
@@ -156,6 +162,13 @@ mod tests {
         owners.unmapped_root = true;
         assert_eq!(owners.shown(OVERFLOW, OVERFLOW, true), (0, 0));
         assert_eq!(owners.shown(OVERFLOW, 7, false), (OVERFLOW, 7));
+        owners.kept_only = true;
+        assert_eq!(owners.shown(33, 7, false), (0, 0));
+        assert_eq!(
+            (owners.disk_uid(33).unwrap(), owners.disk_gid(7).unwrap()),
+            (Some(33), Some(7))
+        );
+        owners.kept_only = false;
         owners.squash_uid = Some(3);
         assert_eq!(owners.shown(OVERFLOW, 7, true), (3, 7));
         assert_eq!((owners.disk_uid(9).unwrap(), owners.disk_gid(9).unwrap()), (None, Some(9)));

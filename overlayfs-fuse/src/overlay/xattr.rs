@@ -115,6 +115,21 @@ impl OverrideStat {
     }
 }
 
+/// The attribute by which an owner is set that the kernel cannot pass on.
+pub const OWNER: &str = "user.containers.override_stat";
+
+/// Parses `uid:gid`, of which an empty one stands for no change.
+#[must_use]
+pub fn parse_owner(value: &[u8]) -> Option<(Option<u32>, Option<u32>)> {
+    let (uid, gid) = std::str::from_utf8(value).ok()?.split_once(':')?;
+    // -1 is the kernel's way to say "no change", and nobody's id.
+    let id = |text: &str| match text {
+        "" => Some(None),
+        text => text.parse().ok().filter(|id| *id != u32::MAX).map(Some),
+    };
+    Some((id(uid)?, id(gid)?))
+}
+
 /// Which attributes hold owner and mode; the value of `xattr_permissions`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Permissions {
@@ -179,6 +194,21 @@ mod tests {
             ("1:2:7:file:x", None),
         ] {
             assert_eq!(OverrideStat::parse(text.as_bytes()), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn owners_to_set() {
+        for (text, want) in [
+            ("33:34", Some((Some(33), Some(34)))),
+            (":34", Some((None, Some(34)))),
+            ("33:", Some((Some(33), None))),
+            ("4294967295:0", None),
+            ("33", None),
+            ("33:34:0644", None),
+            ("-1:0", None),
+        ] {
+            assert_eq!(parse_owner(text.as_bytes()), want, "{text}");
         }
     }
 

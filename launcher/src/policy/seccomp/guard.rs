@@ -26,16 +26,25 @@ pub(super) enum Test {
     Always,
 }
 
-/// Calls that are answered with an error number when one of their arguments
-/// meets its condition.
+/// Calls that are answered here when one of their arguments meets its condition.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Guard {
     /// Names of the calls.
     pub(super) calls: &'static [&'static str],
     /// Argument, counted from 0, and condition. One is enough.
     pub(super) tests: &'static [(u8, Test)],
-    /// The answer; 0 is success without effect.
-    pub(super) errno: u16,
+    /// What it is answered with.
+    pub(super) answer: Answer,
+}
+
+/// What a guarded call is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// An error; 0 is success without effect.
+    Errno(u16),
+    /// Whatever the filter's listener says (seccomp_unotify(2)); ENOSYS when
+    /// there is none.
+    Ask,
 }
 
 /// One `struct sock_filter`, in the machine's byte order.
@@ -50,6 +59,7 @@ const JSET: u16 = 0x45;
 const RET: u16 = 0x06;
 // linux/seccomp.h
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const DATA_NR: u32 = 0;
 const DATA_ARCH: u32 = 4;
 const DATA_ARGS: u32 = 16;
@@ -111,7 +121,11 @@ pub(super) fn assemble(arches: &[Arch]) -> Vec<Insn> {
 
 /// Returns the guard's answer, or falls through.
 fn block(guard: &Guard) -> Vec<Insn> {
-    let answer = insn(RET, 0, 0, RET_ERRNO | u32::from(guard.errno));
+    let answer = match guard.answer {
+        Answer::Errno(errno) => RET_ERRNO | u32::from(errno),
+        Answer::Ask => RET_USER_NOTIF,
+    };
+    let answer = insn(RET, 0, 0, answer);
     let mut code = Vec::new();
     for (arg, test) in guard.tests {
         let load = insn(LD_ABS, 0, 0, lower_half(*arg));

@@ -40,7 +40,7 @@ use std::path::Path;
 use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpSyscall, ScmpVersion};
 
 use super::PolicyError;
-use guard::{Arch, Guard, Test};
+use guard::{Answer, Arch, Guard, Test};
 
 mod calls;
 mod guard;
@@ -60,14 +60,19 @@ const NEW_TIME: u32 = 0x80;
 /// the question for the present one. Others weaken memory protection.
 const PERSONALITIES: &[u32] = &[0, 8, 0x2_0000, 0x2_0008, u32::MAX];
 
-const EPERM: u16 = libc::EPERM as u16;
+const REFUSED: Answer = Answer::Errno(libc::EPERM as u16);
+const PRETENDED: Answer = Answer::Errno(0);
 
 const GUARDS: &[Guard] = &[
-    Guard { calls: &["ioctl"], tests: &[(1, Test::In(&[TIOCSTI, TIOCLINUX]))], errno: EPERM },
-    Guard { calls: &["clone"], tests: &[(0, Test::AnyOf(NAMESPACES))], errno: EPERM },
-    Guard { calls: &["unshare"], tests: &[(0, Test::AnyOf(NAMESPACES | NEW_TIME))], errno: EPERM },
-    Guard { calls: &["socket"], tests: &[(0, Test::In(&[AF_VSOCK]))], errno: EPERM },
-    Guard { calls: &["personality"], tests: &[(0, Test::NotIn(PERSONALITIES))], errno: EPERM },
+    Guard { calls: &["ioctl"], tests: &[(1, Test::In(&[TIOCSTI, TIOCLINUX]))], answer: REFUSED },
+    Guard { calls: &["clone"], tests: &[(0, Test::AnyOf(NAMESPACES))], answer: REFUSED },
+    Guard {
+        calls: &["unshare"],
+        tests: &[(0, Test::AnyOf(NAMESPACES | NEW_TIME))],
+        answer: REFUSED,
+    },
+    Guard { calls: &["socket"], tests: &[(0, Test::In(&[AF_VSOCK]))], answer: REFUSED },
+    Guard { calls: &["personality"], tests: &[(0, Test::NotIn(PERSONALITIES))], answer: REFUSED },
 ];
 
 /// An id that does not exist where 0 is the only one; -1 means "no change".
@@ -76,60 +81,80 @@ const OTHER16: Test = Test::NotIn16(&[0, u16::MAX]);
 
 /// With a single id, on every architecture.
 const SINGLE_ID: &[Guard] = &[
-    Guard { calls: &["fchownat"], tests: &[(2, OTHER), (3, OTHER)], errno: 0 },
-    Guard { calls: &["setgroups", "setgroups32"], tests: &[(0, Test::Always)], errno: 0 },
+    Guard { calls: &["fchownat"], tests: &[(2, OTHER), (3, OTHER)], answer: Answer::Ask },
+    Guard { calls: &["setgroups", "setgroups32"], tests: &[(0, Test::Always)], answer: PRETENDED },
 ];
 
 /// With a single id, where ids have 32 bits: these names on 64-bit machines,
 /// those with a suffix on 32-bit x86.
 const SINGLE_ID_WIDE: [&[Guard]; 2] = [
     &[
-        Guard { calls: &["chown", "fchown", "lchown"], tests: &[(1, OTHER), (2, OTHER)], errno: 0 },
+        Guard {
+            calls: &["chown", "fchown", "lchown"],
+            tests: &[(1, OTHER), (2, OTHER)],
+            answer: Answer::Ask,
+        },
         Guard {
             calls: &["setuid", "setgid", "setfsuid", "setfsgid"],
             tests: &[(0, OTHER)],
-            errno: 0,
+            answer: PRETENDED,
         },
-        Guard { calls: &["setreuid", "setregid"], tests: &[(0, OTHER), (1, OTHER)], errno: 0 },
+        Guard {
+            calls: &["setreuid", "setregid"],
+            tests: &[(0, OTHER), (1, OTHER)],
+            answer: PRETENDED,
+        },
         Guard {
             calls: &["setresuid", "setresgid"],
             tests: &[(0, OTHER), (1, OTHER), (2, OTHER)],
-            errno: 0,
+            answer: PRETENDED,
         },
     ],
     &[
         Guard {
             calls: &["chown32", "fchown32", "lchown32"],
             tests: &[(1, OTHER), (2, OTHER)],
-            errno: 0,
+            answer: Answer::Ask,
         },
         Guard {
             calls: &["setuid32", "setgid32", "setfsuid32", "setfsgid32"],
             tests: &[(0, OTHER)],
-            errno: 0,
+            answer: PRETENDED,
         },
-        Guard { calls: &["setreuid32", "setregid32"], tests: &[(0, OTHER), (1, OTHER)], errno: 0 },
+        Guard {
+            calls: &["setreuid32", "setregid32"],
+            tests: &[(0, OTHER), (1, OTHER)],
+            answer: PRETENDED,
+        },
         Guard {
             calls: &["setresuid32", "setresgid32"],
             tests: &[(0, OTHER), (1, OTHER), (2, OTHER)],
-            errno: 0,
+            answer: PRETENDED,
         },
     ],
 ];
 
 /// With a single id, the calls of 32-bit x86 whose ids have 16 bits.
 const SINGLE_ID_NARROW: &[Guard] = &[
-    Guard { calls: &["chown", "fchown", "lchown"], tests: &[(1, OTHER16), (2, OTHER16)], errno: 0 },
+    Guard {
+        calls: &["chown", "fchown", "lchown"],
+        tests: &[(1, OTHER16), (2, OTHER16)],
+        answer: Answer::Ask,
+    },
     Guard {
         calls: &["setuid", "setgid", "setfsuid", "setfsgid"],
         tests: &[(0, OTHER16)],
-        errno: 0,
+        answer: PRETENDED,
     },
-    Guard { calls: &["setreuid", "setregid"], tests: &[(0, OTHER16), (1, OTHER16)], errno: 0 },
+    Guard {
+        calls: &["setreuid", "setregid"],
+        tests: &[(0, OTHER16), (1, OTHER16)],
+        answer: PRETENDED,
+    },
     Guard {
         calls: &["setresuid", "setresgid"],
         tests: &[(0, OTHER16), (1, OTHER16), (2, OTHER16)],
-        errno: 0,
+        answer: PRETENDED,
     },
 ];
 
@@ -146,8 +171,9 @@ const SOCKET_I386: u32 = 359;
 /// The default filter, as an array of `struct sock_filter` in the machine's
 /// byte order.
 ///
-/// With `single_id` the calls that change ids or owners to ids that do not
-/// exist pretend to succeed.
+/// With `single_id` the calls that change to ids which do not exist pretend to
+/// succeed, and those that change owners to such ids are asked about: the
+/// filter needs a listener ([`crate::stage::owners`]).
 ///
 /// # Errors
 /// [`PolicyError`] when libseccomp refuses.
