@@ -39,6 +39,16 @@ pub struct MountFlags {
     pub allow_other: bool,
 }
 
+/// How long the server may look for the next request before it sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpinTime {
+    /// As suits the machine.
+    #[default]
+    Auto,
+    /// At most this long, microseconds; 0 for never.
+    Micros(u32),
+}
+
 /// A validated wish for a mount.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -52,6 +62,12 @@ pub struct Config {
     pub options: Options,
     /// Flags of the mount.
     pub flags: MountFlags,
+    /// The kernel may keep written data back.
+    pub writeback: bool,
+    /// How long to spin.
+    pub spin: SpinTime,
+    /// Where SIGUSR1 writes the counters; stderr without.
+    pub stats: Option<PathBuf>,
     /// The source shown in /proc/mounts.
     pub source: Option<String>,
     /// Options nobody knows, to be named on stderr.
@@ -82,9 +98,8 @@ pub enum ConfigError {
 
 /// Options that peers and kernels know and that change nothing here, or are
 /// promises we keep anyway.
-const ACCEPTED: [&str; 27] = [
+const ACCEPTED: [&str; 26] = [
     "timeout",
-    "writeback",
     "threaded",
     "fast_ino",
     "static_nlink",
@@ -176,6 +191,15 @@ impl Config {
                     _ => return Err(bad("the value is 0, 1 or 2")),
                 };
             }
+            "writeback" => self.writeback = value != Some(b"0"),
+            "spin" => {
+                self.spin = match text()?.as_str() {
+                    "auto" => SpinTime::Auto,
+                    "off" => SpinTime::Micros(0),
+                    _ => SpinTime::Micros(number()?),
+                };
+            }
+            "stats" => self.stats = Some(path()?),
             "volatile" => self.options.volatile = true,
             "fsync" => self.options.volatile = number()? == 0,
             "noacl" => self.options.no_acl = true,

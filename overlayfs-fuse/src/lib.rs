@@ -11,6 +11,7 @@ pub mod config;
 pub mod error;
 pub mod fuse;
 pub mod layer;
+mod mount;
 pub mod overlay;
 pub mod session;
 mod sys;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use overlayfs_fuse::cli::{self, Command};
-use overlayfs_fuse::session;
+use overlayfs_fuse::{fuse, session};
 
 fn main() -> ExitCode {
     let outcome = match cli::parse(std::env::args_os().skip(1)) {
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Version) => {
             println!("overlayfs-fuse: version {}", env!("CARGO_PKG_VERSION"));
-            println!("FUSE library version: {}", session::FUSE_LIBRARY);
+            println!("using FUSE kernel interface version {}", fuse::version());
             Ok(())
         }
         Ok(Command::Mount(mount)) => session::run(*mount),

@@ -12,7 +12,6 @@ use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fs
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
-use super::handle::Handle;
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::xattr::{
     ACL_ACCESS, OWNER, OverrideStat, Permissions, is_private, minimal_acl, parse_owner,
@@ -88,6 +87,13 @@ impl Overlay {
 
     /// Attributes of a node. The tree lock is held.
     pub(crate) fn attr(&self, node: &Arc<Node>) -> Result<Attr> {
+        let in_upper = !matches!(node.body().upper, UpperAt::None);
+        if self.options.permissions == Permissions::Inode
+            && let Some(file) = self.kept_file(node)
+        {
+            let stat = fstat(file.as_fd()).during("stat an open file")?;
+            return Ok(self.attr_of(node, &stat, None, in_upper));
+        }
         if let Some(spot) = self.upper_spot(node)? {
             let stat = match spot.stat() {
                 Err(Errno::ENOENT) => Err(Error::Stale),
@@ -126,17 +132,19 @@ impl Overlay {
     ///
     /// # Errors
     /// What the layers say. Changes made before the failing one stay.
-    pub fn setattr(&self, id: Ino, handle: Option<u64>, changes: &Changes) -> Result<Attr> {
+    pub fn setattr(&self, id: Ino, changes: &Changes) -> Result<Attr> {
         let node = self.node(id)?;
         self.copy_up(&node, changes.size)?;
-        let handle = handle.and_then(|h| self.handles.find(h));
+        if let Some(size) = changes.size {
+            self.resize(&node, size)?;
+        }
         let _tree = self.tree_shared();
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
         let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
         let kept = self.kept_by_spot(&spot, &stat)?;
-        if let Some(size) = changes.size {
-            self.resize(&node, handle.as_deref(), &spot, size)?;
+        if changes.mode.is_some() {
+            self.forget_plain(&node);
         }
         if self.options.permissions == Permissions::Inode || node.kind == libc::S_IFLNK {
             self.change_inode(object.as_fd(), &node, changes)?;
@@ -150,26 +158,11 @@ impl Overlay {
         self.attr(&node)
     }
 
-    fn resize(
-        &self,
-        node: &Arc<Node>,
-        handle: Option<&Handle>,
-        spot: &super::upper::Spot,
-        size: u64,
-    ) -> Result<()> {
+    fn resize(&self, node: &Arc<Node>, size: u64) -> Result<()> {
         let size = i64::try_from(size)
             .map_err(|_| Error::Layer { op: "change the size of a file", errno: Errno::EFBIG })?;
-        // By the open file where there is one: it may be the only way to write.
-        if let Some(handle) = handle
-            && handle.writes
-        {
-            let file = self.file_of(node, handle)?;
-            return ftruncate(file.as_fd(), size).during("change the size of a file");
-        }
-        let file = spot
-            .open(OFlag::O_WRONLY | OFlag::O_NONBLOCK)
-            .during("open a file to change its size")?;
-        ftruncate(&file, size).during("change the size of a file")
+        let file = self.file(node, true)?;
+        ftruncate(file.as_fd(), size).during("change the size of a file")
     }
 
     fn change_inode(
@@ -346,15 +339,23 @@ impl Overlay {
         Ok(names)
     }
 
-    /// Sets an extended attribute; `flags` as setxattr(2).
+    /// Sets an extended attribute; `flags` as setxattr(2). `drop_set_gid`: an ACL
+    /// is set by somebody who may not keep the set-gid bit.
     ///
     /// # Errors
     /// `NotPermitted` for ours, or what the layers say.
-    pub fn setxattr(&self, id: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        id: Ino,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        drop_set_gid: bool,
+    ) -> Result<()> {
         if name == OWNER && self.options.owners.kept_only {
             let (uid, gid) = parse_owner(value).ok_or(Error::Invalid("not UID:GID"))?;
             let changes = Changes { uid, gid, ..Changes::default() };
-            return self.setattr(id, None, &changes).map(drop);
+            return self.setattr(id, &changes).map(drop);
         }
         self.check_attribute(name, Error::NotPermitted("the attribute is reserved"))?;
         let node = self.node(id)?;
@@ -362,15 +363,25 @@ impl Overlay {
         let _tree = self.tree_shared();
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
+        self.forget_plain(&node);
         if let Some(mode) = self.mode_of_acl(node.kind, name, value) {
             // The list is of owner, group and others only: it is the mode.
             let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
             let kept = self.kept_by_spot(&spot, &stat)?;
-            let mode = kept.map_or(stat.st_mode, |kept| kept.mode) & 0o7000 | mode;
+            let bits = if drop_set_gid { 0o5000 } else { 0o7000 };
+            let mode = kept.map_or(stat.st_mode, |kept| kept.mode) & bits | mode;
             let changes = Changes { mode: Some(mode), ..Changes::default() };
             return self.change_kept(object.as_fd(), &node, &stat, kept, &changes);
         }
-        sys::setxattr(object.as_fd(), name, value, flags).during("set an extended attribute")
+        sys::setxattr(object.as_fd(), name, value, flags).during("set an extended attribute")?;
+        if drop_set_gid {
+            let mode = fstat(object.as_fd()).during("stat a file of the upper")?.st_mode;
+            if mode & libc::S_ISGID != 0 {
+                chmod_fd(object.as_fd(), Mode::from_bits_truncate(mode & 0o5777))
+                    .during("clear the set-gid bit")?;
+            }
+        }
+        Ok(())
     }
 
     /// The mode that setting an attribute amounts to, where modes are kept in an

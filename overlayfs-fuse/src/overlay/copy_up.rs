@@ -303,6 +303,7 @@ impl Overlay {
     fn switch(&self, node: &Arc<Node>, stat: &FileStat) {
         self.inodes.alias(node, dev_ino(stat));
         node.epoch.fetch_add(1, Ordering::Release);
+        self.copied.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Copies a directory (not what is in it) up, and those above it.

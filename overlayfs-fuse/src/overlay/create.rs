@@ -17,10 +17,11 @@ use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, LinkatFlags, Uid, fchownat, linkat, symlinkat};
 
-use super::inode::{Ino, Node, UpperAt};
+use super::files::OpenFile;
+use super::inode::{Identity, Ino, Lower, Node, UpperAt};
 use super::upper::{Spot, Upper};
 use super::xattr::{OverrideStat, Permissions};
-use super::{Attr, Overlay, check_name, whiteout};
+use super::{Attr, Found, Overlay, check_name, dev_ino, whiteout};
 use crate::error::{During, Error, Result};
 use crate::sys;
 
@@ -66,6 +67,15 @@ impl New<'_> {
     }
 }
 
+/// What a directory and the umask make of the mode that was asked for.
+struct Inheritance {
+    /// The directory passes on its group.
+    set_gid: bool,
+    mode: u32,
+    /// The mode to make the inode with.
+    real_mode: Mode,
+}
+
 /// What a directory of the upper has under a name that is to be made.
 pub(crate) enum Slot {
     Free,
@@ -76,18 +86,11 @@ pub(crate) enum Slot {
 }
 
 impl Overlay {
-    /// Makes an object and counts a lookup of it. For a regular file a
-    /// descriptor (read and write) comes along.
+    /// Makes an object and counts a lookup of it.
     ///
     /// # Errors
     /// `Exists`, `ReadOnly`, or what the upper says.
-    pub fn make(
-        &self,
-        parent: Ino,
-        name: &OsStr,
-        new: New<'_>,
-        caller: Caller,
-    ) -> Result<(Arc<Node>, Attr, Option<OwnedFd>)> {
+    pub fn make(&self, parent: Ino, name: &OsStr, new: New<'_>, caller: Caller) -> Result<Attr> {
         check_name(name)?;
         let up = self.upper()?;
         let parent = self.node(parent)?;
@@ -112,7 +115,46 @@ impl Overlay {
         state.add(name, new.kind());
         let found = self.find(&parent, name, None)?.ok_or(Error::Stale)?;
         let (node, attr) = self.intern(found, true);
-        Ok((node, attr, fd))
+        if let Some(fd) = fd
+            && node.kind == libc::S_IFREG
+        {
+            self.keep_file(&node, OpenFile::of_upper(node.epoch(), fd));
+        }
+        Ok(attr)
+    }
+
+    /// Makes a regular file without a name in a directory (`O_TMPFILE`), and counts
+    /// a lookup of it. [`Overlay::link`] may give it one.
+    ///
+    /// # Errors
+    /// `ReadOnly`, or what the upper says: EOPNOTSUPP where it cannot.
+    pub fn make_nameless(&self, parent: Ino, mode: u32, caller: Caller) -> Result<Attr> {
+        let up = self.upper()?;
+        let parent = self.node(parent)?;
+        self.copy_up_dir(&parent)?;
+        let _tree = self.tree_shared();
+        let (path, _) = self.dir_layers(&parent)?;
+        let dir = up.layer.dir(&path.ok_or(Error::NotFound)?)?;
+        let new = New::File(mode);
+        let inherits = self.inheritance(dir.as_fd(), &new, caller)?;
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        let fd = openat(dir.as_fd(), ".", flags, inherits.real_mode).during("make a file")?;
+        let stat = fstat(&fd).during("stat what was made")?;
+        self.own_new(fd.as_fd(), &stat, &new, &inherits, caller, dir.as_fd())?;
+        let stat = fstat(&fd).during("stat what was made")?;
+        let kept = self.kept(|attribute| sys::getxattr(fd.as_fd(), OsStr::new(attribute)))?;
+        let fd = Arc::new(fd);
+        let identity = Identity {
+            kind: libc::S_IFREG,
+            origin: dev_ino(&stat),
+            upper_ino: Some(dev_ino(&stat)),
+            upper: UpperAt::Held(fd),
+            lower: Lower::None,
+            nlink_delta: 0,
+            place: None,
+            lower_links: false,
+        };
+        Ok(self.intern(Found { identity, stat, kept }, true).1)
     }
 
     /// What is in the way of making `name` in a directory of the upper.
@@ -230,18 +272,9 @@ impl Overlay {
         caller: Caller,
     ) -> Result<Option<OwnedFd>> {
         let kept = self.options.permissions != Permissions::Inode;
-        let parent_stat = fstat(parent).during("stat a directory")?;
-        let masked = if default_acl(parent)?.is_some() { 0 } else { caller.umask };
-        let mode = new.mode() & !masked;
         let kind = new.kind();
-        // With attributes for owner and mode the inode itself must stay
-        // accessible to this process, and only files can have the attributes.
-        let real_mode = if kept {
-            let floor = if kind == libc::S_IFDIR { 0o700 } else { 0o600 };
-            Mode::from_bits_truncate(mode & 0o777 | floor)
-        } else {
-            Mode::from_bits_truncate(mode & 0o7777)
-        };
+        let inherits = self.inheritance(parent, new, caller)?;
+        let real_mode = inherits.real_mode;
         let mut fd = None;
         let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW;
         match (kind, new) {
@@ -277,9 +310,7 @@ impl Overlay {
                 }
             };
             let stat = fstat(object).during("stat what was made")?;
-            let rdev = if let New::Node(_, rdev) = new { *rdev } else { 0 };
-            let inherits = parent_stat.st_mode & libc::S_ISGID != 0;
-            self.own_new(object, &stat, mode, kind, rdev, caller, inherits, parent)
+            self.own_new(object, &stat, new, &inherits, caller, parent)
         };
         if let Err(e) = finish() {
             // The name must not stay behind half made.
@@ -289,19 +320,39 @@ impl Overlay {
         Ok(fd)
     }
 
+    /// What becomes of the mode that was asked for in the directory `parent`.
+    fn inheritance(
+        &self,
+        parent: BorrowedFd<'_>,
+        new: &New<'_>,
+        caller: Caller,
+    ) -> Result<Inheritance> {
+        let set_gid = fstat(parent).during("stat a directory")?.st_mode & libc::S_ISGID != 0;
+        let masked = if default_acl(parent)?.is_some() { 0 } else { caller.umask };
+        let mode = new.mode() & !masked;
+        // With attributes for owner and mode the inode itself must stay
+        // accessible to this process, and only files can have the attributes.
+        let real_mode = if self.options.permissions != Permissions::Inode {
+            let floor = if new.kind() == libc::S_IFDIR { 0o700 } else { 0o600 };
+            Mode::from_bits_truncate(mode & 0o777 | floor)
+        } else {
+            Mode::from_bits_truncate(mode & 0o7777)
+        };
+        Ok(Inheritance { set_gid, mode, real_mode })
+    }
+
     /// Gives a new object its owner (and what follows from it).
-    #[expect(clippy::too_many_arguments, reason = "one step of make_at(), which has them all")]
     fn own_new(
         &self,
         object: BorrowedFd<'_>,
         stat: &FileStat,
-        mode: u32,
-        kind: u32,
-        rdev: u64,
+        new: &New<'_>,
+        inherits: &Inheritance,
         caller: Caller,
-        inherits: bool,
         parent: BorrowedFd<'_>,
     ) -> Result<()> {
+        let (mode, kind) = (inherits.mode, new.kind());
+        let rdev = if let New::Node(_, rdev) = new { *rdev } else { 0 };
         let owners = &self.options.owners;
         if self.options.permissions != Permissions::Inode {
             let of_parent = self.kept(|attribute| sys::getxattr(parent, OsStr::new(attribute)))?;
@@ -322,7 +373,7 @@ impl Overlay {
             return self.keep(object, kind, &kept);
         }
         let uid = owners.disk_uid(caller.uid)?.filter(|uid| *uid != stat.st_uid);
-        let gid = if inherits { None } else { owners.disk_gid(caller.gid)? };
+        let gid = if inherits.set_gid { None } else { owners.disk_gid(caller.gid)? };
         let gid = gid.filter(|gid| *gid != stat.st_gid);
         if uid.is_none() && gid.is_none() {
             return Ok(());

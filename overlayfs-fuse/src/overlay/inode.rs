@@ -9,20 +9,21 @@
 //! through an [`AltKey`].
 //!
 //! A node stays in the table as long as the kernel holds lookups on it, or
-//! another node or handle refers to it. So for one object there is never more
+//! another node refers to it. So for one object there is never more
 //! than one node, which is what makes its locks mean something.
 //!
-//! Lock order: tree → directory states (by node id) → node's copy lock → table →
-//! body. A body is locked for a few instructions only, never over a system call.
+//! Lock order: node's copy lock → tree → directory states (by node id) → node's
+//! file → table → body. A body is locked for a few instructions only, never over a system call.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::directory::DirState;
+use super::files::OpenFile;
 
 /// A node id and inode number.
 pub type Ino = u64;
@@ -100,17 +101,25 @@ pub struct Node {
     pub id: Ino,
     /// `S_IFMT` bits, as shown.
     pub kind: u32,
-    /// Counts copy-ups: an open file whose epoch differs must be opened again.
+    /// Counts copy-ups: a descriptor of another epoch is of the wrong file.
     pub(crate) epoch: AtomicU32,
     body: Mutex<Body>,
     /// Held while the node is copied up: one copy at a time.
     pub(crate) copying: Mutex<()>,
+    /// A descriptor of a regular file. Its lock is taken before the body's.
+    file: Mutex<Option<OpenFile>>,
+    /// The descriptor was used lately.
+    pub(crate) recent: AtomicBool,
     dir: Option<Box<Mutex<DirState>>>,
 }
 
 impl Node {
     pub(crate) fn body(&self) -> MutexGuard<'_, Body> {
         self.body.lock().expect("no panic while a body is locked")
+    }
+
+    pub(crate) fn file(&self) -> MutexGuard<'_, Option<OpenFile>> {
+        self.file.lock().expect("no panic while an open file is locked")
     }
 
     /// State and mutation lock of a directory; `None` for anything else.
@@ -140,7 +149,8 @@ pub(crate) struct Identity {
     pub(crate) upper: UpperAt,
     pub(crate) lower: Lower,
     pub(crate) nlink_delta: i64,
-    pub(crate) place: (Arc<Node>, OsString),
+    /// Parent and name, if it has one.
+    pub(crate) place: Option<(Arc<Node>, OsString)>,
     /// It is one of several hard links in the lower.
     pub(crate) lower_links: bool,
 }
@@ -204,9 +214,9 @@ impl Inodes {
             if !node.is_dir() && node.id != ROOT {
                 if let (UpperAt::Held(_), UpperAt::Named) = (&body.upper, &found.upper) {
                     body.upper = UpperAt::Named;
-                    body.place = Some(found.place);
+                    body.place = found.place;
                 } else if body.place.is_none() {
-                    body.place = Some(found.place);
+                    body.place = found.place;
                 }
             }
             drop(body);
@@ -214,7 +224,7 @@ impl Inodes {
         }
         let (id, alt) = id;
         let body = Body {
-            place: Some(found.place),
+            place: found.place,
             upper: found.upper,
             upper_ino: found.upper_ino,
             lower: found.lower,
@@ -288,6 +298,8 @@ fn new_node(id: Ino, kind: u32, body: Body) -> Arc<Node> {
         epoch: AtomicU32::new(0),
         body: Mutex::new(body),
         copying: Mutex::new(()),
+        file: Mutex::new(None),
+        recent: AtomicBool::new(false),
         dir,
     })
 }

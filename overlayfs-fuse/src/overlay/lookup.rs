@@ -90,7 +90,7 @@ impl Overlay {
             (Some(up), Some(path)) => up.layer.find(path, name)?,
             _ => Named::Absent,
         };
-        let place = || (Arc::clone(dir), name.to_owned());
+        let place = || Some((Arc::clone(dir), name.to_owned()));
         match in_upper {
             Named::Whiteout => Ok(None),
             Named::Present(stat, opaque) => {
@@ -187,7 +187,7 @@ impl Overlay {
                 upper: UpperAt::None,
                 lower: Lower::File(layer, path, name.to_owned()),
                 nlink_delta: 0,
-                place: (Arc::clone(dir), name.to_owned()),
+                place: Some((Arc::clone(dir), name.to_owned())),
                 lower_links: links,
             },
             stat,

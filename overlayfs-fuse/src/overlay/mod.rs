@@ -18,6 +18,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::sys::stat::FileStat;
@@ -29,7 +30,7 @@ mod attr;
 pub mod copy_up;
 mod create;
 mod directory;
-pub mod handle;
+mod files;
 pub mod idmap;
 pub mod inode;
 mod lookup;
@@ -51,7 +52,7 @@ pub use upper::Upper;
 use inode::{Inodes, Lower, LowerDir, UpperAt};
 
 /// Attributes of an object as the union shows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attr {
     /// Node id and inode number.
     pub ino: Ino,
@@ -104,7 +105,9 @@ pub struct Overlay {
     upper: Option<Upper>,
     options: Options,
     inodes: Inodes,
-    handles: handle::Handles,
+    files: files::Files,
+    /// Copy-ups that succeeded.
+    copied: AtomicU64,
     /// See the theory above.
     tree: RwLock<()>,
 }
@@ -163,7 +166,8 @@ impl Overlay {
             upper,
             options,
             inodes,
-            handles: handle::Handles::default(),
+            files: files::Files::default(),
+            copied: AtomicU64::new(0),
             tree: RwLock::new(()),
         })
     }
@@ -184,6 +188,21 @@ impl Overlay {
     #[must_use]
     pub fn known_nodes(&self) -> usize {
         self.inodes.len()
+    }
+
+    /// At most so many files are kept open.
+    pub fn limit_open_files(&self, limit: usize) {
+        self.files.limit_to(limit);
+    }
+
+    /// What there is at the moment, and what was done, by name.
+    #[must_use]
+    pub fn gauges(&self) -> [(&'static str, u64); 3] {
+        [
+            ("nodes", self.known_nodes() as u64),
+            ("open_files", self.files.len() as u64),
+            ("copy_ups", self.copied.load(Ordering::Relaxed)),
+        ]
     }
 
     fn tree_shared(&self) -> RwLockReadGuard<'_, ()> {

@@ -3,11 +3,15 @@
 #![allow(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 
 use std::ffi::{CStr, CString, OsStr, OsString};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use std::os::unix::net::UnixStream;
+
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 /// `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
 const FICLONE: libc::c_ulong = 0x4004_9409;
@@ -133,6 +137,32 @@ pub(crate) fn adopt_fd(number: RawFd) -> nix::Result<OwnedFd> {
     // SAFETY: open (checked above), and ours by the contract of --ready-fd and
     // --exit-fd: nothing else in this process owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Receives a descriptor from another process; `None` when it sent none.
+pub(crate) fn receive_fd(
+    socket: &UnixStream,
+    byte: &mut IoSliceMut<'_>,
+) -> nix::Result<Option<OwnedFd>> {
+    let mut space = nix::cmsg_space!(RawFd);
+    let mut parts = [IoSliceMut::new(byte)];
+    let message = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part
+            && let Some(fd) = fds.first()
+        {
+            // SAFETY: the kernel has just made this descriptor for this process
+            // (unix(7), SCM_RIGHTS); nothing else owns it.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(*fd) }));
+        }
+    }
+    Ok(None)
 }
 
 /// What [`fork`] returned as.

@@ -1,0 +1,23 @@
+//! The FUSE protocol: how the kernel asks, and how it is answered.
+//!
+//! [`wire`] is the messages, [`init`] what is agreed on, [`adapter`] decodes,
+//! calls the union and replies; [`server`] moves messages from and to /dev/fuse.
+//! Only the last does I/O.
+//!
+//! The kernel is the cache: every change goes through it and lowers do not
+//! change, so names, attributes, missing names and directory contents are good
+//! for ever, and data in its page cache stays.
+
+mod adapter;
+pub mod counters;
+mod init;
+pub mod server;
+mod wire;
+
+pub use adapter::Adapter;
+
+/// The protocol spoken, for `--version`.
+#[must_use]
+pub fn version() -> String {
+    format!("{}.{}", wire::MAJOR, wire::MINOR)
+}

@@ -1,0 +1,453 @@
+//! The threads that serve, and how they wait.
+//!
+//! # Theory of operation
+//! A round trip through /dev/fuse costs two wake-ups, and these cost far more than
+//! most answers. So at any time at most one thread *listens* to the device, and
+//! before it sleeps there it may look again and again for a while (*spinning*):
+//! a client that asks one thing after the other then never waits for a wake-up
+//! of ours.
+//!
+//! A thread that has received a request stops listening and serves it; when it is
+//! done it listens again. The others are *benched*. One of them is called
+//! (*summoned*) to listen when
+//! * one request after the other is waiting already when the last was received
+//!   ([`PILE`] of them: a single client leaves one behind now and then, for which
+//!   a wake-up is not worth it), or
+//! * serving takes long: as long as there is traffic one benched thread looks
+//!   every [`TICK`] whether the device is unattended, and attends to it. After
+//!   [`LINGER`] ticks without a request it sleeps until the next one. Hence
+//!   without traffic nothing of ours ever wakes up.
+//!
+//! Spinning is worth it only while requests come soon, and never if somebody else
+//! wants the processor: [`Spin`] decides, from what came of it lately.
+
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::adapter::{Adapter, Verdict};
+use super::counters::{Counters, count, line};
+use super::init::MAX_WRITE;
+use super::wire::{Answer, Request, op};
+
+/// Threads: one that listens and some that may be held up by a slow disk.
+const THREADS: usize = 4;
+/// A message: header, the largest WRITE, and what may come with it.
+const BUFFER: usize = MAX_WRITE as usize + 8192;
+/// How often a benched thread looks after the device while there is traffic.
+const TICK: Duration = Duration::from_millis(4);
+/// Ticks without a request after which it does not look any more.
+const LINGER: u32 = 16;
+/// So many requests in a row that found the next one waiting are a pile.
+const PILE: u32 = 4;
+/// How long a thread hopes to become the listener before it is benched, rounds.
+const HOPE: u32 = 200;
+
+/// The clock, for spinning alone.
+#[expect(clippy::disallowed_methods, reason = "the one place where this program reads the clock")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// When to look again for a request instead of sleeping.
+///
+/// A wait that spinning ended is a hit. While less than one wait in four is, it
+/// is tried only now and then. Whoever yields the processor and gets it back late
+/// shares it with somebody: then it is not tried for a while at all.
+#[derive(Debug)]
+struct Spin {
+    /// Longest time to spin; zero: never.
+    limit: Duration,
+    /// Hits (1) and misses (0) of the last waits, the latest lowest.
+    history: u16,
+    /// Waits since the last attempt.
+    skipped: u32,
+    /// The processor was found busy: not before.
+    not_before: Option<Instant>,
+}
+
+/// A round of looking and yielding takes about a microsecond; much more means that
+/// another thread ran meanwhile.
+const SHARED: Duration = Duration::from_micros(30);
+/// How long a processor that was found busy is left alone.
+const RESPECT: Duration = Duration::from_millis(5);
+/// Waits without spinning until it is tried again.
+const RETRY: u32 = 32;
+
+impl Spin {
+    fn new(limit: Duration) -> Self {
+        Self { limit, history: u16::MAX, skipped: 0, not_before: None }
+    }
+
+    /// Whether to try; `at` is the time.
+    fn wanted(&mut self, at: Instant) -> bool {
+        if self.limit.is_zero() || self.not_before.is_some_and(|t| at < t) {
+            return false;
+        }
+        self.not_before = None;
+        if self.history.count_ones() >= 4 || self.skipped >= RETRY {
+            self.skipped = 0;
+            return true;
+        }
+        self.skipped += 1;
+        false
+    }
+
+    fn record(&mut self, hit: bool) {
+        self.history = self.history << 1 | u16::from(hit);
+    }
+}
+
+/// What the threads share.
+pub struct Server {
+    device: OwnedFd,
+    adapter: Adapter,
+    counters: Counters,
+    /// Somebody listens, or is about to.
+    attended: AtomicBool,
+    /// Requests received.
+    received: AtomicU64,
+    /// The mount is gone.
+    over: AtomicBool,
+    bench: Mutex<Bench>,
+    called: Condvar,
+    spin: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Bench {
+    /// Threads on it.
+    sitting: usize,
+    /// Of these, are to leave it.
+    summoned: usize,
+    /// One of them looks every tick.
+    watched: bool,
+}
+
+/// What a look at the device gave.
+enum Received {
+    Message(usize),
+    Nothing,
+    Over,
+}
+
+impl Server {
+    /// A server of the mount behind `device`, with INIT answered: from now on the
+    /// mount is live. `spin`: longest time to spin, zero for never.
+    ///
+    /// # Errors
+    /// The kernel does not speak our protocol, or the mount is gone already.
+    pub fn start(device: OwnedFd, adapter: Adapter, spin: Duration) -> std::io::Result<Self> {
+        let server = Self {
+            device,
+            adapter,
+            counters: Counters::default(),
+            attended: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            bench: Mutex::default(),
+            called: Condvar::new(),
+            spin,
+        };
+        let mut buffer = vec![0; BUFFER];
+        let len = loop {
+            server.wait()?;
+            match server.look(&mut buffer)? {
+                Received::Message(len) => break len,
+                Received::Nothing => {}
+                Received::Over => return Err(Errno::ENODEV.into()),
+            }
+        };
+        let mut answer = Answer::default();
+        answer.clear();
+        let request = Request::parse(&buffer[..len]).filter(|r| r.opcode == op::INIT);
+        let request = request.ok_or(Errno::EPROTO)?;
+        if server.adapter.init(&request, &mut answer).is_none() {
+            server.reply(answer.finish(request.unique, libc::EPROTO))?;
+            return Err(Errno::EPROTO.into());
+        }
+        server.counters.request(request.opcode);
+        server.reply(answer.finish(request.unique, 0))?;
+        Ok(server)
+    }
+
+    /// Serves until the mount is gone.
+    ///
+    /// # Errors
+    /// A thread cannot be started, or the device fails.
+    pub fn run(&self) -> std::io::Result<()> {
+        std::thread::scope(|scope| {
+            let mut threads = Vec::with_capacity(THREADS);
+            for n in 0..THREADS {
+                let name = format!("serve-{n}");
+                threads.push(std::thread::Builder::new().name(name).spawn_scoped(scope, || {
+                    let result = self.work();
+                    self.end();
+                    result
+                })?);
+            }
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread died")))
+            })
+        })
+    }
+
+    /// Counters of the requests and of the union, one `name value` a line.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut out = self.counters.report();
+        for (name, value) in self.adapter.overlay().gauges() {
+            line(&mut out, name, value);
+        }
+        out
+    }
+
+    fn work(&self) -> std::io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        let mut answer = Answer::default();
+        let mut spin = Spin::new(self.spin);
+        let mut pile = 0;
+        while !self.over.load(Ordering::Acquire) {
+            if !self.attend() {
+                self.sit();
+                continue;
+            }
+            let received = self.listen(&mut buffer, &mut spin);
+            let len = match received {
+                Ok(Received::Message(len)) => len,
+                Ok(_) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            self.received.fetch_add(1, Ordering::Relaxed);
+            self.attended.store(false, Ordering::Release);
+            pile = if self.is_ready()? { pile + 1 } else { 0 };
+            if pile >= PILE {
+                self.summon();
+            }
+            self.serve(&buffer[..len], &mut answer)?;
+        }
+        Ok(())
+    }
+
+    fn serve(&self, message: &[u8], answer: &mut Answer) -> std::io::Result<()> {
+        // The kernel does not send less than a header.
+        let Some(request) = Request::parse(message) else { return Ok(()) };
+        self.counters.request(request.opcode);
+        answer.clear();
+        let errno = match self.adapter.serve(&request, answer) {
+            Verdict::Silent => return Ok(()),
+            Verdict::Reply => 0,
+            Verdict::Fail(errno) => {
+                self.counters.error();
+                errno
+            }
+        };
+        self.reply(answer.finish(request.unique, errno))
+    }
+
+    fn reply(&self, message: &[u8]) -> std::io::Result<()> {
+        match nix::unistd::write(&self.device, message) {
+            // ENOENT: whoever asked was killed. ENODEV: unmounted.
+            Ok(_) | Err(Errno::ENOENT | Errno::ENODEV | Errno::ECONNABORTED) => Ok(()),
+            // EINVAL, EIO …: it could not be taken. Whoever asked must not wait for ever.
+            Err(errno) => {
+                tracing::error!(%errno, len = message.len(), "the kernel refused an answer");
+                let mut refused = Answer::default();
+                refused.clear();
+                let unique = message.get(8..16).and_then(|b| b.try_into().ok());
+                let unique = unique.map_or(0, u64::from_ne_bytes);
+                match nix::unistd::write(&self.device, refused.finish(unique, libc::EIO)) {
+                    Ok(_) | Err(Errno::ENOENT | Errno::ENODEV) => Ok(()),
+                    Err(errno) => Err(errno.into()),
+                }
+            }
+        }
+    }
+
+    /// Becomes the listener, if nobody is.
+    fn attend(&self) -> bool {
+        for _ in 0..HOPE {
+            if !self.attended.swap(true, Ordering::Acquire) {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// Waits for a request, spinning or asleep.
+    fn listen(&self, buffer: &mut [u8], spin: &mut Spin) -> std::io::Result<Received> {
+        match self.look(buffer)? {
+            Received::Nothing => {}
+            other => return Ok(other),
+        }
+        let start = now();
+        if spin.wanted(start) {
+            let mut last = start;
+            loop {
+                nix::sched::sched_yield()?;
+                let received = self.look(buffer)?;
+                let at = now();
+                if at - last > SHARED {
+                    spin.not_before = Some(at + RESPECT);
+                }
+                if !matches!(received, Received::Nothing) {
+                    spin.record(true);
+                    count(&self.counters.spin_hits);
+                    return Ok(received);
+                }
+                if at - start > spin.limit || spin.not_before.is_some() {
+                    break;
+                }
+                last = at;
+            }
+            spin.record(false);
+            count(&self.counters.spin_misses);
+        }
+        loop {
+            self.wait()?;
+            match self.look(buffer)? {
+                Received::Nothing => {}
+                other => {
+                    self.watch();
+                    return Ok(other);
+                }
+            }
+        }
+    }
+
+    /// Takes a request if there is one.
+    fn look(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
+        match nix::unistd::read(&self.device, buffer) {
+            Ok(len) => Ok(Received::Message(len)),
+            // ENOENT: the request was taken back. EINTR: a signal.
+            Err(Errno::EAGAIN | Errno::ENOENT | Errno::EINTR) => Ok(Received::Nothing),
+            Err(Errno::ENODEV | Errno::ECONNABORTED) => Ok(Received::Over),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn wait(&self) -> std::io::Result<()> {
+        let mut device = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut device, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn is_ready(&self) -> std::io::Result<bool> {
+        let mut device = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut device, PollTimeout::ZERO) {
+            Ok(n) => Ok(n > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn bench(&self) -> MutexGuard<'_, Bench> {
+        // A thread that died here is reported by `run`; the others go on.
+        self.bench.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls a benched thread to the device.
+    fn summon(&self) {
+        let mut bench = self.bench();
+        if bench.sitting > bench.summoned {
+            bench.summoned += 1;
+            count(&self.counters.summons);
+            self.called.notify_one();
+        }
+    }
+
+    /// There is traffic again: somebody on the bench must look after the device.
+    fn watch(&self) {
+        let bench = self.bench();
+        if !bench.watched && bench.sitting > bench.summoned {
+            self.called.notify_one();
+        }
+    }
+
+    fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        let _bench = self.bench();
+        self.called.notify_all();
+    }
+
+    /// Stays on the bench until summoned, or until the device is unattended for long.
+    fn sit(&self) {
+        let mut bench = self.bench();
+        bench.sitting += 1;
+        let mut quiet = 0;
+        while !self.over.load(Ordering::Acquire) {
+            if bench.summoned > 0 {
+                bench.summoned -= 1;
+                break;
+            }
+            let before = self.received.load(Ordering::Relaxed);
+            if bench.watched || quiet >= LINGER {
+                quiet = 0;
+                bench = self.called.wait(bench).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            bench.watched = true;
+            let waited = self.called.wait_timeout(bench, TICK);
+            let (locked, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            bench = locked;
+            bench.watched = false;
+            let same = before == self.received.load(Ordering::Relaxed);
+            if same && !self.attended.load(Ordering::Acquire) {
+                break;
+            }
+            quiet = if same { quiet + 1 } else { 0 };
+        }
+        // A watch must not end because its watchman left.
+        if bench.sitting > 1 && !bench.watched {
+            self.called.notify_one();
+        }
+        bench.sitting -= 1;
+    }
+}
+
+/// Writes a report where it is wanted.
+pub(crate) fn write_report(report: &str, to: Option<&std::path::Path>) -> std::io::Result<()> {
+    match to {
+        // In one piece: a reader sees an old report or a new one.
+        Some(path) => {
+            let mut temp = path.as_os_str().to_owned();
+            temp.push(".new");
+            std::fs::write(&temp, report)?;
+            std::fs::rename(&temp, path)
+        }
+        None => std::io::stderr().write_all(report.as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spinning_stops_when_nothing_comes_of_it_and_is_tried_again() {
+        let at = now();
+        let mut spin = Spin::new(Duration::from_micros(50));
+        let mut tries = 0;
+        for _ in 0..16 {
+            tries += u32::from(spin.wanted(at));
+            spin.record(false);
+        }
+        assert!((12..16).contains(&tries), "{tries}");
+        let tries = (0..RETRY * 10).filter(|_| spin.wanted(at)).count();
+        assert!((8..=10).contains(&tries), "{tries}");
+        (0..4).for_each(|_| spin.record(true));
+        assert!(spin.wanted(at));
+        // Never on a processor that somebody else wants.
+        spin.not_before = Some(at + RESPECT);
+        assert!(!spin.wanted(at) && spin.wanted(at + RESPECT));
+        assert!(!Spin::new(Duration::ZERO).wanted(at));
+    }
+}

@@ -1,0 +1,314 @@
+//! File data: reading, writing, and what else is done to an open file.
+//!
+//! # Theory of operation
+//! Nobody opens a file here: a request names a node. The first access opens it
+//! and leaves the descriptor with the node, next to the node's epoch; when the
+//! node is copied up the epoch moves on, and the next access opens the copy. A
+//! descriptor for writing is always one of the upper.
+//!
+//! At most a fixed number of nodes keep a descriptor. The oldest that was not
+//! used since it was last looked at loses it (the clock algorithm). A node that
+//! is forgotten takes its descriptor along.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate};
+use nix::unistd::{Whence, lseek};
+
+use super::Overlay;
+use super::inode::{Ino, Node, UpperAt};
+use crate::error::{During, Error, Result};
+
+/// A descriptor that a node keeps.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    /// The node's when it was opened.
+    epoch: u32,
+    reads: bool,
+    writes: bool,
+    /// The file is known to have no set-id bits.
+    plain: bool,
+    fd: Arc<OwnedFd>,
+}
+
+impl OpenFile {
+    /// A file of the upper, opened for reading and writing.
+    pub(crate) fn of_upper(epoch: u32, fd: OwnedFd) -> Self {
+        Self { epoch, reads: true, writes: true, plain: false, fd: Arc::new(fd) }
+    }
+}
+
+/// The nodes that keep a descriptor.
+#[derive(Debug)]
+pub(crate) struct Files {
+    ring: Mutex<VecDeque<Weak<Node>>>,
+    limit: AtomicUsize,
+}
+
+impl Default for Files {
+    fn default() -> Self {
+        Self { ring: Mutex::default(), limit: AtomicUsize::new(256) }
+    }
+}
+
+impl Files {
+    /// From now on at most so many descriptors are kept.
+    pub(crate) fn limit_to(&self, limit: usize) {
+        self.limit.store(limit.max(1), Ordering::Relaxed);
+    }
+
+    /// Nodes in the ring, some of which may be gone.
+    pub(crate) fn len(&self) -> usize {
+        self.ring().len()
+    }
+
+    fn ring(&self) -> MutexGuard<'_, VecDeque<Weak<Node>>> {
+        self.ring.lock().expect("no panic while the open files are locked")
+    }
+
+    /// The node to be looked at next, if there are too many.
+    fn surplus(&self) -> Option<Weak<Node>> {
+        let mut ring = self.ring();
+        if ring.len() > self.limit.load(Ordering::Relaxed) { ring.pop_front() } else { None }
+    }
+}
+
+impl Overlay {
+    /// Leaves a descriptor with its node.
+    pub(crate) fn keep_file(&self, node: &Arc<Node>, file: OpenFile) {
+        let before = node.file().replace(file);
+        if before.is_none() {
+            self.files.ring().push_back(Arc::downgrade(node));
+            self.trim_files();
+        }
+    }
+
+    fn trim_files(&self) {
+        // Once around at most: by then every mark has been taken.
+        for _ in 0..=self.files.len() {
+            let Some(weak) = self.files.surplus() else { return };
+            let Some(node) = weak.upgrade() else { continue };
+            if node.recent.swap(false, Ordering::Relaxed) {
+                self.files.ring().push_back(weak);
+            } else {
+                node.file().take();
+            }
+            self.inodes.purge(node);
+        }
+    }
+
+    /// The descriptor that a node keeps, if it is of the object shown now.
+    pub(crate) fn kept_file(&self, node: &Node) -> Option<Arc<OwnedFd>> {
+        let epoch = node.epoch();
+        let slot = node.file();
+        slot.as_ref().filter(|file| file.epoch == epoch).map(|file| Arc::clone(&file.fd))
+    }
+
+    /// A descriptor of a regular file; for writing it is copied up first. The
+    /// caller holds no lock.
+    pub(crate) fn file(&self, node: &Arc<Node>, writes: bool) -> Result<Arc<OwnedFd>> {
+        if writes {
+            self.copy_up(node, None)?;
+        }
+        let _tree = self.tree_shared();
+        let epoch = node.epoch();
+        let mut slot = node.file();
+        if let Some(file) = &*slot
+            && file.epoch == epoch
+            && if writes { file.writes } else { file.reads }
+        {
+            node.recent.store(true, Ordering::Relaxed);
+            return Ok(Arc::clone(&file.fd));
+        }
+        let (fd, reads) = self.open_node(node, writes)?;
+        let fd = Arc::new(fd);
+        let file = OpenFile { epoch, reads, writes, plain: false, fd: Arc::clone(&fd) };
+        let fresh = slot.replace(file).is_none();
+        drop(slot);
+        if fresh {
+            self.files.ring().push_back(Arc::downgrade(node));
+            self.trim_files();
+        }
+        Ok(fd)
+    }
+
+    /// Opens a regular file where it is; whether it can be read comes along. The
+    /// tree lock is held.
+    fn open_node(&self, node: &Arc<Node>, writes: bool) -> Result<(OwnedFd, bool)> {
+        let Some(spot) = self.upper_spot(node)? else {
+            let (layer, path, name) = super::attr::lower_of(node)?;
+            return Ok((self.lowers[layer].open(&path, &name)?, true));
+        };
+        // Never O_APPEND (the kernel gives every write its offset), O_DIRECT (our
+        // buffers are not aligned) or O_SYNC (the kernel asks for it by FSYNC).
+        // O_NONBLOCK: never wait for a FIFO.
+        let base = OFlag::O_NONBLOCK;
+        if !writes {
+            let fd = spot.open(base | OFlag::O_RDONLY).during("open a file of the upper")?;
+            return Ok((fd, true));
+        }
+        match spot.open(base | OFlag::O_RDWR) {
+            // Writable but not readable by this process.
+            Err(Errno::EACCES) => {
+                let fd = spot.open(base | OFlag::O_WRONLY).during("open a file of the upper")?;
+                Ok((fd, false))
+            }
+            other => Ok((other.during("open a file of the upper")?, true)),
+        }
+    }
+
+    /// A regular file's node.
+    fn file_node(&self, id: Ino) -> Result<Arc<Node>> {
+        let node = self.node(id)?;
+        if node.kind == libc::S_IFREG { Ok(node) } else { Err(Error::Invalid("not a file")) }
+    }
+
+    /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end.
+    ///
+    /// # Errors
+    /// What open(2) and pread(2) say.
+    pub fn read(&self, id: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let file = self.file(&self.file_node(id)?, false)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset_of(offset, done)?;
+            match nix::sys::uio::pread(file.as_fd(), &mut buffer[done..], at) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Error::Layer { op: "read", errno }),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes `data` at `offset`; gives the bytes written. With `drop_set_id` the
+    /// set-id bits go, as after a write by the unprivileged.
+    ///
+    /// # Errors
+    /// `ReadOnly`, what copying up meets, or what pwrite(2) says when nothing was
+    /// written.
+    pub fn write(&self, id: Ino, offset: u64, data: &[u8], drop_set_id: bool) -> Result<usize> {
+        let node = self.file_node(id)?;
+        let file = self.file(&node, true)?;
+        if drop_set_id && !node.file().as_ref().is_some_and(|f| f.plain) {
+            self.drop_set_id(&node)?;
+            if let Some(file) = node.file().as_mut() {
+                file.plain = true;
+            }
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset_of(offset, done)?;
+            match nix::sys::uio::pwrite(file.as_fd(), &data[done..], at) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(Errno::EINTR) => {}
+                // What was written counts; the next write meets the error.
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(Error::Layer { op: "write", errno }),
+            }
+        }
+        Ok(done)
+    }
+
+    /// The mode of a node may have changed: it may have set-id bits again.
+    pub(crate) fn forget_plain(&self, node: &Node) {
+        if let Some(file) = node.file().as_mut() {
+            file.plain = false;
+        }
+    }
+
+    /// Makes what was written durable, unless the union is volatile.
+    ///
+    /// # Errors
+    /// What fsync(2) says.
+    pub fn fsync(&self, id: Ino, data_only: bool) -> Result<()> {
+        let node = self.file_node(id)?;
+        // What a lower holds was never written here.
+        if self.options.volatile || matches!(node.body().upper, UpperAt::None) {
+            return Ok(());
+        }
+        let file = self.file(&node, true)?;
+        if data_only {
+            nix::unistd::fdatasync(file.as_fd()).during("sync a file")
+        } else {
+            nix::unistd::fsync(file.as_fd()).during("sync a file")
+        }
+    }
+
+    /// Makes the names of a directory durable, unless the union is volatile.
+    ///
+    /// # Errors
+    /// What fsync(2) says.
+    pub fn fsync_dir(&self, id: Ino) -> Result<()> {
+        if self.options.volatile {
+            return Ok(());
+        }
+        let node = self.node(id)?;
+        let _tree = self.tree_shared();
+        let Some(spot) = self.upper_spot(&node)? else { return Ok(()) };
+        let fd = match &spot {
+            super::upper::Spot::At(..) => spot.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY),
+            super::upper::Spot::Fd(fd) => nix::fcntl::openat(
+                fd.as_fd(),
+                ".",
+                OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+                nix::sys::stat::Mode::empty(),
+            ),
+        };
+        let fd = fd.during("open a directory to sync it")?;
+        nix::unistd::fsync(&fd).during("sync a directory")
+    }
+
+    /// fallocate(2).
+    ///
+    /// # Errors
+    /// What copying up meets, or what the upper's file system says.
+    pub fn allocate(&self, id: Ino, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let node = self.file_node(id)?;
+        let file = self.file(&node, true)?;
+        let mode = FallocateFlags::from_bits_retain(mode);
+        let (offset, len) = (offset_of(offset, 0)?, offset_of(len, 0)?);
+        fallocate(file.as_fd(), mode, offset, len).during("allocate space")
+    }
+
+    /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
+    ///
+    /// # Errors
+    /// ENXIO past the end, or what the file system says.
+    pub fn seek(&self, id: Ino, offset: i64, whence: i32) -> Result<i64> {
+        let whence = match whence {
+            libc::SEEK_DATA => Whence::SeekData,
+            libc::SEEK_HOLE => Whence::SeekHole,
+            _ => return Err(Error::Invalid("no such origin to seek from")),
+        };
+        let file = self.file(&self.file_node(id)?, false)?;
+        lseek(file.as_fd(), offset, whence).during("seek")
+    }
+
+    /// copy_file_range(2) between two files, each with its offset.
+    ///
+    /// # Errors
+    /// What the file systems say; EXDEV and EOPNOTSUPP make the kernel copy itself.
+    pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<usize> {
+        let target = self.file(&self.file_node(to.0)?, true)?;
+        let source = self.file(&self.file_node(from.0)?, false)?;
+        let (mut at, mut into) = (offset_of(from.1, 0)?, offset_of(to.1, 0)?);
+        // The reply counts in 32 bits.
+        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+        copy_file_range(source.as_fd(), Some(&mut at), target.as_fd(), Some(&mut into), len)
+            .during("copy a range")
+    }
+}
+
+fn offset_of(offset: u64, done: usize) -> Result<i64> {
+    offset
+        .checked_add(done as u64)
+        .and_then(|o| i64::try_from(o).ok())
+        .ok_or(Error::Invalid("offset beyond the largest file"))
+}
