@@ -220,7 +220,7 @@ fn join_layers(config: &Config, descriptors: usize) -> Result<Overlay> {
     let upper = match &config.upper {
         None => None,
         Some(dirs) => {
-            let upper = Upper::open(&dirs.upper, &dirs.work, cache).with_context(|| {
+            let upper = Upper::open(&dirs.upper, &dirs.work).with_context(|| {
                 format!("upperdir {}, workdir {}", dirs.upper.display(), dirs.work.display())
             })?;
             if upper.shared_work {

@@ -7,13 +7,11 @@
 //! it, also while it is changed underneath. A layer may contain mount points.
 //!
 //! The descriptors of directories are kept in a bounded least-recently-used
-//! cache by path. The paths of a lower never change; whoever renames or removes
-//! directories of the upper calls [`DirLayer::forget`] or
-//! [`DirLayer::forget_all`] while it keeps others from resolving paths.
+//! cache by path: the paths of a lower never change.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -95,29 +93,9 @@ impl DirLayer {
         if let Some(fd) = self.lru().touch(path) {
             return Ok(fd);
         }
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let opened = loop {
-            match openat2(self.root.as_fd(), path, how) {
-                // EAGAIN: a rename raced with the resolution (openat2(2)).
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                other => break other,
-            }
-        };
-        let fd = Arc::new(gone_is_stale(opened, "open a directory of a layer")?);
+        let fd = Arc::new(open_beneath(self.root.as_fd(), path)?);
         self.lru().insert(path, Arc::clone(&fd));
         Ok(fd)
-    }
-
-    /// Forgets the descriptor of a directory that has been removed.
-    pub fn forget(&self, path: &Path) {
-        self.lru().open.remove(path);
-    }
-
-    /// Forgets all descriptors: a directory was renamed.
-    pub fn forget_all(&self) {
-        self.lru().open.clear();
     }
 
     fn lru(&self) -> std::sync::MutexGuard<'_, Lru> {
@@ -140,6 +118,101 @@ impl DirLayer {
     }
 }
 
+/// A descriptor (`O_PATH`) of the directory `path` below `root`.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    loop {
+        match openat2(root, path, how) {
+            // EAGAIN: a rename raced with the resolution (openat2(2)).
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return gone_is_stale(other, "open a directory of a layer"),
+        }
+    }
+}
+
+/// Reads the directory behind `parent`.
+pub(crate) fn list_at(parent: BorrowedFd<'_>) -> Result<Listing> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let fd = openat(parent, ".", flags, Mode::empty());
+    let fd = gone_is_stale(fd, "open a directory for reading")?;
+    let marks = whiteout::dir_marks(fd.as_fd())?;
+    let mut stream = Dir::from_fd(fd).during("read a directory")?;
+    let mut out = Listing { entries: Vec::new(), opaque: marks.opaque, marked: false };
+    for entry in stream.iter() {
+        let entry = entry.during("read a directory")?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        if let Some(marker) = whiteout::Marker::parse(name) {
+            out.marked = true;
+            match marker {
+                whiteout::Marker::Opaque => out.opaque = true,
+                whiteout::Marker::Hides(name) => {
+                    out.entries.push(RawEntry { name: name.to_owned(), kind: EntryKind::Whiteout })
+                }
+                whiteout::Marker::Reserved => {}
+            }
+            continue;
+        }
+        let kind = match entry.file_type() {
+            Some(Type::Directory) => EntryKind::Object(libc::S_IFDIR),
+            Some(Type::Symlink) => EntryKind::Object(libc::S_IFLNK),
+            Some(Type::Fifo) => EntryKind::Object(libc::S_IFIFO),
+            Some(Type::Socket) => EntryKind::Object(libc::S_IFSOCK),
+            Some(Type::BlockDevice) => EntryKind::Object(libc::S_IFBLK),
+            Some(Type::File) if !marks.xattr_whiteouts => EntryKind::Object(libc::S_IFREG),
+            // A character device may be a whiteout, an unknown type anything.
+            Some(Type::CharacterDevice | Type::File) | None => {
+                match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    Ok(stat) => {
+                        if whiteout::is_whiteout(parent, name, &stat, marks.xattr_whiteouts)? {
+                            EntryKind::Whiteout
+                        } else {
+                            EntryKind::Object(stat.st_mode & libc::S_IFMT)
+                        }
+                    }
+                    Err(Errno::ENOENT) => continue,
+                    Err(errno) => return Err(Error::Layer { op: "stat an entry", errno }),
+                }
+            }
+        };
+        out.entries.push(RawEntry { name: name.to_owned(), kind });
+    }
+    Ok(out)
+}
+
+/// What `name` in the directory behind `parent` is.
+pub(crate) fn find_at(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Named> {
+    match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => {
+            if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
+                let opaque = whiteout::is_opaque(parent, name)?;
+                return Ok(Named::Present(stat, opaque));
+            }
+            // Only an empty file can be a whiteout made of attributes.
+            let empty = stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_size == 0;
+            let by_attribute = empty && whiteout::dir_marks(parent)?.xattr_whiteouts;
+            if whiteout::is_whiteout(parent, name, &stat, by_attribute)? {
+                Ok(Named::Whiteout)
+            } else {
+                Ok(Named::Present(stat, false))
+            }
+        }
+        Err(Errno::ENOENT) => {
+            let marker = whiteout::marker_name(name);
+            match fstatat(parent, marker.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(_) => Ok(Named::Whiteout),
+                Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(Named::Absent),
+                Err(errno) => Err(Error::Layer { op: "look for a whiteout", errno }),
+            }
+        }
+        Err(errno) => Err(Error::Layer { op: "look up a name", errno }),
+    }
+}
+
 /// Absence of something seen before means that the layer changed underneath.
 fn gone_is_stale<T>(result: nix::Result<T>, op: &'static str) -> Result<T> {
     match result {
@@ -154,90 +227,13 @@ impl Layer for DirLayer {
     }
 
     fn list(&self, dir: &Path) -> Result<Listing> {
-        let parent = self.dir(dir)?;
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let fd = openat(parent.as_fd(), ".", flags, Mode::empty());
-        let fd = gone_is_stale(fd, "open a directory for reading")?;
-        let marks = whiteout::dir_marks(fd.as_fd())?;
-        let mut stream = Dir::from_fd(fd).during("read a directory")?;
-        let mut out = Listing { entries: Vec::new(), opaque: marks.opaque };
-        for entry in stream.iter() {
-            let entry = entry.during("read a directory")?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name == "." || name == ".." {
-                continue;
-            }
-            if let Some(marker) = whiteout::Marker::parse(name) {
-                match marker {
-                    whiteout::Marker::Opaque => out.opaque = true,
-                    whiteout::Marker::Hides(name) => out
-                        .entries
-                        .push(RawEntry { name: name.to_owned(), kind: EntryKind::Whiteout }),
-                    whiteout::Marker::Reserved => {}
-                }
-                continue;
-            }
-            let kind = match entry.file_type() {
-                Some(Type::Directory) => EntryKind::Object(libc::S_IFDIR),
-                Some(Type::Symlink) => EntryKind::Object(libc::S_IFLNK),
-                Some(Type::Fifo) => EntryKind::Object(libc::S_IFIFO),
-                Some(Type::Socket) => EntryKind::Object(libc::S_IFSOCK),
-                Some(Type::BlockDevice) => EntryKind::Object(libc::S_IFBLK),
-                Some(Type::File) if !marks.xattr_whiteouts => EntryKind::Object(libc::S_IFREG),
-                // A character device may be a whiteout, an unknown type anything.
-                Some(Type::CharacterDevice | Type::File) | None => {
-                    match fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                        Ok(stat) => {
-                            if whiteout::is_whiteout(
-                                parent.as_fd(),
-                                name,
-                                &stat,
-                                marks.xattr_whiteouts,
-                            )? {
-                                EntryKind::Whiteout
-                            } else {
-                                EntryKind::Object(stat.st_mode & libc::S_IFMT)
-                            }
-                        }
-                        Err(Errno::ENOENT) => continue,
-                        Err(errno) => return Err(Error::Layer { op: "stat an entry", errno }),
-                    }
-                }
-            };
-            out.entries.push(RawEntry { name: name.to_owned(), kind });
-        }
-        Ok(out)
+        list_at(self.dir(dir)?.as_fd())
     }
 
     fn find(&self, dir: &Path, name: &OsStr) -> Result<Named> {
-        let parent = match self.dir(dir) {
-            Err(Error::Stale) => return Ok(Named::Absent),
-            other => other?,
-        };
-        match fstatat(parent.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => {
-                if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-                    let opaque = whiteout::is_opaque(parent.as_fd(), name)?;
-                    return Ok(Named::Present(stat, opaque));
-                }
-                // Only an empty file can be a whiteout made of attributes.
-                let empty = stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_size == 0;
-                let by_attribute = empty && whiteout::dir_marks(parent.as_fd())?.xattr_whiteouts;
-                if whiteout::is_whiteout(parent.as_fd(), name, &stat, by_attribute)? {
-                    Ok(Named::Whiteout)
-                } else {
-                    Ok(Named::Present(stat, false))
-                }
-            }
-            Err(Errno::ENOENT) => {
-                let marker = whiteout::marker_name(name);
-                match fstatat(parent.as_fd(), marker.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
-                    Ok(_) => Ok(Named::Whiteout),
-                    Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(Named::Absent),
-                    Err(errno) => Err(Error::Layer { op: "look for a whiteout", errno }),
-                }
-            }
-            Err(errno) => Err(Error::Layer { op: "look up a name", errno }),
+        match self.dir(dir) {
+            Err(Error::Stale) => Ok(Named::Absent),
+            other => find_at(other?.as_fd(), name),
         }
     }
 

@@ -17,6 +17,7 @@ mod dir;
 mod mem;
 
 pub use dir::DirLayer;
+pub(crate) use dir::{find_at, list_at, open_beneath};
 pub use mem::MemLayer;
 
 /// What a name in a layer is, as far as merging needs to know.
@@ -44,6 +45,8 @@ pub struct Listing {
     pub entries: Vec<RawEntry>,
     /// The directory hides everything below it in other layers.
     pub opaque: bool,
+    /// It holds `.wh.` files.
+    pub marked: bool,
 }
 
 /// What a layer says about a single name.

@@ -1,24 +1,27 @@
 //! Attributes: status, owner, mode, times, size, extended attributes, link targets.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstat, utimensat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmod, fchmodat, fstat, futimens, utimensat,
+};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::xattr::{
-    ACL_ACCESS, OWNER, OverrideStat, Permissions, is_private, minimal_acl, parse_owner,
+    ACL_ACCESS, CAPABILITY, OWNER, OverrideStat, Permissions, is_private, minimal_acl, parse_owner,
 };
-use super::{Attr, Overlay};
+use super::{Attr, Overlay, Owners};
 use crate::error::{During, Error, Result};
 use crate::sys;
+use std::sync::atomic::Ordering;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +75,58 @@ fn time_spec(time: Option<SetTime>) -> TimeSpec {
         Some(SetTime::Now) => TimeSpec::UTIME_NOW,
         Some(SetTime::At(s, ns)) => TimeSpec::new(s, i64::from(ns)),
     }
+}
+
+/// An object of the upper, and how it is reached.
+enum Object {
+    /// By an open file: system calls take the descriptor itself.
+    Open(Arc<OwnedFd>),
+    /// By an `O_PATH` descriptor.
+    Path(Arc<OwnedFd>),
+}
+
+impl Object {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        let (Self::Open(fd) | Self::Path(fd)) = self;
+        fd.as_fd()
+    }
+
+    fn chmod(&self, mode: Mode) -> nix::Result<()> {
+        match self {
+            Self::Open(fd) => fchmod(fd.as_fd(), mode),
+            Self::Path(fd) => chmod_fd(fd.as_fd(), mode),
+        }
+    }
+
+    fn set_times(&self, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
+        match self {
+            Self::Open(fd) => futimens(fd.as_fd(), atime, mtime),
+            Self::Path(fd) => set_times(fd.as_fd(), atime, mtime),
+        }
+    }
+}
+
+/// Owner and mode are the inode's.
+fn change_inode(object: &Object, node: &Node, changes: &Changes, owners: &Owners) -> Result<()> {
+    let uid = changes.uid.map(|id| owners.disk_uid(id)).transpose()?.flatten();
+    let gid = changes.gid.map(|id| owners.disk_gid(id)).transpose()?.flatten();
+    if uid.is_some() || gid.is_some() {
+        let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+        fchownat(object.as_fd(), "", uid, gid, AtFlags::AT_EMPTY_PATH)
+            .during("change the owner")?;
+    }
+    if let Some(mode) = changes.mode {
+        object.chmod(Mode::from_bits_truncate(mode & 0o7777)).during("change the mode")?;
+    } else if changes.size.is_some() && changes.drop_set_id && node.kind == libc::S_IFREG {
+        let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
+        let mode = stat.st_mode & 0o7777;
+        if without_set_id(mode) != mode {
+            object
+                .chmod(Mode::from_bits_truncate(without_set_id(mode)))
+                .during("clear the set-id bits")?;
+        }
+    }
+    Ok(())
 }
 
 impl Overlay {
@@ -139,23 +194,44 @@ impl Overlay {
             self.resize(&node, size)?;
         }
         let _tree = self.tree_shared();
-        let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
-        let object = spot.reach().during("reach a file of the upper")?;
-        let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
-        let kept = self.kept_by_spot(&spot, &stat)?;
         if changes.mode.is_some() {
             self.forget_plain(&node);
         }
+        let object = self.object(&node)?;
         if self.options.permissions == Permissions::Inode || node.kind == libc::S_IFLNK {
-            self.change_inode(object.as_fd(), &node, changes)?;
+            change_inode(&object, &node, changes, &self.options.owners)?;
         } else {
-            self.change_kept(object.as_fd(), &node, &stat, kept, changes)?;
+            let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
+            let kept = self.kept(|a| sys::getxattr(object.as_fd(), OsStr::new(a)))?;
+            self.change_kept(&object, &node, &stat, kept, changes)?;
+        }
+        if node.is_dir() {
+            self.forget_passes_on(&node);
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
-            set_times(object.as_fd(), &time_spec(changes.atime), &time_spec(changes.mtime))
+            object
+                .set_times(&time_spec(changes.atime), &time_spec(changes.mtime))
                 .during("set times")?;
         }
         self.attr(&node)
+    }
+
+    /// The upper object of a node. The tree lock is held.
+    fn object(&self, node: &Arc<Node>) -> Result<Object> {
+        if node.kind == libc::S_IFREG
+            && let Some(file) = self.kept_file(node)
+        {
+            return Ok(Object::Open(file));
+        }
+        let spot = self.upper_spot(node)?.ok_or(Error::Stale)?;
+        Ok(Object::Path(spot.reach().during("reach a file of the upper")?))
+    }
+
+    /// What a directory passes on may have changed.
+    fn forget_passes_on(&self, node: &Node) {
+        if let Some(mut state) = node.dir_state() {
+            state.passes_on = None;
+        }
     }
 
     fn resize(&self, node: &Arc<Node>, size: u64) -> Result<()> {
@@ -165,42 +241,11 @@ impl Overlay {
         ftruncate(file.as_fd(), size).during("change the size of a file")
     }
 
-    fn change_inode(
-        &self,
-        object: BorrowedFd<'_>,
-        node: &Arc<Node>,
-        changes: &Changes,
-    ) -> Result<()> {
-        let owners = &self.options.owners;
-        let uid = changes.uid.map(|id| owners.disk_uid(id)).transpose()?.flatten();
-        let gid = changes.gid.map(|id| owners.disk_gid(id)).transpose()?.flatten();
-        if uid.is_some() || gid.is_some() {
-            fchownat(
-                object,
-                "",
-                uid.map(Uid::from_raw),
-                gid.map(Gid::from_raw),
-                AtFlags::AT_EMPTY_PATH,
-            )
-            .during("change the owner")?;
-        }
-        if let Some(mode) = changes.mode {
-            chmod_fd(object, Mode::from_bits_truncate(mode & 0o7777)).during("change the mode")?;
-        } else if changes.size.is_some() && changes.drop_set_id && node.kind == libc::S_IFREG {
-            let mode = fstat(object).during("stat a file of the upper")?.st_mode & 0o7777;
-            if without_set_id(mode) != mode {
-                chmod_fd(object, Mode::from_bits_truncate(without_set_id(mode)))
-                    .during("clear the set-id bits")?;
-            }
-        }
-        Ok(())
-    }
-
     /// Owner and mode live in an attribute: what chown(2) and chmod(2) would
     /// do to the inode is done to it.
     fn change_kept(
         &self,
-        object: BorrowedFd<'_>,
+        object: &Object,
         node: &Arc<Node>,
         stat: &FileStat,
         kept: Option<OverrideStat>,
@@ -229,13 +274,14 @@ impl Overlay {
         if let Some(mode) = changes.mode {
             new.mode = mode & 0o7777;
             let floor = if node.is_dir() { 0o700 } else { 0o600 };
-            chmod_fd(object, Mode::from_bits_truncate(mode & 0o777 | floor))
+            object
+                .chmod(Mode::from_bits_truncate(mode & 0o777 | floor))
                 .during("change the mode")?;
         }
         if new == old && kept.is_some() {
             return Ok(());
         }
-        self.keep(object, node.kind, &new)
+        self.keep(object.as_fd(), node.kind, &new)
     }
 
     /// Clears set-id bits after a write by an unprivileged caller.
@@ -301,7 +347,21 @@ impl Overlay {
         self.check_attribute(name, Error::NoAttribute)?;
         let node = self.node(id)?;
         let _tree = self.tree_shared();
-        if let Some(spot) = self.upper_spot(&node)? {
+        // The kernel asks for capabilities before every change of a file.
+        let capability = name == CAPABILITY;
+        if capability && node.bare.load(Ordering::Relaxed) {
+            return Err(Error::NoAttribute);
+        }
+        let value = self.read_attribute(&node, name);
+        if capability && matches!(value, Err(Error::NoAttribute)) {
+            node.bare.store(true, Ordering::Relaxed);
+        }
+        value
+    }
+
+    /// The tree lock is held.
+    fn read_attribute(&self, node: &Arc<Node>, name: &OsStr) -> Result<Vec<u8>> {
+        if let Some(spot) = self.upper_spot(node)? {
             let value = match &spot {
                 super::upper::Spot::At(dir, file) => sys::getxattr_at(dir.as_fd(), file, name),
                 super::upper::Spot::Fd(fd) => sys::getxattr(fd.as_fd(), name),
@@ -311,7 +371,7 @@ impl Overlay {
                 other => other.during("get an extended attribute"),
             };
         }
-        let (layer, path, file) = lower_of(&node)?;
+        let (layer, path, file) = lower_of(node)?;
         self.lowers[layer].getxattr(&path, &file, name)
     }
 
@@ -364,6 +424,8 @@ impl Overlay {
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
         self.forget_plain(&node);
+        node.bare.store(false, Ordering::Relaxed);
+        self.forget_passes_on(&node);
         if let Some(mode) = self.mode_of_acl(node.kind, name, value) {
             // The list is of owner, group and others only: it is the mode.
             let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
@@ -371,7 +433,7 @@ impl Overlay {
             let bits = if drop_set_gid { 0o5000 } else { 0o7000 };
             let mode = kept.map_or(stat.st_mode, |kept| kept.mode) & bits | mode;
             let changes = Changes { mode: Some(mode), ..Changes::default() };
-            return self.change_kept(object.as_fd(), &node, &stat, kept, &changes);
+            return self.change_kept(&Object::Path(object), &node, &stat, kept, &changes);
         }
         sys::setxattr(object.as_fd(), name, value, flags).during("set an extended attribute")?;
         if drop_set_gid {
@@ -404,6 +466,7 @@ impl Overlay {
         let _tree = self.tree_shared();
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
+        self.forget_passes_on(&node);
         match sys::removexattr(object.as_fd(), name) {
             Err(Errno::ENODATA) => Err(Error::NoAttribute),
             other => other.during("remove an extended attribute"),

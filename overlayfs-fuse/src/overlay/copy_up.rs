@@ -278,9 +278,9 @@ impl Overlay {
         }
         match (&place, state) {
             (Some((parent, name)), Some(mut state)) if named => {
-                let dir = up.layer.dir(&self.upper_path(parent)?)?;
+                let dir = self.upper_dir(parent)?;
                 move_in(up, temp, dir.as_fd(), name)?;
-                state.add(name, node.kind);
+                state.add(name, node.kind, false);
             }
             _ => {
                 up.discard(temp)?;
@@ -349,12 +349,13 @@ impl Overlay {
                 root,
             )?;
             let _tree = self.tree_shared();
-            let _state = parent.dir_state().ok_or(Error::NotDirectory)?;
+            let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
             if node.body().place.is_none() {
                 return Err(Error::NotFound);
             }
-            let dir = up.layer.dir(&self.upper_path(&parent)?)?;
+            let dir = self.upper_dir(&parent)?;
             move_in(up, &temp, dir.as_fd(), &name)?;
+            state.add(&name, libc::S_IFDIR, !blank);
             let made = fstat(copy.as_fd()).during("stat a copy")?;
             let mut body = node.body();
             body.upper = UpperAt::Named;

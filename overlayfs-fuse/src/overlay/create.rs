@@ -9,14 +9,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, LinkatFlags, Uid, fchownat, linkat, symlinkat};
 
+use super::directory::{DirState, Indexed, PassesOn, Place};
 use super::files::OpenFile;
 use super::inode::{Identity, Ino, Lower, Node, UpperAt};
 use super::upper::{Spot, Upper};
@@ -97,30 +98,84 @@ impl Overlay {
         self.copy_up_dir(&parent)?;
         let _tree = self.tree_shared();
         let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
-        let (path, lowers) = self.dir_layers(&parent)?;
-        let path = path.ok_or(Error::NotFound)?;
-        let dir = up.layer.dir(&path)?;
-        let slot = self.slot(&dir, &lowers, name)?;
-        let covers = new.kind() == libc::S_IFDIR && self.lower_has(&lowers, name)?;
-        let fd = match slot {
-            Slot::Free | Slot::Marker if !covers => {
-                let fd = self.make_at(up, dir.as_fd(), dir.as_fd(), name, &new, caller)?;
-                if matches!(slot, Slot::Marker) {
-                    up.remove_marker(dir.as_fd(), name)?;
-                }
-                fd
+        let (dir, lowers) = self.dir_layers(&parent)?;
+        let dir = dir.ok_or(Error::NotFound)?;
+        let passes_on = self.passes_on(&dir, &mut state)?;
+        let is_dir = new.kind() == libc::S_IFDIR;
+        let made = match state.look(name) {
+            Indexed::Present(_) => return Err(Error::Exists),
+            // Nothing is shown and no file hides the name: it is free unless a
+            // whiteout is there, which the attempt tells. What could be below a
+            // new directory would be seen, or hidden by such a whiteout.
+            Indexed::Absent if state.is_unmarked() && !(is_dir && self.options.public_lower) => {
+                self.make_at(up, dir.as_fd(), dir.as_fd(), name, &new, caller, passes_on)
             }
-            _ => self.make_in_work(up, dir.as_fd(), name, &new, caller, &slot, covers)?,
+            _ => Err(Error::Exists),
         };
-        state.add(name, new.kind());
-        let found = self.find(&parent, name, None)?.ok_or(Error::Stale)?;
+        let fd = match made {
+            Err(Error::Exists | Error::Layer { errno: Errno::EEXIST, .. }) => {
+                self.make_covering(up, &dir, &lowers, name, &new, caller, passes_on)?
+            }
+            other => other?,
+        };
+        state.add(name, new.kind(), false);
+        let known = Some(Place { lower: None, merged: false });
+        let found = match &fd {
+            Some(fd) if self.options.permissions == Permissions::Inode => {
+                let stat = fstat(fd).during("stat what was made")?;
+                let place = Some((Arc::clone(&parent), name.to_owned()));
+                new_in_upper(libc::S_IFREG, stat, None, UpperAt::Named, place)
+            }
+            _ => self.find(&parent, name, known)?.ok_or(Error::Stale)?,
+        };
         let (node, attr) = self.intern(found, true);
+        if is_dir && let Some(mut state) = node.dir_state() {
+            state.start_empty();
+        }
         if let Some(fd) = fd
             && node.kind == libc::S_IFREG
         {
+            node.bare.store(true, Ordering::Relaxed);
             self.keep_file(&node, OpenFile::of_upper(node.epoch(), fd));
         }
         Ok(attr)
+    }
+
+    /// Makes an object after a look at what is in the way of it.
+    #[expect(clippy::too_many_arguments, reason = "one step of make(), which has them all")]
+    fn make_covering(
+        &self,
+        up: &Upper,
+        dir: &Arc<OwnedFd>,
+        lowers: &[super::inode::LowerDir],
+        name: &OsStr,
+        new: &New<'_>,
+        caller: Caller,
+        passes_on: PassesOn,
+    ) -> Result<Option<OwnedFd>> {
+        let slot = self.slot(dir, lowers, name)?;
+        let covers = new.kind() == libc::S_IFDIR && self.lower_has(lowers, name)?;
+        match slot {
+            Slot::Free | Slot::Marker if !covers => {
+                let fd =
+                    self.make_at(up, dir.as_fd(), dir.as_fd(), name, new, caller, passes_on)?;
+                if matches!(slot, Slot::Marker) {
+                    up.remove_marker(dir.as_fd(), name)?;
+                }
+                Ok(fd)
+            }
+            _ => self.make_in_work(up, dir.as_fd(), name, new, caller, &slot, covers, passes_on),
+        }
+    }
+
+    /// What a directory of the upper passes on; remembered in its state.
+    fn passes_on(&self, dir: &Arc<OwnedFd>, state: &mut DirState) -> Result<PassesOn> {
+        if let Some(known) = state.passes_on {
+            return Ok(known);
+        }
+        let found = passes_on(dir.as_fd())?;
+        state.passes_on = Some(found);
+        Ok(found)
     }
 
     /// Makes a regular file without a name in a directory (`O_TMPFILE`), and counts
@@ -129,32 +184,20 @@ impl Overlay {
     /// # Errors
     /// `ReadOnly`, or what the upper says: EOPNOTSUPP where it cannot.
     pub fn make_nameless(&self, parent: Ino, mode: u32, caller: Caller) -> Result<Attr> {
-        let up = self.upper()?;
         let parent = self.node(parent)?;
         self.copy_up_dir(&parent)?;
         let _tree = self.tree_shared();
-        let (path, _) = self.dir_layers(&parent)?;
-        let dir = up.layer.dir(&path.ok_or(Error::NotFound)?)?;
+        let dir = self.dir_layers(&parent)?.0.ok_or(Error::NotFound)?;
         let new = New::File(mode);
-        let inherits = self.inheritance(dir.as_fd(), &new, caller)?;
+        let inherits = self.inheritance(passes_on(dir.as_fd())?, &new, caller);
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let fd = openat(dir.as_fd(), ".", flags, inherits.real_mode).during("make a file")?;
         let stat = fstat(&fd).during("stat what was made")?;
         self.own_new(fd.as_fd(), &stat, &new, &inherits, caller, dir.as_fd())?;
         let stat = fstat(&fd).during("stat what was made")?;
         let kept = self.kept(|attribute| sys::getxattr(fd.as_fd(), OsStr::new(attribute)))?;
-        let fd = Arc::new(fd);
-        let identity = Identity {
-            kind: libc::S_IFREG,
-            origin: dev_ino(&stat),
-            upper_ino: Some(dev_ino(&stat)),
-            upper: UpperAt::Held(fd),
-            lower: Lower::None,
-            nlink_delta: 0,
-            place: None,
-            lower_links: false,
-        };
-        Ok(self.intern(Found { identity, stat, kept }, true).1)
+        let held = UpperAt::Held(Arc::new(fd));
+        Ok(self.intern(new_in_upper(libc::S_IFREG, stat, kept, held, None), true).1)
     }
 
     /// What is in the way of making `name` in a directory of the upper.
@@ -202,12 +245,13 @@ impl Overlay {
         caller: Caller,
         slot: &Slot,
         opaque: bool,
+        passes_on: PassesOn,
     ) -> Result<Option<OwnedFd>> {
         let stand_in = self.stand_in(up, dir)?;
         let temp = up.temp_name();
         let result = (|| {
             let at = stand_in.as_ref().map_or(up.work.as_fd(), |(_, fd)| fd.as_fd());
-            let fd = self.make_at(up, at, dir, &temp, new, caller)?;
+            let fd = self.make_at(up, at, dir, &temp, new, caller, passes_on)?;
             if stand_in.is_some() {
                 renameat2(at, temp.as_os_str(), &up.work, temp.as_os_str(), RenameFlags::empty())
                     .during("take a new object out of its stand-in directory")?;
@@ -262,6 +306,7 @@ impl Overlay {
 
     /// Makes the object at `at`/`name` with owner and mode; `parent` is the
     /// directory it is for.
+    #[expect(clippy::too_many_arguments, reason = "one step of make(), which has them all")]
     fn make_at(
         &self,
         up: &Upper,
@@ -270,10 +315,11 @@ impl Overlay {
         name: &OsStr,
         new: &New<'_>,
         caller: Caller,
+        passes_on: PassesOn,
     ) -> Result<Option<OwnedFd>> {
         let kept = self.options.permissions != Permissions::Inode;
         let kind = new.kind();
-        let inherits = self.inheritance(parent, new, caller)?;
+        let inherits = self.inheritance(passes_on, new, caller);
         let real_mode = inherits.real_mode;
         let mut fd = None;
         let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW;
@@ -320,15 +366,9 @@ impl Overlay {
         Ok(fd)
     }
 
-    /// What becomes of the mode that was asked for in the directory `parent`.
-    fn inheritance(
-        &self,
-        parent: BorrowedFd<'_>,
-        new: &New<'_>,
-        caller: Caller,
-    ) -> Result<Inheritance> {
-        let set_gid = fstat(parent).during("stat a directory")?.st_mode & libc::S_ISGID != 0;
-        let masked = if default_acl(parent)?.is_some() { 0 } else { caller.umask };
+    /// What becomes of the mode that was asked for.
+    fn inheritance(&self, passes_on: PassesOn, new: &New<'_>, caller: Caller) -> Inheritance {
+        let masked = if passes_on.acl { 0 } else { caller.umask };
         let mode = new.mode() & !masked;
         // With attributes for owner and mode the inode itself must stay
         // accessible to this process, and only files can have the attributes.
@@ -338,7 +378,7 @@ impl Overlay {
         } else {
             Mode::from_bits_truncate(mode & 0o7777)
         };
-        Ok(Inheritance { set_gid, mode, real_mode })
+        Inheritance { set_gid: passes_on.set_gid, mode, real_mode }
     }
 
     /// Gives a new object its owner (and what follows from it).
@@ -427,9 +467,8 @@ impl Overlay {
         self.copy_up_dir(&parent)?;
         let _tree = self.tree_shared();
         let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
-        let (path, lowers) = self.dir_layers(&parent)?;
-        let path = path.ok_or(Error::NotFound)?;
-        let dir = up.layer.dir(&path)?;
+        let (dir, lowers) = self.dir_layers(&parent)?;
+        let dir = dir.ok_or(Error::NotFound)?;
         let slot = self.slot(&dir, &lowers, name)?;
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         match slot {
@@ -444,7 +483,7 @@ impl Overlay {
                 up.remove_marker(dir.as_fd(), name)?;
             }
         }
-        state.add(name, node.kind);
+        state.add(name, node.kind, false);
         {
             // The new name will do as well as any, if it has none.
             let mut body = node.body();
@@ -458,7 +497,8 @@ impl Overlay {
                 self.inodes.alias(&node, ino);
             }
         }
-        let found = self.find(&parent, name, None)?.ok_or(Error::Stale)?;
+        let known = Some(Place { lower: None, merged: false });
+        let found = self.find(&parent, name, known)?.ok_or(Error::Stale)?;
         let (again, attr) = self.intern(found, true);
         if !Arc::ptr_eq(&again, &node) {
             self.inodes.forget(again.id, 1);
@@ -482,14 +522,38 @@ impl Overlay {
                 Some(Spot::At(Arc::new(links), key))
             }
             UpperAt::Named => match place {
-                None => Some(Spot::Fd(up.layer.dir(Path::new(""))?)),
-                Some((parent, name)) => {
-                    let dir = up.layer.dir(&self.upper_path(&parent)?)?;
-                    Some(Spot::At(dir, name))
-                }
+                None => Some(Spot::Fd(Arc::clone(&up.root))),
+                Some((parent, name)) => Some(Spot::At(self.upper_dir(&parent)?, name)),
             },
         })
     }
+}
+
+/// An object that was just made in the upper.
+fn new_in_upper(
+    kind: u32,
+    stat: FileStat,
+    kept: Option<OverrideStat>,
+    upper: UpperAt,
+    place: Option<(Arc<Node>, OsString)>,
+) -> Found {
+    let identity = Identity {
+        kind,
+        origin: dev_ino(&stat),
+        upper_ino: Some(dev_ino(&stat)),
+        upper,
+        lower: Lower::None,
+        nlink_delta: 0,
+        place,
+        lower_links: false,
+    };
+    Found { identity, stat, kept, present: Some(stat.st_mode & libc::S_IFMT) }
+}
+
+/// What the directory behind `dir` passes on.
+fn passes_on(dir: BorrowedFd<'_>) -> Result<PassesOn> {
+    let set_gid = fstat(dir).during("stat a directory")?.st_mode & libc::S_ISGID != 0;
+    Ok(PassesOn { set_gid, acl: default_acl(dir)?.is_some() })
 }
 
 const DEFAULT_ACL: &str = "system.posix_acl_default";

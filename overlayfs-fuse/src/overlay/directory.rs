@@ -10,16 +10,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::inode::{Ino, Lower, LowerDir, Node};
 use super::merge::{MergedEntry, merge};
 use super::{Attr, Found, Overlay};
 use crate::error::{Error, Result};
-use crate::layer::Layer;
+use crate::layer::list_at;
 
 /// Cookies 1 and 2 are `.` and `..`.
 pub(crate) const FIRST_COOKIE: u64 = 3;
+
+/// Missing names looked up in a directory after which it gets its index: each
+/// costs two system calls a layer, and there will be more.
+const MISSES: u8 = 8;
 
 /// State of a directory; its lock is the lock for changing names in it.
 #[derive(Debug, Default)]
@@ -27,12 +32,27 @@ pub(crate) struct DirState {
     index: Option<DirIndex>,
     /// Survives the index, so that cookies are not reused.
     next: u64,
+    /// Names that were looked for without an index and not found.
+    misses: u8,
+    /// What it passes on to what is made in it, when that is known.
+    pub(crate) passes_on: Option<PassesOn>,
+}
+
+/// What a directory passes on to new entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PassesOn {
+    /// Its group.
+    pub(crate) set_gid: bool,
+    /// A default ACL: then the umask does not count.
+    pub(crate) acl: bool,
 }
 
 #[derive(Debug)]
 struct DirIndex {
     entries: BTreeMap<u64, IndexEntry>,
     cookies: HashMap<Arc<OsStr>, u64>,
+    /// The upper has no `.wh.` files here.
+    unmarked: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -40,8 +60,16 @@ pub(crate) struct IndexEntry {
     pub(crate) name: Arc<OsStr>,
     /// `S_IFMT` bits.
     pub(crate) kind: u32,
-    /// The topmost lower that has it; `None`: only the upper.
-    pub(crate) lower: Option<usize>,
+    pub(crate) place: Place,
+}
+
+/// Where the topmost object of a name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The lower that has it; `None`: the upper.
+    pub(crate) lower: Option<u16>,
+    /// It is a directory, and further down there may be others of that name.
+    pub(crate) merged: bool,
 }
 
 /// What the index knows about a name.
@@ -50,34 +78,42 @@ pub(crate) enum Indexed {
     Unknown,
     /// The directory has no such name.
     Absent,
-    /// It has, in this lower and perhaps in the upper.
-    Present(Option<usize>),
+    /// It has.
+    Present(Place),
 }
 
 impl DirState {
     pub(crate) fn look(&self, name: &OsStr) -> Indexed {
         let Some(index) = &self.index else { return Indexed::Unknown };
         match index.cookies.get(name).and_then(|c| index.entries.get(c)) {
-            Some(entry) => Indexed::Present(entry.lower),
+            Some(entry) => Indexed::Present(entry.place),
             None => Indexed::Absent,
         }
     }
 
-    /// A name was made, or replaced by one of the upper.
-    pub(crate) fn add(&mut self, name: &OsStr, kind: u32) {
+    /// Whether a name that is not shown can be made without looking for a `.wh.`
+    /// file that hides it.
+    pub(crate) fn is_unmarked(&self) -> bool {
+        self.index.as_ref().is_some_and(|index| index.unmarked)
+    }
+
+    /// A name that is in the upper now: made there, moved there or copied up.
+    /// `merged`: it is a directory that lowers have, too.
+    pub(crate) fn add(&mut self, name: &OsStr, kind: u32, merged: bool) {
         let Some(index) = &mut self.index else { return };
+        let place = Place { lower: None, merged };
         if let Some(cookie) = index.cookies.get(name)
             && let Some(entry) = index.entries.get_mut(cookie)
         {
             entry.kind = kind;
-            entry.lower = None;
+            entry.place = place;
             return;
         }
         let name: Arc<OsStr> = name.into();
         let cookie = self.next;
         self.next += 1;
         index.cookies.insert(Arc::clone(&name), cookie);
-        index.entries.insert(cookie, IndexEntry { name, kind, lower: None });
+        index.entries.insert(cookie, IndexEntry { name, kind, place });
     }
 
     pub(crate) fn remove(&mut self, name: &OsStr) {
@@ -87,14 +123,23 @@ impl DirState {
         }
     }
 
-    fn fill(&mut self, merged: Vec<(MergedEntry, Option<usize>)>) {
+    /// The directory was just made and has no names.
+    pub(crate) fn start_empty(&mut self) {
+        self.fill(Vec::new(), true);
+    }
+
+    fn fill(&mut self, merged: Vec<(MergedEntry, Option<u16>)>, unmarked: bool) {
         self.next = self.next.max(FIRST_COOKIE);
-        let mut index =
-            DirIndex { entries: BTreeMap::new(), cookies: HashMap::with_capacity(merged.len()) };
+        let mut index = DirIndex {
+            entries: BTreeMap::new(),
+            cookies: HashMap::with_capacity(merged.len()),
+            unmarked,
+        };
         for (entry, lower) in merged {
             let name: Arc<OsStr> = entry.name.into();
             index.cookies.insert(Arc::clone(&name), self.next);
-            index.entries.insert(self.next, IndexEntry { name, kind: entry.kind, lower });
+            let place = Place { lower, merged: entry.merged };
+            index.entries.insert(self.next, IndexEntry { name, kind: entry.kind, place });
             self.next += 1;
         }
         self.index = Some(index);
@@ -108,14 +153,14 @@ impl Overlay {
             return Ok(());
         }
         let (upper, lowers) = self.dir_layers(node)?;
+        let mut unmarked = self.upper.as_ref().is_none_or(|up| !up.uses_marker_files());
         let mut listings = Vec::with_capacity(lowers.len() + 1);
         // Which lower each listing is of; `None` is the upper.
         let mut of = Vec::with_capacity(lowers.len() + 1);
         let mut open = true;
-        if let Some(path) = &upper
-            && let Some(up) = &self.upper
-        {
-            let listing = up.layer.list(path)?;
+        if let Some(dir) = &upper {
+            let listing = list_at(dir.as_fd())?;
+            unmarked &= !listing.marked;
             // What hides the lowers was decided at lookup, for the node; a mark
             // that appeared since says nothing new.
             listings.push(listing);
@@ -131,7 +176,7 @@ impl Overlay {
             }
             open = !listing.opaque;
             listings.push(listing);
-            of.push(Some(dir.layer));
+            of.push(u16::try_from(dir.layer).ok());
         }
         let merged = merge(listings);
         state.fill(
@@ -142,6 +187,7 @@ impl Overlay {
                     (entry, lower)
                 })
                 .collect(),
+            unmarked,
         );
         Ok(())
     }
@@ -186,11 +232,18 @@ impl Overlay {
         Ok(index.entries.range(after).take(limit).map(|(c, e)| (*c, e.clone())).collect())
     }
 
-    /// The upper path of a directory, if it has one, and its lower directories.
+    /// Notes that a name was looked for in vain; builds the index when it pays.
+    pub(crate) fn missed(&self, node: &Arc<Node>, state: &mut DirState) -> Result<()> {
+        state.misses = state.misses.saturating_add(1);
+        if state.misses >= MISSES { self.index(node, state) } else { Ok(()) }
+    }
+
+    /// The upper directory (`O_PATH`) behind a directory, if it has one, and its
+    /// lower directories. The tree lock is held.
     pub(crate) fn dir_layers(
         &self,
         node: &Arc<Node>,
-    ) -> Result<(Option<std::path::PathBuf>, Arc<[LowerDir]>)> {
+    ) -> Result<(Option<Arc<OwnedFd>>, Arc<[LowerDir]>)> {
         let (upper, lowers) = {
             let body = node.body();
             let lowers = match &body.lower {
@@ -202,7 +255,7 @@ impl Overlay {
         };
         match upper {
             super::inode::UpperAt::None => Ok((None, lowers)),
-            super::inode::UpperAt::Named => Ok((Some(self.upper_path(node)?), lowers)),
+            super::inode::UpperAt::Named => Ok((Some(self.upper_dir(node)?), lowers)),
             // A removed directory has no names.
             _ => Ok((None, Arc::from([]))),
         }
@@ -244,7 +297,7 @@ impl Overlay {
             let last = entries.len() < BATCH;
             for (cookie, entry) in entries {
                 at = cookie;
-                let found = match self.entry(&node, &entry) {
+                let found = match self.entry(&node, &entry.name) {
                     Ok(Some(found)) => found,
                     Ok(None) | Err(Error::Stale) => continue,
                     Err(e) => return Err(e),
@@ -270,9 +323,14 @@ impl Overlay {
         }
     }
 
-    /// One entry of a directory as lookup gives it, for `readdirplus`.
-    fn entry(&self, dir: &Arc<Node>, entry: &IndexEntry) -> Result<Option<Found>> {
+    /// One entry of a directory as lookup gives it, if it is still there.
+    fn entry(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
         let _tree = self.tree_shared();
-        self.find(dir, &entry.name, entry.lower)
+        let state = dir.dir_state().ok_or(Error::NotDirectory)?;
+        match state.look(name) {
+            Indexed::Absent => Ok(None),
+            Indexed::Present(place) => self.find(dir, name, Some(place)),
+            Indexed::Unknown => self.find(dir, name, None),
+        }
     }
 }

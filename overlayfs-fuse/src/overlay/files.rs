@@ -36,6 +36,11 @@ pub(crate) struct OpenFile {
 }
 
 impl OpenFile {
+    /// A directory of the upper.
+    pub(crate) fn of_directory(epoch: u32, fd: Arc<OwnedFd>) -> Self {
+        Self { epoch, reads: false, writes: false, plain: false, fd }
+    }
+
     /// A file of the upper, opened for reading and writing.
     pub(crate) fn of_upper(epoch: u32, fd: OwnedFd) -> Self {
         Self { epoch, reads: true, writes: true, plain: false, fd: Arc::new(fd) }

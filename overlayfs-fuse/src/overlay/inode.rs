@@ -106,10 +106,13 @@ pub struct Node {
     body: Mutex<Body>,
     /// Held while the node is copied up: one copy at a time.
     pub(crate) copying: Mutex<()>,
-    /// A descriptor of a regular file. Its lock is taken before the body's.
+    /// A descriptor of a regular file, or of the upper directory. Its lock is taken
+    /// before the body's.
     file: Mutex<Option<OpenFile>>,
     /// The descriptor was used lately.
     pub(crate) recent: AtomicBool,
+    /// It is known to have no file capabilities.
+    pub(crate) bare: AtomicBool,
     dir: Option<Box<Mutex<DirState>>>,
 }
 
@@ -300,6 +303,7 @@ fn new_node(id: Ino, kind: u32, body: Body) -> Arc<Node> {
         copying: Mutex::new(()),
         file: Mutex::new(None),
         recent: AtomicBool::new(false),
+        bare: AtomicBool::new(false),
         dir,
     })
 }

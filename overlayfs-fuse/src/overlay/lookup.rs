@@ -1,7 +1,7 @@
 //! Finding a name in the stack of layers.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,13 +9,13 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
-use super::directory::Indexed;
+use super::directory::{Indexed, Place};
 use super::inode::{Identity, Ino, Lower, LowerDir, Node, UpperAt};
 use super::upper::Origin;
 use super::xattr::OverrideStat;
 use super::{Attr, Overlay, dev_ino};
 use crate::error::{Error, Result};
-use crate::layer::{Layer, Named};
+use crate::layer::{Named, find_at};
 use crate::sys;
 
 /// What a name is, on the layers.
@@ -25,6 +25,8 @@ pub struct Found {
     pub(crate) stat: FileStat,
     /// Owner, mode and type kept in an attribute.
     pub(crate) kept: Option<OverrideStat>,
+    /// `S_IFMT` bits of what the upper has under the name, whiteouts apart.
+    pub(crate) present: Option<u32>,
 }
 
 /// Whether every user of the host may read an object: `o+r`, for a directory
@@ -54,48 +56,62 @@ impl Overlay {
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
         let dir = self.node(parent)?;
         let _tree = self.tree_shared();
-        let hint = {
-            match dir.dir_state().ok_or(Error::NotDirectory)?.look(name) {
-                Indexed::Absent => return Err(Error::NotFound),
-                Indexed::Present(lower) => lower,
-                Indexed::Unknown => None,
+        // Held throughout, so that what the index says stays true.
+        let mut state = dir.dir_state().ok_or(Error::NotDirectory)?;
+        let found = match state.look(name) {
+            Indexed::Absent => None,
+            Indexed::Present(place) => self.find(&dir, name, Some(place))?,
+            Indexed::Unknown => {
+                let found = self.find(&dir, name, None)?;
+                if found.is_none() {
+                    self.missed(&dir, &mut state)?;
+                }
+                found
             }
         };
-        let found = self.find(&dir, name, hint)?.ok_or(Error::NotFound)?;
-        Ok(self.intern(found, true).1)
+        Ok(self.intern(found.ok_or(Error::NotFound)?, true).1)
     }
 
     /// The node of what was found, and its attributes.
     pub(crate) fn intern(&self, found: Found, count: bool) -> (Arc<Node>, Attr) {
-        let Found { identity, stat, kept } = found;
+        let Found { identity, stat, kept, .. } = found;
         let in_upper = !matches!(identity.upper, UpperAt::None);
         let node = self.inodes.intern(identity, count);
         let attr = self.attr_of(&node, &stat, kept.as_ref(), in_upper);
         (node, attr)
     }
 
-    /// Finds `name` in `dir`. `hint`: the topmost lower known to have it. The
-    /// tree lock is held.
+    /// Finds `name` in `dir`. `known`: what the index says of it. The tree lock is
+    /// held, and with `known` the directory's.
     pub(crate) fn find(
         &self,
         dir: &Arc<Node>,
         name: &OsStr,
-        hint: Option<usize>,
+        known: Option<Place>,
     ) -> Result<Option<Found>> {
         if super::whiteout::is_reserved(name) {
             return Ok(None);
         }
-        let (upper_path, lowers) = self.dir_layers(dir)?;
-        let in_upper = match (&self.upper, &upper_path) {
-            (Some(up), Some(path)) => up.layer.find(path, name)?,
-            _ => Named::Absent,
+        let (upper, lowers) = self.dir_layers(dir)?;
+        let in_upper = match (&upper, known) {
+            (None, _) | (_, Some(Place { lower: Some(_), .. })) => Named::Absent,
+            // No whiteout, and opaque or not is the same.
+            (Some(upper), Some(Place { merged: false, .. })) => {
+                let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+                match fstatat(upper.as_fd(), name, flags) {
+                    Ok(stat) => Named::Present(stat, true),
+                    Err(Errno::ENOENT) => return Ok(None),
+                    Err(errno) => return Err(Error::Layer { op: "look up a name", errno }),
+                }
+            }
+            (Some(upper), _) => find_at(upper.as_fd(), name)?,
         };
         let place = || Some((Arc::clone(dir), name.to_owned()));
         match in_upper {
             Named::Whiteout => Ok(None),
             Named::Present(stat, opaque) => {
-                let path = upper_path.as_deref().unwrap_or(Path::new(""));
-                let kept = self.kept_in_upper(path, name, &stat)?;
+                let upper = upper.as_ref().ok_or(Error::Stale)?.as_fd();
+                let kept = self.kept_in_upper(upper, name, &stat)?;
                 let kind = shown_kind(&stat, kept.as_ref());
                 let mut identity = Identity {
                     kind,
@@ -109,7 +125,7 @@ impl Overlay {
                 };
                 if kind == libc::S_IFDIR {
                     if !opaque {
-                        let found = self.find_lower(&lowers, name, hint)?;
+                        let found = self.find_lower(&lowers, name, known)?;
                         if let (Some(first), false) = (&found.stat, found.blank)
                             && !found.dirs.is_empty()
                         {
@@ -121,7 +137,7 @@ impl Overlay {
                         identity.lower = Lower::Dirs(Arc::from([]), false);
                     }
                 } else if let Some(up) = &self.upper
-                    && let Some(origin) = up.origin(path, name)?
+                    && let Some(origin) = up.origin(upper, name)?
                     && let Some(from_top) = self.lowers.len().checked_sub(1 + origin.from_bottom)
                 {
                     identity.origin = (self.lower_devices[from_top], origin.ino);
@@ -129,17 +145,18 @@ impl Overlay {
                     // The index entry may be missing: an upper may be copied
                     // or used with another work directory.
                     let key = origin.key();
-                    if let Some(delta) = up.nlink_delta(path, name)?
+                    if let Some(delta) = up.nlink_delta(upper, name)?
                         && up.link_is(&key, dev_ino(&stat))?
                     {
                         identity.upper = UpperAt::Linked(key);
                         identity.nlink_delta = delta;
                     }
                 }
-                Ok(Some(Found { identity, stat, kept }))
+                let present = Some(stat.st_mode & libc::S_IFMT);
+                Ok(Some(Found { identity, stat, kept, present }))
             }
             Named::Absent => {
-                let found = self.find_lower(&lowers, name, hint)?;
+                let found = self.find_lower(&lowers, name, known)?;
                 let Some(stat) = found.stat else { return Ok(None) };
                 if let Some(layer) = found.file {
                     return self.found_lower_file(dir, name, &lowers, layer, stat);
@@ -159,7 +176,7 @@ impl Overlay {
                     place: place(),
                     lower_links: false,
                 };
-                Ok(Some(Found { identity, stat, kept }))
+                Ok(Some(Found { identity, stat, kept, present: None }))
             }
         }
     }
@@ -192,6 +209,7 @@ impl Overlay {
             },
             stat,
             kept,
+            present: None,
         };
         // Another of its names may have been copied up: then so was this one.
         if links
@@ -221,13 +239,22 @@ impl Overlay {
         &self,
         lowers: &[LowerDir],
         name: &OsStr,
-        hint: Option<usize>,
+        known: Option<Place>,
     ) -> Result<LowerFound> {
         let mut out = LowerFound::default();
         let mut child: Option<Arc<Path>> = None;
-        let start = hint.and_then(|h| lowers.iter().position(|d| d.layer == h)).unwrap_or(0);
+        let top = known.and_then(|k| k.lower).map(usize::from);
+        let start = top.and_then(|l| lowers.iter().position(|d| d.layer == l)).unwrap_or(0);
+        let alone = top.is_some() && known.is_some_and(|k| !k.merged);
         for dir in &lowers[start..] {
-            match self.lowers[dir.layer].find(&dir.path, name)? {
+            let layer = &self.lowers[dir.layer];
+            let named = if alone {
+                // No whiteout, and nothing below that it could hide.
+                Named::Present(layer.stat(&dir.path, name)?, true)
+            } else {
+                layer.find(&dir.path, name)?
+            };
+            match named {
                 Named::Absent => {}
                 Named::Whiteout => break,
                 Named::Present(stat, opaque) => {
@@ -307,7 +334,7 @@ impl Overlay {
 
     fn kept_in_upper(
         &self,
-        dir: &Path,
+        dir: BorrowedFd<'_>,
         name: &OsStr,
         stat: &FileStat,
     ) -> Result<Option<OverrideStat>> {
@@ -318,9 +345,7 @@ impl Overlay {
         {
             return Ok(None);
         }
-        let Some(up) = &self.upper else { return Ok(None) };
-        let parent = up.layer.dir(dir)?;
-        self.kept(|attribute| sys::getxattr_at(parent.as_fd(), name, OsStr::new(attribute)))
+        self.kept(|attribute| sys::getxattr_at(dir, name, OsStr::new(attribute)))
     }
 
     pub(crate) fn kept(

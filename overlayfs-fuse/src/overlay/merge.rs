@@ -1,6 +1,6 @@
 //! Pure: the listings of a directory in each layer → the merged directory.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::OsString;
 
 use crate::layer::{EntryKind, Listing};
@@ -14,29 +14,55 @@ pub struct MergedEntry {
     pub kind: u32,
     /// Position in the given listings, topmost first, of that object.
     pub top: usize,
+    /// It is a directory, and so is the name in a layer below that it does not
+    /// hide (unless a mark on the directory itself does).
+    pub merged: bool,
+}
+
+/// What has been found of a name so far.
+enum Seen {
+    /// Nothing further down is part of it.
+    Closed,
+    /// A directory, the entry of this number: directories further down belong to it.
+    Directory(usize),
 }
 
 /// Merges `layers`, topmost first. An opaque directory hides those below it; a
 /// whiteout hides its name in the layers below its own, not in its own.
 #[must_use]
 pub fn merge(layers: Vec<Listing>) -> Vec<MergedEntry> {
-    let mut seen: HashSet<OsString> = HashSet::new();
-    let mut merged = Vec::new();
+    const DIRECTORY: u32 = 0o040_000;
+    let mut seen: HashMap<OsString, Seen> = HashMap::new();
+    let mut merged: Vec<MergedEntry> = Vec::new();
     let single = layers.len() == 1;
     for (top, listing) in layers.into_iter().enumerate() {
         let mut hidden = Vec::new();
         for entry in listing.entries {
-            match entry.kind {
-                EntryKind::Whiteout => hidden.push(entry.name),
-                EntryKind::Object(kind) => {
+            let kind = match entry.kind {
+                EntryKind::Whiteout => {
+                    hidden.push(entry.name);
+                    continue;
+                }
+                EntryKind::Object(kind) => kind,
+            };
+            match seen.get_mut(&entry.name) {
+                Some(Seen::Directory(at)) if kind == DIRECTORY => merged[*at].merged = true,
+                Some(seen) => *seen = Seen::Closed,
+                None => {
                     // Within one layer names are unique already.
-                    if single || seen.insert(entry.name.clone()) {
-                        merged.push(MergedEntry { name: entry.name, kind, top });
+                    if !single {
+                        let state = if kind == DIRECTORY {
+                            Seen::Directory(merged.len())
+                        } else {
+                            Seen::Closed
+                        };
+                        seen.insert(entry.name.clone(), state);
                     }
+                    merged.push(MergedEntry { name: entry.name, kind, top, merged: false });
                 }
             }
         }
-        seen.extend(hidden);
+        seen.extend(hidden.into_iter().map(|name| (name, Seen::Closed)));
         if listing.opaque {
             break;
         }
@@ -75,7 +101,8 @@ mod tests {
             .into_iter()
             .map(|e| {
                 let slash = if e.kind == DIR { "/" } else { "" };
-                format!("{}{slash}@{}", e.name.to_string_lossy(), e.top)
+                let plus = if e.merged { "+" } else { "" };
+                format!("{}{slash}@{}{plus}", e.name.to_string_lossy(), e.top)
             })
             .collect();
         out.sort();
@@ -90,6 +117,10 @@ mod tests {
             (&["-a", "a b"], "b@1"),
             (&["a/", "a b"], "a/@0 b@1"),
             (&["a", "a/"], "a@0"),
+            (&["a/", "", "a/"], "a/@0+"),
+            (&["a/", "-a", "a/"], "a/@0"),
+            (&["a/", "a", "a/"], "a/@0"),
+            (&["a/ -a", "a/"], "a/@0"),
             // A whiteout in the middle hides only what is below it.
             (&["", "-a", "a"], ""),
             (&["a", "-a", "a"], "a@0"),
@@ -119,22 +150,25 @@ mod tests {
                     kind: match kind { 0 => EntryKind::Whiteout, 1 => EntryKind::Object(FILE), _ => EntryKind::Object(DIR) },
                 }).collect(),
                 opaque: *opaque,
+                marked: false,
             }).collect();
             let merged = merge(listings);
             for name in ["a", "b", "c", "d"] {
-                let mut want = None;
+                let mut want: Option<(u32, usize, bool)> = None;
                 for (top, (names, opaque)) in layers.iter().enumerate() {
                     match names.get(name) {
                         Some(0) => break,
-                        Some(1) => { want = Some((FILE, top)); break }
-                        Some(_) => { want = Some((DIR, top)); break }
+                        Some(1) => { want.get_or_insert((FILE, top, false)); break }
+                        Some(_) => {
+                            want = Some(want.map_or((DIR, top, false), |(k, t, _)| (k, t, true)));
+                        }
                         None => {}
                     }
                     if *opaque { break }
                 }
                 let got: Vec<_> = merged.iter().filter(|e| e.name == name).collect();
                 prop_assert!(got.len() <= 1);
-                prop_assert_eq!(got.first().map(|e| (e.kind, e.top)), want);
+                prop_assert_eq!(got.first().map(|e| (e.kind, e.top, e.merged)), want);
             }
         }
     }

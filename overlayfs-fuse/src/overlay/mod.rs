@@ -16,15 +16,15 @@
 //! of the inode being copied alone. See [`inode`] for the order.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use nix::sys::stat::FileStat;
+use nix::sys::stat::{FileStat, fstat};
 
 use crate::error::{During, Error, Result};
-use crate::layer::Layer;
+use crate::layer::{Layer, open_beneath};
 
 mod attr;
 pub mod copy_up;
@@ -150,7 +150,7 @@ impl Overlay {
         let mut devices = lower_devices.clone();
         let (at, upper_ino) = match &upper {
             Some(up) => {
-                let stat = up.layer.root()?;
+                let stat = fstat(up.root.as_fd()).during("stat the root of the upper")?;
                 devices.push(stat.st_dev);
                 (UpperAt::Named, Some((stat.st_dev, stat.st_ino)))
             }
@@ -232,8 +232,24 @@ impl Overlay {
     /// What fstatvfs(3) says.
     pub fn statfs(&self) -> Result<Option<nix::sys::statvfs::Statvfs>> {
         let Some(up) = &self.upper else { return Ok(None) };
-        let root = up.layer.dir(std::path::Path::new(""))?;
-        nix::sys::statvfs::fstatvfs(root.as_fd()).during("statfs of the upper").map(Some)
+        nix::sys::statvfs::fstatvfs(up.root.as_fd()).during("statfs of the upper").map(Some)
+    }
+
+    /// A descriptor (`O_PATH`) of the upper directory behind `node`, which keeps it:
+    /// also when it is renamed or removed it is the same directory. The tree lock
+    /// is held.
+    fn upper_dir(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        let up = self.upper()?;
+        if node.id == ROOT {
+            return Ok(Arc::clone(&up.root));
+        }
+        if let Some(fd) = self.kept_file(node) {
+            node.recent.store(true, Ordering::Relaxed);
+            return Ok(fd);
+        }
+        let fd = Arc::new(open_beneath(up.root.as_fd(), &self.upper_path(node)?)?);
+        self.keep_file(node, files::OpenFile::of_directory(node.epoch(), Arc::clone(&fd)));
+        Ok(fd)
     }
 
     /// The path of a directory or file in the upper. The tree lock is held.

@@ -14,6 +14,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::directory::Indexed;
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::upper::Upper;
 use super::{Overlay, check_name};
@@ -43,7 +44,13 @@ impl Overlay {
         self.copy_up_dir(&parent)?;
         let _tree = self.tree_shared();
         let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
-        let found = self.find(&parent, name, None)?.ok_or(Error::NotFound)?;
+        let known = match state.look(name) {
+            Indexed::Absent => return Err(Error::NotFound),
+            Indexed::Present(place) => Some(place),
+            Indexed::Unknown => None,
+        };
+        let found = self.find(&parent, name, known)?.ok_or(Error::NotFound)?;
+        let present = found.present;
         match (found.identity.kind == libc::S_IFDIR, directory) {
             (true, false) => return Err(Error::IsDirectory),
             (false, true) => return Err(Error::NotDirectory),
@@ -54,18 +61,14 @@ impl Overlay {
             if directory {
                 self.require_empty(&node)?;
             }
-            let (path, lowers) = self.dir_layers(&parent)?;
-            let path = path.ok_or(Error::NotFound)?;
-            let dir = up.layer.dir(&path)?;
-            let present = upper_kind(&dir, name)?;
+            let (dir, lowers) = self.dir_layers(&parent)?;
+            let dir = dir.ok_or(Error::NotFound)?;
             let held = self.hold(&dir, name, &node, present.is_some())?;
-            if self.lower_has(&lowers, name)? {
+            // What is shown from a lower is there.
+            if present.is_none() || self.lower_has(&lowers, name)? {
                 up.place_whiteout(dir.as_fd(), name, present)?;
             } else if let Some(kind) = present {
                 up.remove_entry(dir.as_fd(), name, kind)?;
-            }
-            if directory {
-                up.layer.forget(&path.join(name));
             }
             state.remove(name);
             self.name_gone(up, &node, &parent, name, held, attr.nlink)

@@ -84,22 +84,19 @@ impl Overlay {
                 exclusive = None;
             }
             let (mut state, mut new_state) = lock_both(&parent, &new_parent)?;
-            let old = self.end(up, &parent, name)?;
-            let new = self.end(up, &new_parent, new_name)?;
+            let old = self.end(&parent, name)?;
+            let new = self.end(&new_parent, new_name)?;
             self.materialise(up, &source, &old)?;
             let new_state_ref = new_state.as_deref_mut();
             if exchange {
                 let target = target.as_ref().ok_or(Error::NotFound)?;
                 self.exchange(up, &source, target, &old, &new)?;
-                state.add(name, target.kind);
-                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind);
+                state.add(name, target.kind, false);
+                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind, false);
             } else {
                 self.replace(up, &source, target.as_ref(), &old, &new)?;
                 state.remove(name);
-                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind);
-            }
-            if moves_dir {
-                up.layer.forget_all();
+                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind, false);
             }
             drop((shared, exclusive));
             Ok(())
@@ -122,9 +119,9 @@ impl Overlay {
         if node.is_dir() { may_move(node) } else { self.copy_up(node, None) }
     }
 
-    fn end<'a>(&self, up: &Upper, parent: &Arc<Node>, name: &'a OsStr) -> Result<End<'a>> {
-        let (path, lowers) = self.dir_layers(parent)?;
-        let dir = up.layer.dir(&path.ok_or(Error::NotFound)?)?;
+    fn end<'a>(&self, parent: &Arc<Node>, name: &'a OsStr) -> Result<End<'a>> {
+        let (dir, lowers) = self.dir_layers(parent)?;
+        let dir = dir.ok_or(Error::NotFound)?;
         let covered = self.lower_has(&lowers, name)?;
         Ok(End { parent: Arc::clone(parent), name, dir, covered })
     }

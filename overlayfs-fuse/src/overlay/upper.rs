@@ -23,7 +23,6 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::whiteout;
 use crate::error::{During, Error, Result};
-use crate::layer::DirLayer;
 use crate::sys;
 
 const WORK: &str = "work";
@@ -99,7 +98,7 @@ impl Spot {
 /// The upper layer.
 #[derive(Debug)]
 pub struct Upper {
-    pub(crate) layer: DirLayer,
+    pub(crate) root: Arc<OwnedFd>,
     pub(crate) work: OwnedFd,
     pub(crate) links: OwnedFd,
     /// `user` or `trusted`: the namespace of our attributes.
@@ -117,12 +116,13 @@ impl Upper {
     ///
     /// # Errors
     /// What failed, as an errno with the step's name.
-    pub fn open(upper: &Path, work: &Path, cache: usize) -> Result<Self> {
-        let layer = DirLayer::open_root(upper, cache).during("open the upper directory")?;
+    pub fn open(upper: &Path, work: &Path) -> Result<Self> {
+        let path = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root =
+            nix::fcntl::open(upper, path, Mode::empty()).during("open the upper directory")?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let workdir =
             nix::fcntl::open(work, flags, Mode::empty()).during("open the work directory")?;
-        let root = layer.dir(Path::new(""))?;
         let upper_device = fstat(root.as_fd()).during("stat the upper directory")?.st_dev;
         if fstat(workdir.as_fd()).during("stat the work directory")?.st_dev != upper_device {
             return Err(Error::CrossDevice);
@@ -149,7 +149,7 @@ impl Upper {
             Err(_) => "user",
         };
         Ok(Self {
-            layer,
+            root: Arc::new(root),
             work: work_fd,
             links,
             namespace,
@@ -164,6 +164,11 @@ impl Upper {
     pub(crate) fn temp_name(&self) -> OsString {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
         format!("#{}.{n:x}", std::process::id()).into()
+    }
+
+    /// Whiteouts are `.wh.NAME` files here: a name may be hidden beside an entry.
+    pub(crate) fn uses_marker_files(&self) -> bool {
+        self.marker_files.load(Ordering::Relaxed)
     }
 
     fn attribute(&self, name: &str) -> OsString {
@@ -194,8 +199,7 @@ impl Upper {
 
     /// Whether the root hides all lowers.
     pub(crate) fn root_is_opaque(&self) -> Result<bool> {
-        let root = self.layer.dir(Path::new(""))?;
-        Ok(whiteout::dir_marks(root.as_fd())?.opaque)
+        Ok(whiteout::dir_marks(self.root.as_fd())?.opaque)
     }
 
     /// Records where a copy came from. A file system without attributes keeps
@@ -229,15 +233,13 @@ impl Upper {
         }
     }
 
-    pub(crate) fn origin(&self, dir: &Path, file: &OsStr) -> Result<Option<Origin>> {
-        let dir = self.layer.dir(dir)?;
-        let value = self.private_at(dir.as_fd(), file, "coracle.origin")?;
+    pub(crate) fn origin(&self, dir: BorrowedFd<'_>, file: &OsStr) -> Result<Option<Origin>> {
+        let value = self.private_at(dir, file, "coracle.origin")?;
         Ok(value.and_then(|v| Origin::parse(&v)))
     }
 
-    pub(crate) fn nlink_delta(&self, dir: &Path, file: &OsStr) -> Result<Option<i64>> {
-        let dir = self.layer.dir(dir)?;
-        Ok(parse_delta(self.private_at(dir.as_fd(), file, "coracle.nlink")?))
+    pub(crate) fn nlink_delta(&self, dir: BorrowedFd<'_>, file: &OsStr) -> Result<Option<i64>> {
+        Ok(parse_delta(self.private_at(dir, file, "coracle.nlink")?))
     }
 
     /// Whether the index of hard links has `object` under `key`.

@@ -79,22 +79,32 @@ fn marks_of(value: &[u8]) -> DirMarks {
 
 /// Reads the marks of the directory behind `fd` from its attributes.
 pub(crate) fn dir_marks(fd: BorrowedFd<'_>) -> Result<DirMarks> {
-    marks_by(|name| sys::getxattr(fd, name))
+    marks_by(sys::listxattr(fd), |name| sys::getxattr(fd, name))
 }
 
-fn marks_by(read: impl Fn(&OsStr) -> nix::Result<Vec<u8>>) -> Result<DirMarks> {
+/// The names first: nearly always there are none.
+fn marks_by(
+    names: nix::Result<Vec<OsString>>,
+    read: impl Fn(&OsStr) -> nix::Result<Vec<u8>>,
+) -> Result<DirMarks> {
+    const OP: &str = "read the opaque mark";
     let mut marks = DirMarks::default();
-    for name in OPAQUE_ATTRIBUTES {
-        match read(OsStr::new(name)) {
-            Ok(value) => {
-                let m = marks_of(&value);
+    // A file system without attributes; `trusted.*` or an unreadable directory of
+    // somebody else: no mark for us.
+    let nothing =
+        |e: &Errno| matches!(e, Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM | Errno::EACCES);
+    let names = match names {
+        Err(errno) if nothing(&errno) => return Ok(marks),
+        other => other.during(OP)?,
+    };
+    for name in names.iter().filter(|n| OPAQUE_ATTRIBUTES.iter().any(|o| n.as_os_str() == *o)) {
+        match read(name) {
+            Err(errno) if nothing(&errno) => {}
+            other => {
+                let m = marks_of(&other.during(OP)?);
                 marks.opaque |= m.opaque;
                 marks.xattr_whiteouts |= m.xattr_whiteouts;
             }
-            // No such attribute; a file system without attributes; `trusted.*`
-            // or an unreadable directory of somebody else: no mark for us.
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM | Errno::EACCES) => {}
-            Err(errno) => return Err(Error::Layer { op: "read the opaque mark", errno }),
         }
     }
     Ok(marks)
@@ -102,7 +112,8 @@ fn marks_by(read: impl Fn(&OsStr) -> nix::Result<Vec<u8>>) -> Result<DirMarks> {
 
 /// Whether directory `name` in `dir` is opaque, by attribute or marker file.
 pub(crate) fn is_opaque(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
-    if marks_by(|attribute| sys::getxattr_at(dir, name, attribute))?.opaque {
+    let names = sys::listxattr_at(dir, name);
+    if marks_by(names, |attribute| sys::getxattr_at(dir, name, attribute))?.opaque {
         return Ok(true);
     }
     let mut marker = name.as_bytes().to_vec();

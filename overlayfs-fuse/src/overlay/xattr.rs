@@ -20,6 +20,9 @@ pub fn is_private(name: &OsStr) -> bool {
     PREFIXES.iter().any(|p| name.starts_with(p)) || NAMES.contains(&name)
 }
 
+/// The capabilities of a file (capabilities(7)).
+pub const CAPABILITY: &str = "security.capability";
+
 /// The access control list of a file (acl(5)).
 pub const ACL_ACCESS: &str = "system.posix_acl_access";
 

@@ -34,11 +34,14 @@ pub(crate) fn getxattr(fd: BorrowedFd<'_>, name: &OsStr) -> nix::Result<Vec<u8>>
 
 /// getxattr(2) of `file` in the directory behind `dir`, not followed.
 pub(crate) fn getxattr_at(dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr) -> nix::Result<Vec<u8>> {
+    read_xattr(libc::lgetxattr, &path_at(dir, file)?, name)
+}
+
+fn path_at(dir: BorrowedFd<'_>, file: &OsStr) -> nix::Result<CString> {
     let mut path = fd_path(dir).into_bytes();
     path.push(b'/');
     path.extend_from_slice(file.as_bytes());
-    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
-    read_xattr(libc::lgetxattr, &path, name)
+    CString::new(path).map_err(|_| Errno::EINVAL)
 }
 
 type GetXattr = unsafe extern "C" fn(
@@ -69,11 +72,22 @@ fn read_xattr(call: GetXattr, path: &CStr, name: &OsStr) -> nix::Result<Vec<u8>>
 
 /// listxattr(2) of the object behind `fd`.
 pub(crate) fn listxattr(fd: BorrowedFd<'_>) -> nix::Result<Vec<OsString>> {
-    let path = fd_path(fd);
+    list_xattrs(libc::listxattr, &fd_path(fd))
+}
+
+/// listxattr(2) of `file` in the directory behind `dir`, not followed.
+pub(crate) fn listxattr_at(dir: BorrowedFd<'_>, file: &OsStr) -> nix::Result<Vec<OsString>> {
+    list_xattrs(libc::llistxattr, &path_at(dir, file)?)
+}
+
+type ListXattr =
+    unsafe extern "C" fn(*const libc::c_char, *mut libc::c_char, libc::size_t) -> libc::ssize_t;
+
+fn list_xattrs(call: ListXattr, path: &CStr) -> nix::Result<Vec<OsString>> {
     let mut list = vec![0u8; 512];
     loop {
         // SAFETY: the path is NUL-terminated; the buffer is valid for its length.
-        let n = unsafe { libc::listxattr(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
+        let n = unsafe { call(path.as_ptr(), list.as_mut_ptr().cast(), list.len()) };
         match Errno::result(n) {
             Ok(n) => {
                 list.truncate(n.cast_unsigned());

@@ -81,6 +81,13 @@ impl Step {
         }
     }
 
+    /// Whether it makes two names of one file change places.
+    fn exchanges_links(&self, root: &Path) -> bool {
+        let Self::Rename(from, to, libc::RENAME_EXCHANGE) = self else { return false };
+        let ino = |path: &Path| fs::symlink_metadata(root.join(path)).ok().map(|m| m.ino());
+        ino(from).is_some() && ino(from) == ino(to)
+    }
+
     /// Does it below `root`; what came of it, for comparison.
     fn run(&self, root: &Path) -> String {
         let errno = |e: nix::errno::Errno| std::io::Error::from(e);
@@ -281,7 +288,14 @@ pub(crate) fn random_operations() {
             let kernel = Kernel::new(&kernel_at, "kernel");
             for _ in 0..40 {
                 let step = Step::random(&mut r);
-                let (a, b) = (step.run(&ours.0), step.run(&kernel.0));
+                let idle = step.exchanges_links(&ours.0);
+                let (a, mut b) = (step.run(&ours.0), step.run(&kernel.0));
+                // Two names of one file that change places: nothing happens
+                // (rename(2)), but the kernel's overlay says ESTALE where a FIFO
+                // was copied up and linked, and the two have different inodes.
+                if idle && b == format!("{:?}", Err::<(), _>(Some(libc::ESTALE))) {
+                    b = "Ok(())".to_owned();
+                }
                 log.push(format!("{step:?}: {a}"));
                 assert_eq!(a, b, "seed {seed}: ours, kernel; after\n{}", log.join("\n"));
             }
