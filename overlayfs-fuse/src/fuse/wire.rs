@@ -193,29 +193,42 @@ impl<'a> Body<'a> {
 /// [`Answer::finish`].
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
+    /// Only grows: what was written once need not be zeroed again.
     bytes: Vec<u8>,
+    used: usize,
 }
 
 impl Answer {
     pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.bytes.resize(OUT_HEADER, 0);
+        self.used = 0;
+        self.room(OUT_HEADER);
+        self.used = OUT_HEADER;
+    }
+
+    /// The next `size` bytes; whether they count is up to the caller.
+    fn room(&mut self, size: usize) -> &mut [u8] {
+        let end = self.used + size;
+        if self.bytes.len() < end {
+            self.bytes.resize(end.next_power_of_two(), 0);
+        }
+        &mut self.bytes[self.used..end]
     }
 
     pub(crate) fn u16(&mut self, n: u16) {
-        self.bytes.extend_from_slice(&n.to_ne_bytes());
+        self.put(&n.to_ne_bytes());
     }
 
     pub(crate) fn u32(&mut self, n: u32) {
-        self.bytes.extend_from_slice(&n.to_ne_bytes());
+        self.put(&n.to_ne_bytes());
     }
 
     pub(crate) fn u64(&mut self, n: u64) {
-        self.bytes.extend_from_slice(&n.to_ne_bytes());
+        self.put(&n.to_ne_bytes());
     }
 
     pub(crate) fn put(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.used += bytes.len();
     }
 
     /// Lets `fill` write up to `size` bytes and keeps as many as it says.
@@ -224,12 +237,9 @@ impl Answer {
         size: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Result<(), E> {
-        let start = self.bytes.len();
-        self.bytes.resize(start + size, 0);
-        let result = fill(&mut self.bytes[start..]);
-        let used = result.as_ref().map_or(0, |n| *n);
-        self.bytes.truncate(start + used);
-        result.map(drop)
+        let n = fill(self.room(size))?;
+        self.used += n.min(size);
+        Ok(())
     }
 
     /// `struct fuse_attr`.
@@ -282,7 +292,7 @@ impl Answer {
     ) -> bool {
         let entry = if plus.is_some() { ENTRY } else { 0 };
         let padded = (DIRENT + name.len()).next_multiple_of(8);
-        if self.bytes.len() - OUT_HEADER + entry + padded > limit {
+        if self.used - OUT_HEADER + entry + padded > limit {
             return false;
         }
         if let Some(node) = plus {
@@ -295,7 +305,7 @@ impl Answer {
         // DT_*: the type bits, shifted (dirent.h).
         self.u32((attr.mode & libc::S_IFMT) >> 12);
         self.put(name.as_bytes());
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.put(&[0; 8][..padded - DIRENT - name.len()]);
         true
     }
 
@@ -305,11 +315,11 @@ impl Answer {
             self.clear();
         }
         // Larger answers than 32 bits can say cannot be asked for.
-        let len = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        let len = u32::try_from(self.used).unwrap_or(u32::MAX);
         self.bytes[..4].copy_from_slice(&len.to_ne_bytes());
         self.bytes[4..8].copy_from_slice(&(-errno).to_ne_bytes());
         self.bytes[8..16].copy_from_slice(&unique.to_ne_bytes());
-        &self.bytes
+        &self.bytes[..self.used]
     }
 }
 
@@ -348,7 +358,7 @@ pub(crate) mod tests {
             let mut answer = Answer::default();
             answer.clear();
             write(&mut answer);
-            answer.bytes.len() - OUT_HEADER
+            answer.used - OUT_HEADER
         };
         assert_eq!(len(&|a| a.attr_out(&attr)), 104);
         assert_eq!(len(&|a| a.entry_out(1, &attr)), ENTRY);

@@ -101,21 +101,6 @@ impl DirLayer {
     fn lru(&self) -> std::sync::MutexGuard<'_, Lru> {
         self.dirs.lock().expect("no panic while the cache is locked")
     }
-
-    /// Opens `name` in `dir` as `O_PATH`, never following it; `dir` itself when
-    /// `name` is empty.
-    ///
-    /// # Errors
-    /// `Stale` when it is not there.
-    pub fn reach(&self, dir: &Path, name: &OsStr) -> Result<Arc<OwnedFd>> {
-        let parent = self.dir(dir)?;
-        if name.is_empty() {
-            return Ok(parent);
-        }
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(parent.as_fd(), name, flags, Mode::empty());
-        Ok(Arc::new(gone_is_stale(fd, "reach a file of a layer")?))
-    }
 }
 
 /// A descriptor (`O_PATH`) of the directory `path` below `root`.
@@ -213,6 +198,14 @@ pub(crate) fn find_at(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Named> {
     }
 }
 
+/// The same for attributes, whose other errors the caller tells apart.
+fn gone<T>(result: nix::Result<T>) -> Result<nix::Result<T>> {
+    match result {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Err(Error::Stale),
+        other => Ok(other),
+    }
+}
+
 /// Absence of something seen before means that the layer changed underneath.
 fn gone_is_stale<T>(result: nix::Result<T>, op: &'static str) -> Result<T> {
     match result {
@@ -264,16 +257,26 @@ impl Layer for DirLayer {
     }
 
     fn getxattr(&self, dir: &Path, name: &OsStr, attr: &OsStr) -> Result<Vec<u8>> {
-        let file = self.reach(dir, name)?;
-        match sys::getxattr(file.as_fd(), attr) {
+        let parent = self.dir(dir)?;
+        let value = if name.is_empty() {
+            sys::getxattr(parent.as_fd(), attr)
+        } else {
+            sys::getxattr_at(parent.as_fd(), name, attr)
+        };
+        match gone(value)? {
             Err(Errno::ENODATA) => Err(Error::NoAttribute),
             other => other.during("get an extended attribute"),
         }
     }
 
     fn listxattr(&self, dir: &Path, name: &OsStr) -> Result<Vec<OsString>> {
-        let file = self.reach(dir, name)?;
-        match sys::listxattr(file.as_fd()) {
+        let parent = self.dir(dir)?;
+        let names = if name.is_empty() {
+            sys::listxattr(parent.as_fd())
+        } else {
+            sys::listxattr_at(parent.as_fd(), name)
+        };
+        match gone(names)? {
             Err(Errno::EOPNOTSUPP) => Ok(Vec::new()),
             other => other.during("list extended attributes"),
         }

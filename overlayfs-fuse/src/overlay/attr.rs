@@ -1,20 +1,19 @@
 //! Attributes: status, owner, mode, times, size, extended attributes, link targets.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmod, fchmodat, fstat, futimens, utimensat,
-};
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
 use super::inode::{Ino, Lower, Node, UpperAt};
+use super::object::{Object, chmod_path};
 use super::xattr::{
     ACL_ACCESS, CAPABILITY, OWNER, OverrideStat, Permissions, is_private, minimal_acl, parse_owner,
 };
@@ -51,18 +50,6 @@ pub struct Changes {
     pub drop_set_id: bool,
 }
 
-/// Changes the mode of whatever `fd` refers to, `O_PATH` descriptors included.
-pub(crate) fn chmod_fd(fd: BorrowedFd<'_>, mode: Mode) -> nix::Result<()> {
-    fchmodat(AT_FDCWD, sys::fd_path(fd).as_c_str(), mode, FchmodatFlags::FollowSymlink)
-}
-
-/// Sets the times of whatever `fd` refers to, a symbolic link included: a magic
-/// link is followed to the object and no further (proc(5)).
-pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
-    let path = sys::fd_path(fd);
-    utimensat(AT_FDCWD, path.as_c_str(), atime, mtime, UtimensatFlags::FollowSymlink)
-}
-
 /// The set-id bits that a change of data by the unprivileged clears (inode(7)).
 pub(crate) fn without_set_id(mode: u32) -> u32 {
     let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
@@ -74,35 +61,6 @@ fn time_spec(time: Option<SetTime>) -> TimeSpec {
         None => TimeSpec::UTIME_OMIT,
         Some(SetTime::Now) => TimeSpec::UTIME_NOW,
         Some(SetTime::At(s, ns)) => TimeSpec::new(s, i64::from(ns)),
-    }
-}
-
-/// An object of the upper, and how it is reached.
-enum Object {
-    /// By an open file: system calls take the descriptor itself.
-    Open(Arc<OwnedFd>),
-    /// By an `O_PATH` descriptor.
-    Path(Arc<OwnedFd>),
-}
-
-impl Object {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        let (Self::Open(fd) | Self::Path(fd)) = self;
-        fd.as_fd()
-    }
-
-    fn chmod(&self, mode: Mode) -> nix::Result<()> {
-        match self {
-            Self::Open(fd) => fchmod(fd.as_fd(), mode),
-            Self::Path(fd) => chmod_fd(fd.as_fd(), mode),
-        }
-    }
-
-    fn set_times(&self, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
-        match self {
-            Self::Open(fd) => futimens(fd.as_fd(), atime, mtime),
-            Self::Path(fd) => set_times(fd.as_fd(), atime, mtime),
-        }
     }
 }
 
@@ -287,22 +245,21 @@ impl Overlay {
     /// Clears set-id bits after a write by an unprivileged caller.
     pub(crate) fn drop_set_id(&self, node: &Arc<Node>) -> Result<()> {
         let _tree = self.tree_shared();
-        let Some(spot) = self.upper_spot(node)? else { return Ok(()) };
-        let object = spot.reach().during("reach a file of the upper")?;
-        let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
-        if let Some(kept) = self.kept_by_spot(&spot, &stat)? {
+        let object = self.object(node)?;
+        if self.options.permissions != Permissions::Inode
+            && let Some(kept) = self.kept(|a| sys::getxattr(object.as_fd(), OsStr::new(a)))?
+        {
             let mode = without_set_id(kept.mode);
             if mode != kept.mode {
                 self.keep(object.as_fd(), node.kind, &OverrideStat { mode, ..kept })?;
             }
             return Ok(());
         }
-        let mode = stat.st_mode & 0o7777;
+        let mode = fstat(object.as_fd()).during("stat a file of the upper")?.st_mode & 0o7777;
         if without_set_id(mode) == mode {
             return Ok(());
         }
-        chmod_fd(object.as_fd(), Mode::from_bits_truncate(without_set_id(mode)))
-            .during("clear the set-id bits")
+        object.chmod(Mode::from_bits_truncate(without_set_id(mode))).during("clear the set-id bits")
     }
 
     /// Target of a symbolic link.
@@ -439,7 +396,7 @@ impl Overlay {
         if drop_set_gid {
             let mode = fstat(object.as_fd()).during("stat a file of the upper")?.st_mode;
             if mode & libc::S_ISGID != 0 {
-                chmod_fd(object.as_fd(), Mode::from_bits_truncate(mode & 0o5777))
+                chmod_path(object.as_fd(), Mode::from_bits_truncate(mode & 0o5777))
                     .during("clear the set-gid bit")?;
             }
         }

@@ -23,7 +23,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, copy_file_range, openat, renameat2};
@@ -31,8 +31,10 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, Whence, fchownat, ftruncate, lseek, symlinkat};
 
+use super::files::OpenFile;
 use super::inode::{Lower, Node, UpperAt};
 use super::lookup::shown_kind;
+use super::object::Object;
 use super::upper::{Spot, Upper};
 use super::xattr::{OverrideStat, Permissions, is_private};
 use super::{Overlay, dev_ino};
@@ -89,14 +91,14 @@ impl Overlay {
         }
         let temp = up.temp_name();
         let made = self.make_copy(up, node, &temp, layer, &path, &name, keep);
-        let result = made.and_then(|source| self.install(up, node, &temp, layer, &source));
+        let result = made.and_then(|copy| self.install(up, node, &temp, layer, copy));
         if result.is_err() {
             up.discard(&temp)?;
         }
         result
     }
 
-    /// Step 1 for anything but a directory. Gives the status of the original.
+    /// Step 1 for anything but a directory.
     #[expect(clippy::too_many_arguments, reason = "one step of copy_up(), which has them all")]
     fn make_copy(
         &self,
@@ -107,7 +109,7 @@ impl Overlay {
         path: &Path,
         name: &OsStr,
         keep: Option<u64>,
-    ) -> Result<FileStat> {
+    ) -> Result<Copy> {
         let lower = &self.lowers[layer];
         let stat = lower.stat(path, name)?;
         let kept = self.kept_in_lower(layer, path, name)?;
@@ -124,7 +126,7 @@ impl Overlay {
         let mut file = None;
         match kind {
             libc::S_IFREG => {
-                let target = new_file()?;
+                let target = Arc::new(new_file()?);
                 let size = stat.st_size.cast_unsigned();
                 let keep = keep.map_or(size, |k| k.min(size));
                 // Nothing wanted: the original need not even be readable.
@@ -134,7 +136,8 @@ impl Overlay {
                     if real.st_mode & libc::S_IFMT != libc::S_IFREG {
                         return Err(Error::Stale);
                     }
-                    copy_data(source.as_fd(), target.as_fd(), size, keep)?;
+                    let refused = &self.refused[layer];
+                    copy_data(source.as_fd(), target.as_fd(), &real, keep.min(size), refused)?;
                 }
                 file = Some(target);
             }
@@ -149,22 +152,25 @@ impl Overlay {
                     .during("copy a special file")?;
             }
         }
-        let reached = reach(up, temp)?;
-        self.copy_metadata(reached.as_fd(), &stat, kept.as_ref(), kind, layer, path, name)?;
+        let object = match file {
+            Some(file) => Object::Open(file),
+            None => Object::Path(Arc::new(reach(up, temp)?)),
+        };
+        self.copy_metadata(&object, &stat, kept.as_ref(), kind, layer, path, name)?;
         if let Some(origin) = self.origin_of(layer, &stat) {
-            up.set_origin(reached.as_fd(), origin)?;
+            up.set_origin(&object, origin)?;
         }
-        if let (Some(file), false) = (&file, self.options.volatile) {
+        if let (Object::Open(file), false) = (&object, self.options.volatile) {
             nix::unistd::fsync(file).during("sync a copy")?;
         }
-        Ok(stat)
+        Ok(Copy { source: stat, object })
     }
 
     /// Owner, mode, attributes, times: from a lower object to its copy.
     #[expect(clippy::too_many_arguments, reason = "source and target, each by its coordinates")]
     fn copy_metadata(
         &self,
-        target: BorrowedFd<'_>,
+        target: &Object,
         stat: &FileStat,
         kept: Option<&OverrideStat>,
         kind: u32,
@@ -176,23 +182,23 @@ impl Overlay {
         let (uid, gid) = kept.map_or((stat.st_uid, stat.st_gid), |k| (k.uid, k.gid));
         let mode = kept.map_or(stat.st_mode & 0o7777, |k| k.mode);
         let (shown_uid, shown_gid) = owners.shown(uid, gid, kept.is_none());
-        let made = fstat(target).during("stat a copy")?;
+        let made = fstat(target.as_fd()).during("stat a copy")?;
         let disk_uid = owners.disk_uid(shown_uid).unwrap_or(Some(uid));
         let disk_gid = owners.disk_gid(shown_gid).unwrap_or(Some(gid));
         if self.options.permissions == Permissions::Inode {
             let uid = disk_uid.filter(|id| *id != made.st_uid).map(Uid::from_raw);
             let gid = disk_gid.filter(|id| *id != made.st_gid).map(Gid::from_raw);
             if uid.is_some() || gid.is_some() {
-                fchownat(target, "", uid, gid, AtFlags::AT_EMPTY_PATH)
+                fchownat(target.as_fd(), "", uid, gid, AtFlags::AT_EMPTY_PATH)
                     .during("set the owner of a copy")?;
             }
             if kind != libc::S_IFLNK {
-                super::attr::chmod_fd(target, Mode::from_bits_truncate(mode))
-                    .during("set the mode of a copy")?;
+                target.chmod(Mode::from_bits_truncate(mode)).during("set the mode of a copy")?;
             }
         } else if kind != libc::S_IFLNK {
             let floor = if kind == libc::S_IFDIR { 0o700 } else { 0o600 };
-            super::attr::chmod_fd(target, Mode::from_bits_truncate(mode & 0o777 | floor))
+            target
+                .chmod(Mode::from_bits_truncate(mode & 0o777 | floor))
                 .during("set the mode of a copy")?;
             let rdev = kept.filter(|k| k.kind.is_some()).map_or(stat.st_rdev, |k| k.rdev);
             let kept = OverrideStat {
@@ -202,7 +208,7 @@ impl Overlay {
                 kind: Some(kind),
                 rdev,
             };
-            self.keep(target, kind, &kept)?;
+            self.keep(target.as_fd(), kind, &kept)?;
         }
         for attribute in self.lowers[layer].listxattr(path, name)? {
             if !is_private(&attribute) {
@@ -211,12 +217,12 @@ impl Overlay {
         }
         let atime = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
         let mtime = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-        super::attr::set_times(target, &atime, &mtime).during("set the times of a copy")
+        target.set_times(&atime, &mtime).during("set the times of a copy")
     }
 
     fn copy_attribute(
         &self,
-        target: BorrowedFd<'_>,
+        target: &Object,
         attribute: &OsStr,
         layer: usize,
         path: &Path,
@@ -231,7 +237,7 @@ impl Overlay {
         let bytes = attribute.as_bytes();
         let guarded = bytes.starts_with(b"security.") || bytes.starts_with(b"trusted.");
         let acl = bytes.starts_with(b"system.posix_acl_");
-        match sys::setxattr(target, attribute, &value, 0) {
+        match target.set_attribute(attribute, &value, 0) {
             Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
             Err(Errno::EPERM) if guarded => Ok(()),
             Err(Errno::EINVAL) if acl && self.options.owners.unmapped_root => Ok(()),
@@ -246,11 +252,11 @@ impl Overlay {
         node: &Arc<Node>,
         temp: &OsStr,
         layer: usize,
-        source: &FileStat,
+        copy: Copy,
     ) -> Result<()> {
         let _tree = self.tree_shared();
-        let copy = reach(up, temp)?;
-        let stat = fstat(copy.as_fd()).during("stat a copy")?;
+        let Copy { source, object } = copy;
+        let stat = fstat(object.as_fd()).during("stat a copy")?;
         let links = i64::try_from(source.st_nlink).unwrap_or(i64::MAX);
         let place = node.body().place.clone();
         let state = match &place {
@@ -265,8 +271,8 @@ impl Overlay {
         let mut delta = shown - 1;
         if links > 1 && shown > 0 {
             let by_index = if named { delta } else { shown };
-            if let Some(origin) = self.origin_of(layer, source)
-                && up.set_nlink_delta(copy.as_fd(), by_index)?
+            if let Some(origin) = self.origin_of(layer, &source)
+                && up.set_nlink_delta(&object, by_index)?
             {
                 let key = origin.key();
                 let work = up.work.try_clone().during("duplicate a descriptor")?;
@@ -285,7 +291,7 @@ impl Overlay {
             _ => {
                 up.discard(temp)?;
                 if matches!(at, UpperAt::Named) {
-                    at = UpperAt::Held(Arc::new(copy));
+                    at = UpperAt::Held(Arc::clone(object.descriptor()));
                     delta = shown;
                 }
             }
@@ -296,6 +302,9 @@ impl Overlay {
             body.nlink_delta = delta;
         }
         self.switch(node, &stat);
+        if let Object::Open(file) = object {
+            self.keep_file(node, OpenFile::of_upper(node.epoch(), file));
+        }
         Ok(())
     }
 
@@ -334,13 +343,13 @@ impl Overlay {
             let stat = lower.stat(&first.path, root)?;
             let kept = self.kept_in_lower(first.layer, &first.path, root)?;
             mkdirat(&up.work, temp.as_os_str(), Mode::S_IRWXU).during("make a copy")?;
-            let copy = reach(up, &temp)?;
+            let copy = Object::Path(Arc::new(reach(up, &temp)?));
             if blank {
                 // What could not be seen must not appear at a later mount.
                 up.set_opaque(copy.as_fd())?;
             }
             self.copy_metadata(
-                copy.as_fd(),
+                &copy,
                 &stat,
                 kept.as_ref(),
                 libc::S_IFDIR,
@@ -387,7 +396,23 @@ fn move_in(up: &Upper, temp: &OsStr, dir: BorrowedFd<'_>, name: &OsStr) -> Resul
 fn put_back_times(dir: BorrowedFd<'_>, stat: &FileStat) -> Result<()> {
     let atime = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
     let mtime = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-    super::attr::set_times(dir, &atime, &mtime).during("put back the times of a directory")
+    super::object::set_times(dir, &atime, &mtime).during("put back the times of a directory")
+}
+
+/// What a file system has refused before and need not be asked again.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Sharing blocks.
+    reflink: AtomicBool,
+    /// Copying inside the kernel.
+    in_kernel: AtomicBool,
+}
+
+/// A copy that is complete but for its place.
+struct Copy {
+    /// Status of the original.
+    source: FileStat,
+    object: Object,
 }
 
 /// The ranges of a file that hold data. A file system that cannot tell gives
@@ -418,14 +443,34 @@ fn data_segments(file: BorrowedFd<'_>, size: u64) -> Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// Copies the first `keep` of `size` bytes, holes staying holes.
-fn copy_data(source: BorrowedFd<'_>, target: BorrowedFd<'_>, size: u64, keep: u64) -> Result<()> {
-    if keep == size && sys::reflink(source, target).is_ok() {
-        return Ok(());
+/// Copies the first `keep` bytes of a file of status `stat`, holes staying holes.
+fn copy_data(
+    source: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    stat: &FileStat,
+    keep: u64,
+    refused: &Refused,
+) -> Result<()> {
+    let size = stat.st_size.cast_unsigned();
+    if keep == size && !refused.reflink.load(Ordering::Relaxed) {
+        match sys::reflink(source, target) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EOPNOTSUPP | Errno::EXDEV | Errno::ENOTTY) => {
+                refused.reflink.store(true, Ordering::Relaxed);
+            }
+            // This file cannot be shared; it can be copied.
+            Err(_) => {}
+        }
     }
-    let mut in_kernel = true;
-    for segment in plan(&data_segments(source, size)?, keep) {
-        copy_segment(source, target, segment, &mut in_kernel)?;
+    let full = stat.st_blocks.cast_unsigned().saturating_mul(512) >= size;
+    let data =
+        if full { vec![Segment { start: 0, len: size }] } else { data_segments(source, size)? };
+    let segments = plan(&data, keep);
+    for segment in &segments {
+        copy_segment(source, target, *segment, refused)?;
+    }
+    if segments.last().is_some_and(|s| s.start + s.len == keep) {
+        return Ok(());
     }
     ftruncate(target, keep.cast_signed()).during("size a copy")
 }
@@ -434,30 +479,28 @@ fn copy_segment(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     segment: Segment,
-    in_kernel: &mut bool,
+    refused: &Refused,
 ) -> Result<()> {
     const CHUNK: usize = 1 << 20;
     let mut at = segment.start.cast_signed();
     let end = (segment.start + segment.len).cast_signed();
     let mut buffer = Vec::new();
+    let mut in_kernel = !refused.in_kernel.load(Ordering::Relaxed);
     while at < end {
         let want = usize::try_from(end - at).unwrap_or(usize::MAX);
-        if *in_kernel {
+        if in_kernel {
             let (mut from, mut to) = (at, at);
             match copy_file_range(source, Some(&mut from), target, Some(&mut to), want.min(1 << 30))
             {
                 // The file became shorter; or a file system that claims so.
-                Ok(0) => *in_kernel = false,
+                Ok(0) => in_kernel = false,
                 Ok(n) => at += n.cast_signed() as i64,
                 Err(Errno::EINTR) => {}
-                Err(
-                    Errno::EXDEV
-                    | Errno::EOPNOTSUPP
-                    | Errno::ENOSYS
-                    | Errno::EINVAL
-                    | Errno::EPERM
-                    | Errno::EIO,
-                ) => *in_kernel = false,
+                Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                    refused.in_kernel.store(true, Ordering::Relaxed);
+                    in_kernel = false;
+                }
+                Err(Errno::EINVAL | Errno::EPERM | Errno::EIO) => in_kernel = false,
                 Err(errno) => return Err(Error::Layer { op: "copy the data of a file", errno }),
             }
             continue;
@@ -519,7 +562,8 @@ mod tests {
         source.write_all(b"middle").unwrap();
         source.set_len(16 << 20).unwrap();
         let mut target = tempfile::tempfile().unwrap();
-        copy_data(source.as_fd(), target.as_fd(), 16 << 20, 16 << 20).unwrap();
+        let stat = fstat(&source).unwrap();
+        copy_data(source.as_fd(), target.as_fd(), &stat, 16 << 20, &Refused::default()).unwrap();
         let (mut a, mut b) = (Vec::new(), Vec::new());
         source.rewind().unwrap();
         source.read_to_end(&mut a).unwrap();

@@ -136,7 +136,7 @@ impl Overlay {
             && node.kind == libc::S_IFREG
         {
             node.bare.store(true, Ordering::Relaxed);
-            self.keep_file(&node, OpenFile::of_upper(node.epoch(), fd));
+            self.keep_file(&node, OpenFile::of_upper(node.epoch(), Arc::new(fd)));
         }
         Ok(attr)
     }
@@ -430,7 +430,7 @@ impl Overlay {
         if kind != libc::S_IFLNK && mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
             let bits = fstat(object).during("stat what was made")?.st_mode;
             let mode = Mode::from_bits_truncate(bits & 0o1777 | mode & 0o6000);
-            super::attr::chmod_fd(object, mode).during("set the mode of what was made")?;
+            super::object::chmod_path(object, mode).during("set the mode of what was made")?;
         }
         Ok(())
     }

@@ -72,6 +72,9 @@ pub(crate) struct Place {
     pub(crate) merged: bool,
 }
 
+/// The upper directory (`O_PATH`), if there is one, and the lower ones.
+type DirLayers = (Option<Arc<OwnedFd>>, Arc<[LowerDir]>);
+
 /// What the index knows about a name.
 pub(crate) enum Indexed {
     /// There is no index.
@@ -240,10 +243,7 @@ impl Overlay {
 
     /// The upper directory (`O_PATH`) behind a directory, if it has one, and its
     /// lower directories. The tree lock is held.
-    pub(crate) fn dir_layers(
-        &self,
-        node: &Arc<Node>,
-    ) -> Result<(Option<Arc<OwnedFd>>, Arc<[LowerDir]>)> {
+    pub(crate) fn dir_layers(&self, node: &Arc<Node>) -> Result<DirLayers> {
         let (upper, lowers) = {
             let body = node.body();
             let lowers = match &body.lower {

@@ -42,8 +42,8 @@ impl OpenFile {
     }
 
     /// A file of the upper, opened for reading and writing.
-    pub(crate) fn of_upper(epoch: u32, fd: OwnedFd) -> Self {
-        Self { epoch, reads: true, writes: true, plain: false, fd: Arc::new(fd) }
+    pub(crate) fn of_upper(epoch: u32, fd: Arc<OwnedFd>) -> Self {
+        Self { epoch, reads: true, writes: true, plain: false, fd }
     }
 }
 

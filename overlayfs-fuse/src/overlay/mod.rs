@@ -35,6 +35,7 @@ pub mod idmap;
 pub mod inode;
 mod lookup;
 pub mod merge;
+mod object;
 mod redirect;
 mod remove;
 mod rename;
@@ -106,6 +107,8 @@ pub struct Overlay {
     options: Options,
     inodes: Inodes,
     files: files::Files,
+    /// By lower: how data cannot be copied from it.
+    refused: Vec<copy_up::Refused>,
     /// Copy-ups that succeeded.
     copied: AtomicU64,
     /// See the theory above.
@@ -160,6 +163,7 @@ impl Overlay {
             return Err(Error::Invalid("a union needs at least one layer"));
         }
         let inodes = Inodes::new(devices, (at, upper_ino, Lower::Dirs(stack.into(), blank)));
+        let refused = lowers.iter().map(|_| copy_up::Refused::default()).collect();
         Ok(Self {
             lowers,
             lower_devices,
@@ -167,6 +171,7 @@ impl Overlay {
             options,
             inodes,
             files: files::Files::default(),
+            refused,
             copied: AtomicU64::new(0),
             tree: RwLock::new(()),
         })

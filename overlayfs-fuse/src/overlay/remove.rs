@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::Indexed;
 use super::inode::{Ino, Lower, Node, UpperAt};
+use super::object::Object;
 use super::upper::Upper;
 use super::{Overlay, check_name};
 use crate::error::{During, Error, Result};
@@ -167,16 +168,17 @@ impl Overlay {
         let delta = shown - (i64::try_from(stat.st_nlink).unwrap_or(i64::MAX) - 1);
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&up.links, key, flags, Mode::empty()).during("reach a hard link")?;
+        let object = Object::Path(Arc::new(fd));
         if shown <= 0 {
             unlinkat(&up.links, key, UnlinkatFlags::NoRemoveDir)
                 .during("empty a place in the link index")?;
             let mut body = node.body();
-            body.upper = UpperAt::Held(Arc::new(fd));
+            body.upper = UpperAt::Held(Arc::clone(object.descriptor()));
             body.place = None;
             body.nlink_delta = 0;
             return Ok(());
         }
-        up.set_nlink_delta(fd.as_fd(), delta)?;
+        up.set_nlink_delta(&object, delta)?;
         node.body().nlink_delta = delta;
         Ok(())
     }

@@ -17,6 +17,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::DirState;
 use super::inode::{Ino, Node, UpperAt};
+use super::object::Object;
 use super::redirect::may_move;
 use super::remove::upper_kind;
 use super::upper::Upper;
@@ -141,7 +142,8 @@ impl Overlay {
             matches!(body.upper, UpperAt::Linked(_)).then_some(body.nlink_delta)
         };
         if let Some(delta) = delta {
-            up.set_nlink_delta(spot.reach().during("reach a hard link")?.as_fd(), delta)?;
+            let object = Object::Path(spot.reach().during("reach a hard link")?);
+            up.set_nlink_delta(&object, delta)?;
         }
         Ok(())
     }

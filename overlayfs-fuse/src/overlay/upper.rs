@@ -21,6 +21,7 @@ use nix::sys::stat::{
 };
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::object::Object;
 use super::whiteout;
 use crate::error::{During, Error, Result};
 use crate::sys;
@@ -204,18 +205,18 @@ impl Upper {
 
     /// Records where a copy came from. A file system without attributes keeps
     /// no record; node ids are then stable within a mount only.
-    pub(crate) fn set_origin(&self, fd: BorrowedFd<'_>, origin: Origin) -> Result<bool> {
-        self.set_private(fd, "coracle.origin", origin.format().as_bytes())
+    pub(crate) fn set_origin(&self, object: &Object, origin: Origin) -> Result<bool> {
+        self.set_private(object, "coracle.origin", origin.format().as_bytes())
     }
 
     /// Records how many names exist in lowers only.
-    pub(crate) fn set_nlink_delta(&self, fd: BorrowedFd<'_>, delta: i64) -> Result<bool> {
-        self.set_private(fd, "coracle.nlink", delta.to_string().as_bytes())
+    pub(crate) fn set_nlink_delta(&self, object: &Object, delta: i64) -> Result<bool> {
+        self.set_private(object, "coracle.nlink", delta.to_string().as_bytes())
     }
 
     /// Sets an attribute of ours; `false` where the object cannot have one.
-    fn set_private(&self, fd: BorrowedFd<'_>, name: &str, value: &[u8]) -> Result<bool> {
-        match sys::setxattr(fd, &self.attribute(name), value, 0) {
+    fn set_private(&self, object: &Object, name: &str, value: &[u8]) -> Result<bool> {
+        match object.set_attribute(&self.attribute(name), value, 0) {
             Ok(()) => Ok(true),
             // EPERM: attributes of the user exist on files and directories only.
             Err(Errno::EOPNOTSUPP | Errno::EPERM) => Ok(false),

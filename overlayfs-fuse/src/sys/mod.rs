@@ -120,6 +120,21 @@ pub(crate) fn setxattr(
     Errno::result(r).map(drop)
 }
 
+/// fsetxattr(2); `flags` as [`setxattr`].
+pub(crate) fn fsetxattr(
+    fd: BorrowedFd<'_>,
+    name: &OsStr,
+    value: &[u8],
+    flags: i32,
+) -> nix::Result<()> {
+    let name = c_string(name)?;
+    // SAFETY: the name is NUL-terminated; the value is valid for its length.
+    let r = unsafe {
+        libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
+    };
+    Errno::result(r).map(drop)
+}
+
 /// removexattr(2) of the object behind `fd`.
 pub(crate) fn removexattr(fd: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
     let path = fd_path(fd);
