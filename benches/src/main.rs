@@ -64,7 +64,7 @@ enum What {
 
 #[derive(Args)]
 struct Measure {
-    /// Who takes part beside ours: names, `all`, or NAME=PATH for another build.
+    /// Who takes part beside ours: names, `all`, `none`, or NAME=PATH for another build.
     #[arg(long, value_delimiter = ',', value_name = "NAME|NAME=PATH")]
     peers: Vec<String>,
     /// Fewer and shorter samples, fewer cells: a look, not a result to quote.
@@ -194,6 +194,5 @@ fn merge(into: &Path, results: &[PathBuf]) -> Result<()> {
     for result in results {
         merged = merged.merge(Record::read(result)?)?;
     }
-    std::fs::write(into, merged.to_json()?)
-        .with_context(|| format!("cannot write {}", into.display()))
+    scene::write(into, &merged).with_context(|| format!("cannot write {}", into.display()))
 }

@@ -89,7 +89,7 @@ pub(crate) struct Found {
 }
 
 /// Finds the programs of some suites: ours in `programs`, and of the others those
-/// `wanted` asks for: names, `NAME=PATH`, or `all`; nothing asked for is `all`.
+/// `wanted` asks for: names, `NAME=PATH`, `all` or `none`; nothing asked for is `all`.
 ///
 /// # Errors
 /// When ours are not built, a name is not known, or a path has no program.
@@ -100,7 +100,7 @@ pub(crate) fn find(programs: &Path, suites: &[&str], wanted: &[String]) -> Resul
         let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
         let known = KINDS.iter().any(|kind| kind.name == name);
         ensure!(
-            word.contains('=') || word == "all" || known,
+            word.contains('=') || word == "all" || word == "none" || known,
             "no peer is called {word}: known are {}; another build is NAME=PATH",
             names()
         );

@@ -7,7 +7,6 @@
 //! all of it. As an ordinary user it is a directory that is removed at the end.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,7 @@ use tests::lab::{Ids, Lab};
 
 use crate::peers::{Found, Peer};
 use crate::record::{Record, Role};
+use crate::table;
 
 /// Open files that 10,000 flows need on either side of a backend.
 const OPEN_FILES: u64 = 65_536;
@@ -90,6 +90,21 @@ impl Scene {
     }
 }
 
+/// Writes a result, and its tables beside it: both whole or not at all.
+///
+/// # Errors
+/// When one cannot be written.
+pub(crate) fn write(json: &Path, record: &Record) -> Result<()> {
+    let files =
+        [(json.to_owned(), record.to_json()?), (json.with_extension("txt"), table::whole(record))];
+    for (path, text) in files {
+        let new = path.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(&new, &path)?;
+    }
+    Ok(())
+}
+
 /// The directory results are written to, held open: the lab may cover its path.
 pub(crate) struct Kept {
     dir: File,
@@ -127,12 +142,7 @@ impl Kept {
             None => record.clone(),
         };
         let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
-        let (new, file) = (dir.join("result.json.new"), dir.join("result.json"));
-        let write = || -> Result<()> {
-            File::create(&new)?.write_all(merged.to_json()?.as_bytes())?;
-            fs::rename(&new, &file)?;
-            Ok(())
-        };
-        write().with_context(|| format!("cannot write {}", self.file().display()))
+        write(&dir.join("result.json"), &merged)
+            .with_context(|| format!("cannot write {}", self.file().display()))
     }
 }

@@ -115,6 +115,24 @@ pub(crate) fn surroundings(record: &Record) -> String {
     out
 }
 
+/// All of a result, as it is kept beside the JSON.
+pub(crate) fn whole(record: &Record) -> String {
+    let mut parts: Vec<String> =
+        record.commands.iter().map(|command| format!("$ {command}\n")).collect();
+    parts.push(format!("date      {}\n{}", record.date, surroundings(record)));
+    for cell in record.suites.iter().flat_map(|suite| &suite.cells) {
+        parts.push(format!("\n{}", self::cell(cell)));
+    }
+    let troubles = troubles(record);
+    if !troubles.is_empty() {
+        parts.push(format!("\n{}\n", troubles.join("\n")));
+    }
+    if !record.complete {
+        parts.push("\nThis run did not come to its end.\n".to_owned());
+    }
+    parts.concat()
+}
+
 /// What went wrong, for the end: failures and impossible cells, a line each.
 pub(crate) fn troubles(record: &Record) -> Vec<String> {
     let cells = record.suites.iter().flat_map(|suite| &suite.cells);
@@ -155,6 +173,15 @@ mod unit {
 
         record.suites[0].cells[0].impossible = Some("no netem".into());
         assert!(cell(&record.suites[0].cells[0]).contains("NOT POSSIBLE HERE: no netem"));
+    }
+
+    #[test]
+    fn the_whole_result_has_every_cell_and_says_when_it_is_not_whole() {
+        let mut record = record("net/a", &[1.0], &[8.0]);
+        assert!(whole(&record).starts_with("$ bench\ndate ") && whole(&record).contains("net/a"));
+        assert!(!whole(&record).contains("did not come to its end"));
+        record.complete = false;
+        assert!(whole(&record).contains("did not come to its end"));
     }
 
     #[test]

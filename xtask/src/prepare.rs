@@ -62,6 +62,7 @@ const NEEDS: &[Need] = &[
     need("pasta", "passt", &[Bench]),
     need("fuse-overlayfs", "fuse-overlayfs", &[Bench]),
     need("unionfs", "unionfs-fuse", &[Bench]),
+    need("iperf3", "iperf3", &[Bench]),
 ];
 
 const fn need(sign: &'static str, package: &'static str, purposes: &'static [Purpose]) -> Need {

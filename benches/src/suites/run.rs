@@ -77,6 +77,9 @@ pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>
     network.extend(podman("slirp4netns"));
     network.push(runs.limit()?);
 
+    let mut usual = runs.of("coracle", "", &[&["run", "--rm", "--", "true"]]);
+    usual.push(runs.limit()?);
+
     let mut host = runs.of("coracle", "", &[isolated, &["--", "true"][..]]);
     host.push(runs.limit()?);
 
@@ -85,6 +88,12 @@ pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>
     Ok(vec![
         cell("rootfs", "Start-up: a root directory, no network", note, plain),
         cell("rootfs-network", "Start-up: a root directory, with network", note, network),
+        cell(
+            "host-root-network",
+            "Start-up: a view of the host's root, with network (the defaults)",
+            note,
+            usual,
+        ),
         cell("host-root", "Start-up: a view of the host's root, no network", note, host),
     ])
 }
