@@ -4,9 +4,11 @@
 //! where; a [`record`] is what comes out.
 
 mod load;
+mod compare;
 mod machine;
 mod method;
 mod peers;
+mod rank;
 mod record;
 mod scene;
 mod stats;
@@ -58,6 +60,21 @@ enum What {
     /// Load generators.
     #[command(subcommand, hide = true)]
     Load(load::Load),
+    /// Says what got better or worse between two results, beyond noise.
+    #[command(after_help = "Exit code: 0 when nothing is worse, 1 when something is, 2 when the \
+                            results cannot be read.")]
+    Compare {
+        /// The result before.
+        old: PathBuf,
+        /// The result after.
+        new: PathBuf,
+        /// Compares peers and limits too, which no change of ours should move.
+        #[arg(long)]
+        all: bool,
+        /// Least change that counts, in percent.
+        #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+        threshold: f64,
+    },
     #[command(name = suites::run::LIMIT, hide = true)]
     StartUpLimit { root: PathBuf },
 }
@@ -91,6 +108,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.what {
         What::Net(args) => measure(&cli.programs, &["net"], args),
+        What::Compare { old, new, all, threshold } => {
+            let options = compare::Options { all: *all, threshold: threshold / 100.0 };
+            return compare(old, new, options);
+        }
         What::Run(args) => measure(&cli.programs, &["run"], args),
         What::All(args) => {
             let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
@@ -187,6 +208,21 @@ fn command_line() -> String {
         }
     }
     line
+}
+
+/// Prints the comparison; exit code 1 when something is worse.
+fn compare(old: &Path, new: &Path, options: compare::Options) -> ExitCode {
+    match Record::read(old).and_then(|old| Ok((old, Record::read(new)?))) {
+        Ok((old, new)) => {
+            let found = compare::compare(&old, &new, options);
+            print!("{}", found.in_words());
+            ExitCode::from(u8::from(found.is_worse()))
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 fn merge(into: &Path, results: &[PathBuf]) -> Result<()> {
