@@ -3,13 +3,14 @@
 //! [`suites`] say what is measured, [`method`] how, [`peers`] with whom, [`scene`]
 //! where; a [`record`] is what comes out.
 
-mod load;
 mod compare;
+mod load;
 mod machine;
 mod method;
 mod peers;
 mod rank;
 mod record;
+mod report;
 mod scene;
 mod stats;
 mod suites;
@@ -57,9 +58,18 @@ enum What {
         #[arg(required = true)]
         results: Vec<PathBuf>,
     },
-    /// Load generators.
-    #[command(subcommand, hide = true)]
-    Load(load::Load),
+    /// Makes the report, one HTML file, from results of one machine and commit.
+    Report {
+        /// Results; of a cell in several the last counts.
+        #[arg(required = true)]
+        results: Vec<PathBuf>,
+        /// The report; beside the first result if not given.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Writes every chart as a picture (SVG) into this directory too.
+        #[arg(long, value_name = "DIR")]
+        pictures: Option<PathBuf>,
+    },
     /// Says what got better or worse between two results, beyond noise.
     #[command(after_help = "Exit code: 0 when nothing is worse, 1 when something is, 2 when the \
                             results cannot be read.")]
@@ -75,6 +85,9 @@ enum What {
         #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
         threshold: f64,
     },
+    /// Load generators.
+    #[command(subcommand, hide = true)]
+    Load(load::Load),
     #[command(name = suites::run::LIMIT, hide = true)]
     StartUpLimit { root: PathBuf },
 }
@@ -108,16 +121,19 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.what {
         What::Net(args) => measure(&cli.programs, &["net"], args),
-        What::Compare { old, new, all, threshold } => {
-            let options = compare::Options { all: *all, threshold: threshold / 100.0 };
-            return compare(old, new, options);
-        }
         What::Run(args) => measure(&cli.programs, &["run"], args),
         What::All(args) => {
             let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
             measure(&cli.programs, &all, args)
         }
         What::Merge { into, results } => merge(into, results),
+        What::Compare { old, new, all, threshold } => {
+            let options = compare::Options { all: *all, threshold: threshold / 100.0 };
+            return compare(old, new, options);
+        }
+        What::Report { results, out, pictures } => {
+            report(results, out.as_deref(), pictures.as_deref())
+        }
         What::Load(load) => load::run(load),
         What::StartUpLimit { root } => suites::run::limit(root),
     };
@@ -176,7 +192,7 @@ fn measure(programs: &Path, names: &[&str], args: &Measure) -> Result<()> {
     for trouble in table::troubles(&record) {
         println!("{trouble}");
     }
-    println!("kept in {}", kept.file().display());
+    println!("kept in {}; charts are in the .html beside it", kept.file().display());
     scene.lab.kill_all();
     Ok(())
 }
@@ -226,9 +242,33 @@ fn compare(old: &Path, new: &Path, options: compare::Options) -> ExitCode {
 }
 
 fn merge(into: &Path, results: &[PathBuf]) -> Result<()> {
-    let mut merged = Record::read(into)?;
-    for result in results {
+    let merged = read(into, results)?;
+    scene::write(into, &merged).with_context(|| format!("cannot write {}", into.display()))
+}
+
+/// Writes the report and, if asked for, the pictures.
+fn report(results: &[PathBuf], out: Option<&Path>, pictures: Option<&Path>) -> Result<()> {
+    let (first, others) = results.split_first().context("no result")?;
+    let record = read(first, others)?;
+    let out = out.map_or_else(|| first.with_extension("html"), Path::to_owned);
+    std::fs::write(&out, report::html(&record))
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    println!("{}", out.display());
+    if let Some(dir) = pictures {
+        std::fs::create_dir_all(dir)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| scene::write_pictures(dir, &record))
+            .with_context(|| format!("cannot write the pictures to {}", dir.display()))?;
+        println!("{}", dir.display());
+    }
+    Ok(())
+}
+
+/// Several results as one.
+fn read(first: &Path, others: &[PathBuf]) -> Result<Record> {
+    let mut merged = Record::read(first)?;
+    for result in others {
         merged = merged.merge(Record::read(result)?)?;
     }
-    scene::write(into, &merged).with_context(|| format!("cannot write {}", into.display()))
+    Ok(merged)
 }

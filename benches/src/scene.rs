@@ -18,7 +18,7 @@ use tests::lab::{Ids, Lab};
 
 use crate::peers::{Found, Peer};
 use crate::record::{Record, Role};
-use crate::table;
+use crate::{report, table};
 
 /// Open files that 10,000 flows need on either side of a backend.
 const OPEN_FILES: u64 = 65_536;
@@ -95,12 +95,26 @@ impl Scene {
 /// # Errors
 /// When one cannot be written.
 pub(crate) fn write(json: &Path, record: &Record) -> Result<()> {
-    let files =
-        [(json.to_owned(), record.to_json()?), (json.with_extension("txt"), table::whole(record))];
+    let files = [
+        (json.to_owned(), record.to_json()?),
+        (json.with_extension("txt"), table::whole(record)),
+        (json.with_extension("html"), report::html(record)),
+    ];
     for (path, text) in files {
         let new = path.with_extension("new");
         fs::write(&new, text)?;
         fs::rename(&new, &path)?;
+    }
+    Ok(())
+}
+
+/// Writes a picture of each suite into a directory.
+///
+/// # Errors
+/// When one cannot be written.
+pub(crate) fn write_pictures(dir: &Path, record: &Record) -> Result<()> {
+    for (name, svg) in report::pictures(record) {
+        fs::write(dir.join(name), svg)?;
     }
     Ok(())
 }
@@ -137,12 +151,27 @@ impl Kept {
     /// # Errors
     /// When it cannot be written, or not be merged.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
-        let merged = match &self.before {
-            Some(before) => before.clone().merge(record.clone())?,
-            None => record.clone(),
-        };
-        let dir = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
-        write(&dir.join("result.json"), &merged)
+        write(&self.open_dir().join("result.json"), &self.merged(record)?)
             .with_context(|| format!("cannot write {}", self.file().display()))
+    }
+
+    /// Writes the result's pictures.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub(crate) fn write_pictures(&self, record: &Record) -> Result<()> {
+        write_pictures(&self.open_dir(), &self.merged(record)?)
+            .with_context(|| format!("cannot write the pictures to {}", self.path.display()))
+    }
+
+    fn merged(&self, record: &Record) -> Result<Record> {
+        match &self.before {
+            Some(before) => before.clone().merge(record.clone()),
+            None => Ok(record.clone()),
+        }
+    }
+
+    fn open_dir(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))
     }
 }

@@ -7,7 +7,7 @@ use crate::stats::significant;
 
 /// Extra figures with a column of their own, where a candidate of the cell has
 /// them: name, heading.
-const COLUMNS: &[(&str, &str)] = &[
+pub(crate) const COLUMNS: &[(&str, &str)] = &[
     ("p50_us", "p50 µs"),
     ("p99_us", "p99 µs"),
     ("p999_us", "p99.9 µs"),

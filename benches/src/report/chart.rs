@@ -1,0 +1,625 @@
+//! Which charts a suite has: its cells grouped so that many of them stay readable.
+//! Pure; [`super::draw`] draws them.
+//!
+//! # Theory of operation
+//!
+//! Cells whose id has the same second word, unit and direction are one chart; cells
+//! that would be alone in theirs share one with the others of their unit. A title is
+//! read as parts, separated by commas and colons: the parts all cells of a chart
+//! have are the chart's title, the rest tells its cells apart. A chart of few cells
+//! has a panel for each; one of [`MOST_GROUPS`] and more is split into panels by the
+//! parameter that splits it most evenly.
+
+use std::collections::BTreeMap;
+
+use crate::record::{Better, Candidate, Cell, Head, Role, Suite, extra};
+use crate::stats::{Range, significant, times_better};
+use crate::table::figure;
+
+/// Cells in one panel.
+const MOST_GROUPS: usize = 4;
+
+/// How many times the smallest longest bar of a group the greatest may be on one
+/// scale.
+const ONE_SCALE: f64 = 12.0;
+
+/// How far beyond the longest bar the scale reaches for the sake of a whisker.
+const WHISKER_ROOM: f64 = 1.5;
+
+/// Extra figures that have a chart over the whole suite: name, title, unit.
+const RESOURCES: [(&str, &str, &str); 4] = [
+    (extra::PEAK_RSS_MIB, "Peak memory", "MiB"),
+    (extra::CPU_PER_GB, "CPU time of the program for each GB", "s"),
+    (extra::CPU_PER_OP, "CPU time of the program for each operation", "µs"),
+    (extra::RETRANSMITS, "TCP segments sent again", "segments"),
+];
+
+/// Percentiles of a latency, microseconds.
+const PERCENTILES: [(&str, &str); 3] = [("p50_us", "p50"), ("p99_us", "p99"), ("p999_us", "p99.9")];
+
+/// A figure with one question or several of one unit.
+#[derive(Debug)]
+pub(super) struct Chart {
+    pub(super) title: String,
+    /// Unit, direction, what the marks are.
+    pub(super) caption: String,
+    pub(super) panels: Vec<Panel>,
+}
+
+/// Groups below each other on one scale.
+#[derive(Debug)]
+pub(super) struct Panel {
+    pub(super) title: Option<String>,
+    /// Over the two columns at the right.
+    pub(super) headings: [&'static str; 2],
+    pub(super) scale: Scale,
+    pub(super) groups: Vec<Group>,
+}
+
+/// How values become places.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Scale {
+    /// From zero, the same in all panels of a chart.
+    Linear { most: f64 },
+    /// From zero, each group has its own; without an axis.
+    Each,
+    /// Logarithmic.
+    Log { least: f64, most: f64 },
+}
+
+/// One cell.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) title: Option<String>,
+    /// What stands in place of rows: why nobody could be measured.
+    pub(super) instead: Option<String>,
+    pub(super) rows: Vec<Row>,
+}
+
+/// One candidate in a cell.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) colour: Colour,
+    pub(super) mark: Mark,
+    /// At the right: two texts.
+    pub(super) columns: [String; 2],
+}
+
+/// What is drawn of a row.
+#[derive(Debug)]
+pub(super) enum Mark {
+    /// A bar to the median, a whisker from the least to the greatest.
+    Bar(Range),
+    /// A point with a line from the least to the greatest.
+    Point(Range),
+    /// Points of rising rank.
+    Points(Vec<f64>),
+    /// No value: a word why.
+    Failed(&'static str),
+}
+
+/// Which colour: the style sheets say what it looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Colour {
+    Ours(usize),
+    Peer(usize),
+    Limit,
+}
+
+/// Candidates of a suite by name, so that each has one colour everywhere.
+#[derive(Debug, Default)]
+pub(super) struct Colours {
+    pub(super) all: Vec<(String, Colour)>,
+}
+
+impl Colours {
+    pub(super) fn of(suite: &Suite) -> Self {
+        let mut found = Self::default();
+        for candidate in suite.cells.iter().flat_map(|cell| &cell.candidates) {
+            if found.all.iter().any(|(name, _)| *name == candidate.name) {
+                continue;
+            }
+            let count = |ours: bool| {
+                let same = |(_, colour): &&(String, Colour)| match colour {
+                    Colour::Ours(_) => ours,
+                    Colour::Peer(_) => !ours,
+                    Colour::Limit => false,
+                };
+                found.all.iter().filter(same).count()
+            };
+            let colour = match candidate.role {
+                Role::Ours => Colour::Ours(count(true)),
+                Role::Peer => Colour::Peer(count(false)),
+                Role::Limit => Colour::Limit,
+            };
+            found.all.push((candidate.name.clone(), colour));
+        }
+        found
+    }
+
+    pub(super) fn colour(&self, name: &str) -> Colour {
+        self.all.iter().find(|(own, _)| own == name).map_or(Colour::Limit, |(_, colour)| *colour)
+    }
+}
+
+/// Cells of one chart, and their title.
+pub(super) struct Bundle<'a> {
+    pub(super) title: String,
+    pub(super) cells: Vec<&'a Cell>,
+    /// Parts of the titles that all cells share.
+    shared: Vec<&'a str>,
+}
+
+/// The charts' cells, in the order of the suite.
+pub(super) fn bundles(suite: &Suite) -> Vec<Bundle<'_>> {
+    let key = |cell: &Cell| {
+        let word = cell.head.id.split('/').nth(1).unwrap_or_default().to_owned();
+        (word, cell.head.unit.clone(), cell.head.better == Better::Higher)
+    };
+    let mut groups: Vec<Vec<&Cell>> = Vec::new();
+    for cell in &suite.cells {
+        match groups.iter_mut().find(|group| key(group[0]) == key(cell)) {
+            Some(group) => group.push(cell),
+            None => groups.push(vec![cell]),
+        }
+    }
+    let of_unit = |cell: &Cell| (cell.head.unit.clone(), cell.head.better == Better::Higher);
+    let mut bundles: Vec<(Vec<&Cell>, bool)> = Vec::new();
+    for group in groups {
+        let alone = group.len() == 1;
+        let home = bundles
+            .iter_mut()
+            .find(|(cells, mixed)| alone && *mixed && of_unit(cells[0]) == of_unit(group[0]));
+        match home {
+            Some((cells, _)) => cells.extend(group),
+            None => bundles.push((group, alone)),
+        }
+    }
+    bundles.into_iter().map(|(cells, mixed)| Bundle::of(cells, mixed)).collect()
+}
+
+fn parts(title: &str) -> Vec<&str> {
+    title.split([',', ':']).map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+/// Parts that all titles have.
+fn shared<'a>(cells: &[&'a Cell]) -> Vec<&'a str> {
+    let all = parts(&cells[0].head.title);
+    let in_all = |part: &&str| cells.iter().all(|cell| parts(&cell.head.title).contains(part));
+    all.into_iter().filter(in_all).collect()
+}
+
+impl<'a> Bundle<'a> {
+    fn of(cells: Vec<&'a Cell>, mixed: bool) -> Self {
+        let mut common = shared(&cells);
+        let begins = parts(&cells[0].head.title).first() == common.first() && !common.is_empty();
+        let title = if begins {
+            common.join(", ")
+        } else if mixed {
+            common.clear();
+            format!("Further questions, {}", unit(&cells[0].head.unit))
+        } else {
+            let word = cells[0].head.id.split('/').nth(1).unwrap_or_default();
+            [&[word], &common[..]].concat().join(", ")
+        };
+        Self { title, cells, shared: common }
+    }
+
+    /// What tells a cell from the others; `known` is in the panel's title already.
+    fn label(&self, head: &Head, known: &[&str]) -> Option<String> {
+        let own = parts(&head.title);
+        let rest: Vec<_> = own
+            .into_iter()
+            .filter(|part| !self.shared.contains(part) && !known.contains(part))
+            .collect();
+        if !rest.is_empty() {
+            return Some(rest.join(", "));
+        }
+        // Titles that say the same: the id says what the difference is.
+        (self.cells.len() > 1).then(|| head.id.clone())
+    }
+
+    /// Cells by panel, with the parts of the title a panel's cells share.
+    fn panels(&self) -> Vec<(Vec<&'a str>, Vec<&'a Cell>)> {
+        if self.cells.len() < MOST_GROUPS {
+            // The title of the group says what the panel is.
+            return self.cells.iter().map(|cell| (Vec::new(), vec![*cell])).collect();
+        }
+        let Some(split) = self.split() else {
+            return self
+                .cells
+                .chunks(MOST_GROUPS)
+                .map(|some| (Vec::new(), some.to_vec()))
+                .collect();
+        };
+        let mut panels = Vec::new();
+        for cells in split {
+            let mut known = shared(&cells);
+            known.retain(|part| !self.shared.contains(part));
+            if cells.len() == 1 {
+                known.clear();
+            }
+            panels.extend(cells.chunks(MOST_GROUPS + 2).map(|some| (known.clone(), some.to_vec())));
+        }
+        panels
+    }
+
+    /// Cells by the values of the parameter whose greatest group is smallest.
+    fn split(&self) -> Option<Vec<Vec<&'a Cell>>> {
+        let names = self.cells[0].head.params.keys();
+        let by = |name: &String| {
+            let mut groups: Vec<(Option<&String>, Vec<&'a Cell>)> = Vec::new();
+            for &cell in &self.cells {
+                let value = cell.head.params.get(name);
+                match groups.iter_mut().find(|(own, _)| *own == value) {
+                    Some((_, group)) => group.push(cell),
+                    None => groups.push((value, vec![cell])),
+                }
+            }
+            groups.into_iter().map(|(_, group)| group).collect::<Vec<_>>()
+        };
+        let splits = names.map(by).filter(|groups| groups.len() > 1);
+        // Panels of one group each are no panels.
+        let splits = splits.filter(|groups| groups.len() < self.cells.len());
+        splits.min_by_key(|groups| groups.iter().map(Vec::len).max())
+    }
+}
+
+/// The chart of a bundle's values.
+pub(super) fn values(bundle: &Bundle<'_>, colours: &Colours) -> Chart {
+    let head = &bundle.cells[0].head;
+    let panels = bundle.panels();
+    let tops: Vec<f64> = bundle.cells.iter().filter_map(|cell| longest(cell)).collect();
+    let scale = linear(&tops, bundle.cells.iter().flat_map(|cell| ranges(cell)));
+    let panels = panels
+        .into_iter()
+        .map(|(known, cells)| Panel {
+            title: (!known.is_empty()).then(|| known.join(", ")),
+            headings: ["median", "ours is"],
+            scale,
+            groups: cells
+                .into_iter()
+                .map(|cell| Group {
+                    title: bundle.label(&cell.head, &known),
+                    instead: cell
+                        .impossible
+                        .as_ref()
+                        .map(|why| format!("not possible here: {why}")),
+                    rows: rows(cell, colours),
+                })
+                .collect(),
+        })
+        .collect();
+    let each = if scale == Scale::Each { "; each group has a scale of its own" } else { "" };
+    Chart {
+        title: bundle.title.clone(),
+        caption: format!("{}, {}{each}", unit(&head.unit), direction(head.better)),
+        panels,
+    }
+}
+
+/// A unit, in words where signs are hard to read.
+fn unit(unit: &str) -> &str {
+    if unit == "1/s" { "per second" } else { unit }
+}
+
+/// Which way is better, in words.
+pub(super) fn direction(better: Better) -> &'static str {
+    match better {
+        Better::Higher => "longer bars are better",
+        Better::Lower => "shorter bars are better",
+    }
+}
+
+fn ranges(cell: &Cell) -> impl Iterator<Item = Range> {
+    cell.candidates.iter().filter_map(Candidate::range)
+}
+
+fn longest(cell: &Cell) -> Option<f64> {
+    ranges(cell).map(|range| range.median).max_by(f64::total_cmp)
+}
+
+/// One scale, or one for each group where small ones would vanish.
+fn linear(tops: &[f64], ranges: impl Iterator<Item = Range>) -> Scale {
+    let positive = tops.iter().copied().filter(|top| *top > 0.0);
+    let (Some(least), Some(most)) =
+        (positive.clone().min_by(f64::total_cmp), positive.max_by(f64::total_cmp))
+    else {
+        return Scale::Linear { most: 1.0 };
+    };
+    if most > least * ONE_SCALE {
+        return Scale::Each;
+    }
+    Scale::Linear { most: with_whiskers(most, ranges) }
+}
+
+/// Room for whiskers, but not so much that an outlier makes all bars short.
+pub(super) fn with_whiskers(most: f64, ranges: impl Iterator<Item = Range>) -> f64 {
+    ranges.map(|range| range.max).fold(most, f64::max).min(most * WHISKER_ROOM)
+}
+
+fn rows(cell: &Cell, colours: &Colours) -> Vec<Row> {
+    if cell.impossible.is_some() {
+        return Vec::new();
+    }
+    let base = base(cell);
+    let rows = cell.candidates.iter().map(|candidate| {
+        let ratio = base
+            .filter(|base| *base != candidate)
+            .and_then(|base| base.times_better(candidate, cell.head.better));
+        let range = candidate.range();
+        Row {
+            name: candidate.name.clone(),
+            colour: colours.colour(&candidate.name),
+            columns: [
+                range.map_or_else(String::new, |range| short(range.median)),
+                ratio.map_or_else(String::new, times),
+            ],
+            mark: match range {
+                Some(range) => Mark::Bar(range),
+                None if candidate.failure.is_some() => Mark::Failed("failed"),
+                None => Mark::Failed("not measured"),
+            },
+        }
+    });
+    rows.collect()
+}
+
+/// The one all others are compared with.
+pub(super) fn base(cell: &Cell) -> Option<&Candidate> {
+    cell.candidates.first().filter(|first| first.role == Role::Ours)
+}
+
+/// Ratios against one candidate over the cells of a bundle.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ratios {
+    /// Least, geometric mean, greatest.
+    pub(super) range: Range,
+    /// Cells that have one.
+    pub(super) cells: usize,
+    /// Cells where the two ranges have no value in common, by who is ahead.
+    pub(super) ahead: usize,
+    pub(super) behind: usize,
+}
+
+/// How many times better ours is than each other candidate, in their order.
+pub(super) fn ratios<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<(&'a Candidate, Ratios)> {
+    let mut found: Vec<(&Candidate, Vec<f64>, usize, usize)> = Vec::new();
+    for cell in cells {
+        let Some(base) = base(cell) else { continue };
+        for candidate in &cell.candidates[1..] {
+            let (Some(own), Some(other)) = (base.range(), candidate.range()) else { continue };
+            let Some(ratio) = times_better(own.median, other.median, cell.head.better) else {
+                continue;
+            };
+            let at = found.iter().position(|(known, ..)| known.name == candidate.name);
+            let at = at.unwrap_or_else(|| {
+                found.push((candidate, Vec::new(), 0, 0));
+                found.len() - 1
+            });
+            found[at].1.push(ratio);
+            if own.is_apart_from(other) {
+                if ratio > 1.0 { found[at].2 += 1 } else { found[at].3 += 1 }
+            }
+        }
+    }
+    let sum = found.into_iter().filter_map(|(candidate, ratios, ahead, behind)| {
+        let mut range = Range::of(ratios.iter().copied())?;
+        let logs: f64 = ratios.iter().map(|ratio| ratio.ln()).sum();
+        range.median = (logs / ratios.len() as f64).exp();
+        Some((candidate, Ratios { range, cells: ratios.len(), ahead, behind }))
+    });
+    sum.collect()
+}
+
+/// The chart of ratios over a suite: what to look at first.
+pub(super) fn overview(bundles: &[Bundle<'_>], colours: &Colours) -> Chart {
+    let mut groups = Vec::new();
+    for bundle in bundles {
+        let rows: Vec<Row> = ratios(bundle.cells.iter().copied())
+            .into_iter()
+            .map(|(candidate, ratios)| Row {
+                name: candidate.name.clone(),
+                colour: colours.colour(&candidate.name),
+                columns: [
+                    times(ratios.range.median),
+                    if ratios.cells == 1 {
+                        String::new()
+                    } else {
+                        format!("{} – {}", short(ratios.range.min), short(ratios.range.max))
+                    },
+                ],
+                mark: Mark::Point(ratios.range),
+            })
+            .collect();
+        if !rows.is_empty() {
+            groups.push(Group { title: Some(bundle.title.clone()), instead: None, rows });
+        }
+    }
+    let all = groups.iter().flat_map(|group| &group.rows).filter_map(|row| match &row.mark {
+        Mark::Point(range) => Some(*range),
+        _ => None,
+    });
+    let (least, most) = all
+        .fold((0.5f64, 2.0f64), |(least, most), range| (least.min(range.min), most.max(range.max)));
+    Chart {
+        title: "How many times better ours is".into(),
+        caption: "geometric mean over the cells, with the least and the greatest; right of 1× \
+                  ours is better; logarithmic"
+            .into(),
+        panels: in_panels(groups, ["ours is", "range"], Scale::Log { least, most }),
+    }
+}
+
+fn in_panels(groups: Vec<Group>, headings: [&'static str; 2], scale: Scale) -> Vec<Panel> {
+    // Panels of about as many rows each, so that they stand well beside each other.
+    let rows = |group: &Group| group.rows.len() + 1;
+    let total: usize = groups.iter().map(rows).sum();
+    let room = total.div_ceil(total.div_ceil(18).max(1)).max(8);
+    let mut panels: Vec<Panel> = Vec::new();
+    let mut used = room;
+    for group in groups {
+        if used + rows(&group) / 2 >= room {
+            panels.push(Panel { title: None, headings, scale, groups: Vec::new() });
+            used = 0;
+        }
+        used += rows(&group);
+        panels.last_mut().expect("the first group makes a panel").groups.push(group);
+    }
+    panels
+}
+
+/// Charts of what was used, over all bundles: one for each figure that is there.
+pub(super) fn resources(bundles: &[Bundle<'_>], colours: &Colours) -> Vec<Chart> {
+    let charts = RESOURCES.iter().filter_map(|&(name, title, unit)| {
+        let groups: Vec<Group> =
+            bundles.iter().filter_map(|bundle| resource(bundle, name, colours)).collect();
+        let ranges = || {
+            groups.iter().flat_map(|group| &group.rows).filter_map(|row| match &row.mark {
+                Mark::Bar(range) => Some(*range),
+                _ => None,
+            })
+        };
+        // Figures that are zero everywhere are in the tables.
+        let most = ranges().map(|range| range.median).max_by(f64::total_cmp)?;
+        if ranges().all(|range| range.max == 0.0) {
+            return None;
+        }
+        let tops: Vec<f64> = groups.iter().filter_map(top).collect();
+        let scale = if most > 0.0 { linear(&tops, ranges()) } else { Scale::Each };
+        let each = if scale == Scale::Each { "; each group has a scale of its own" } else { "" };
+        Some(Chart {
+            title: title.to_owned(),
+            caption: format!(
+                "{unit}, shorter bars are better; median over the cells' medians, with the least \
+                 and the greatest of them{each}"
+            ),
+            panels: in_panels(groups, ["median", "greatest"], scale),
+        })
+    });
+    charts.collect()
+}
+
+fn top(group: &Group) -> Option<f64> {
+    let medians = group.rows.iter().filter_map(|row| match &row.mark {
+        Mark::Bar(range) => Some(range.median),
+        _ => None,
+    });
+    medians.max_by(f64::total_cmp)
+}
+
+fn resource(bundle: &Bundle<'_>, name: &str, colours: &Colours) -> Option<Group> {
+    let mut by_name: Vec<(&str, Vec<f64>)> = Vec::new();
+    for candidate in bundle.cells.iter().flat_map(|cell| &cell.candidates) {
+        let Some(range) = candidate.extra(name).filter(|_| candidate.failure.is_none()) else {
+            continue;
+        };
+        match by_name.iter_mut().find(|(own, _)| *own == candidate.name) {
+            Some((_, values)) => values.push(range.median),
+            None => by_name.push((&candidate.name, vec![range.median])),
+        }
+    }
+    let rows: Vec<Row> = by_name
+        .into_iter()
+        .filter_map(|(name, values)| {
+            let range = Range::of(values)?;
+            Some(Row {
+                name: name.to_owned(),
+                colour: colours.colour(name),
+                columns: [short(range.median), short(range.max)],
+                mark: Mark::Bar(range),
+            })
+        })
+        .collect();
+    (!rows.is_empty()).then(|| Group { title: Some(bundle.title.clone()), instead: None, rows })
+}
+
+/// The chart of a bundle's percentiles, where its candidates have some.
+pub(super) fn latency(bundle: &Bundle<'_>, colours: &Colours) -> Option<Chart> {
+    let mut all: Vec<f64> = Vec::new();
+    let mut panels = Vec::new();
+    for (known, cells) in bundle.panels() {
+        let mut groups = Vec::new();
+        for cell in cells {
+            let rows: Vec<Row> =
+                cell.candidates.iter().filter_map(|c| percentiles(c, colours)).collect();
+            for row in &rows {
+                if let Mark::Points(points) = &row.mark {
+                    all.extend(points.iter().filter(|point| **point > 0.0));
+                }
+            }
+            if !rows.is_empty() {
+                groups.push(Group { title: bundle.label(&cell.head, &known), instead: None, rows });
+            }
+        }
+        if !groups.is_empty() {
+            let title = (!known.is_empty()).then(|| known.join(", "));
+            let scale = Scale::Each;
+            panels.push(Panel { title, headings: ["p50", "p99"], scale, groups });
+        }
+    }
+    let range = Range::of(all)?;
+    for panel in &mut panels {
+        panel.scale = Scale::Log { least: range.min, most: range.max.max(range.min * 10.0) };
+    }
+    Some(Chart {
+        title: format!("Latency: {}", bundle.title),
+        caption: format!(
+            "µs, further left is better; logarithmic; points: {}; medians over the rounds",
+            PERCENTILES.map(|(_, title)| title).join(", ")
+        ),
+        panels,
+    })
+}
+
+fn percentiles(candidate: &Candidate, colours: &Colours) -> Option<Row> {
+    if candidate.failure.is_some() {
+        return None;
+    }
+    let found: BTreeMap<&str, f64> = PERCENTILES
+        .iter()
+        .filter_map(|&(name, _)| Some((name, candidate.extra(name)?.median)))
+        .collect();
+    let of = |name: &str| found.get(name).map_or_else(String::new, |value| short(*value));
+    (!found.is_empty()).then(|| Row {
+        name: candidate.name.clone(),
+        colour: colours.colour(&candidate.name),
+        columns: [of(PERCENTILES[0].0), of(PERCENTILES[1].0)],
+        mark: Mark::Points(
+            PERCENTILES.iter().filter_map(|(name, _)| found.get(name).copied()).collect(),
+        ),
+    })
+}
+
+/// Three significant digits; an exponent where that would be long.
+pub(super) fn short(value: f64) -> String {
+    let size = significant(value, 3).abs();
+    if size == 0.0 {
+        // Of either sign.
+        "0".to_owned()
+    } else if (1e-3..1e6).contains(&size) {
+        figure(value)
+    } else {
+        format!("{:e}", significant(value, 3))
+    }
+}
+
+/// A ratio.
+pub(super) fn times(ratio: f64) -> String {
+    format!("{}×", short(ratio))
+}
+
+/// A title as a file name.
+pub(super) fn slug(title: &str) -> String {
+    let mut slug = String::new();
+    for letter in title.chars() {
+        if letter.is_ascii_alphanumeric() {
+            slug.push(letter.to_ascii_lowercase());
+        } else if !slug.ends_with('-') && !slug.is_empty() {
+            slug.push('-');
+        }
+    }
+    let slug: String = slug.chars().take(60).collect();
+    slug.trim_end_matches('-').to_owned()
+}
