@@ -66,7 +66,7 @@ enum What {
         /// The report; beside the first result if not given.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// Writes every chart as a picture (SVG) into this directory too.
+        /// Writes a picture (SVG) of each suite into this directory too.
         #[arg(long, value_name = "DIR")]
         pictures: Option<PathBuf>,
     },
@@ -109,6 +109,9 @@ struct Measure {
     /// Adds to the result that is there; cells measured again replace the old.
     #[arg(long)]
     merge: bool,
+    /// Writes a picture (SVG) of each suite into the directory of the result too.
+    #[arg(long)]
+    pictures: bool,
     /// Only cells whose id contains one of these.
     #[arg(long, value_delimiter = ',', value_name = "SUBSTRING")]
     only: Vec<String>,

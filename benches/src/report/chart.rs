@@ -609,17 +609,3 @@ pub(super) fn short(value: f64) -> String {
 pub(super) fn times(ratio: f64) -> String {
     format!("{}×", short(ratio))
 }
-
-/// A title as a file name.
-pub(super) fn slug(title: &str) -> String {
-    let mut slug = String::new();
-    for letter in title.chars() {
-        if letter.is_ascii_alphanumeric() {
-            slug.push(letter.to_ascii_lowercase());
-        } else if !slug.ends_with('-') && !slug.is_empty() {
-            slug.push('-');
-        }
-    }
-    let slug: String = slug.chars().take(60).collect();
-    slug.trim_end_matches('-').to_owned()
-}

@@ -45,35 +45,24 @@ pub(crate) fn html(record: &Record) -> String {
     html.finish()
 }
 
-/// Pictures by file name: an overview of each suite, and its charts.
+/// Pictures by file name: the overview of each suite.
 pub(crate) fn pictures(record: &Record) -> Vec<(String, String)> {
-    let mut pictures: Vec<(String, String)> = Vec::new();
-    for suite in &record.suites {
-        let bundles = chart::bundles(suite);
-        let colours = Colours::of(suite);
+    let overviews = record.suites.iter().filter_map(|suite| {
+        let overview = chart::overview(&chart::bundles(suite), &Colours::of(suite));
+        if overview.panels.is_empty() {
+            return None;
+        }
         let ours = suite.cells.iter().find_map(chart::base).map_or("ours", |c| c.name.as_str());
+        let heading = format!("{}: how many times better {ours} is", suite_title(suite));
         let footnote = format!(
-            "“Ours is”: how many times better {ours} is than the one in that line. Thin lines \
-             reach from the least to the greatest. {}.",
+            "Ratios of medians. Outlined points are limits: the same work with no program in \
+             between. {}.",
             record.machine.in_words()
         );
-        let mut add = |name: String, chart: &Chart, heading: &str| {
-            let taken = pictures.iter().any(|(own, _)| *own == format!("{name}.svg"));
-            let name = if taken { format!("{name}-{}", pictures.len()) } else { name };
-            let svg = draw::picture(chart, heading, &footnote, CHART_STYLE);
-            pictures.push((format!("{name}.svg"), svg));
-        };
-        let overview = chart::overview(&bundles, &colours);
-        if !overview.panels.is_empty() {
-            let heading = format!("{}: how many times better {ours} is", suite_title(suite));
-            add(suite.name.clone(), &overview, &heading);
-        }
-        for chart in charts(&bundles, &colours) {
-            let name = format!("{}-{}", suite.name, chart::slug(&chart.title));
-            add(name, &chart, &format!("{}: {}", suite_title(suite), chart.title));
-        }
-    }
-    pictures
+        let svg = draw::picture(&overview, &heading, &footnote, CHART_STYLE);
+        Some((format!("{}.svg", suite.name), svg))
+    });
+    overviews.collect()
 }
 
 fn charts(bundles: &[Bundle<'_>], colours: &Colours) -> Vec<Chart> {
