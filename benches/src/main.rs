@@ -195,7 +195,10 @@ fn measure(programs: &Path, names: &[&str], args: &Measure) -> Result<()> {
     for trouble in table::troubles(&record) {
         println!("{trouble}");
     }
-    println!("kept in {}; charts are in the .html beside it", kept.file().display());
+    if args.pictures {
+        kept.write_pictures(&record)?;
+    }
+    println!("kept in {}; the charts are in the .html beside it", kept.file().display());
     scene.lab.kill_all();
     Ok(())
 }
