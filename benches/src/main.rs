@@ -48,6 +48,8 @@ enum What {
     Net(Measure),
     /// Start-up: time and memory of a container that does nothing.
     Run(Measure),
+    /// The overlay: files beside its peers, the kernel's overlay and a directory.
+    Fs(Measure),
     /// Every suite.
     All(Measure),
     /// Adds results of the same machine and commit to the first.
@@ -90,6 +92,10 @@ enum What {
     Load(load::Load),
     #[command(name = suites::run::LIMIT, hide = true)]
     StartUpLimit { root: PathBuf },
+    #[command(name = suites::fs::stage::NAME, hide = true)]
+    FsStage { dir: PathBuf, sizes: String },
+    #[command(name = suites::fs::load::NAME, hide = true, subcommand)]
+    FsLoad(suites::fs::load::Load),
 }
 
 #[derive(Args)]
@@ -125,6 +131,7 @@ fn main() -> ExitCode {
     let result = match &cli.what {
         What::Net(args) => measure(&cli.programs, &["net"], args),
         What::Run(args) => measure(&cli.programs, &["run"], args),
+        What::Fs(args) => measure(&cli.programs, &["fs"], args),
         What::All(args) => {
             let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
             measure(&cli.programs, &all, args)
@@ -139,6 +146,8 @@ fn main() -> ExitCode {
         }
         What::Load(load) => load::run(load),
         What::StartUpLimit { root } => suites::run::limit(root),
+        What::FsStage { dir, sizes } => suites::fs::stage::main(dir, sizes),
+        What::FsLoad(load) => suites::fs::load::run(load),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

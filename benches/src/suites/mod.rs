@@ -1,5 +1,6 @@
 //! What is measured. A suite makes [`Cell`]s; [`crate::method`] measures them.
 
+pub(crate) mod fs;
 mod net;
 pub(crate) mod run;
 
@@ -38,5 +39,8 @@ pub(crate) struct Suite {
 }
 
 /// Every suite, in the order of `all`.
-pub(crate) const SUITES: &[Suite] =
-    &[Suite { name: "net", cells: net::cells }, Suite { name: "run", cells: run::cells }];
+pub(crate) const SUITES: &[Suite] = &[
+    Suite { name: "net", cells: net::cells },
+    Suite { name: "fs", cells: fs::cells },
+    Suite { name: "run", cells: run::cells },
+];
