@@ -50,6 +50,8 @@ enum What {
     Run(Measure),
     /// The overlay: files beside its peers, the kernel's overlay and a directory.
     Fs(Measure),
+    /// The pure cores, in this program alone.
+    Micro(Measure),
     /// Every suite.
     All(Measure),
     /// Adds results of the same machine and commit to the first.
@@ -132,6 +134,7 @@ fn main() -> ExitCode {
         What::Net(args) => measure(&cli.programs, &["net"], args),
         What::Run(args) => measure(&cli.programs, &["run"], args),
         What::Fs(args) => measure(&cli.programs, &["fs"], args),
+        What::Micro(args) => measure(&cli.programs, &["micro"], args),
         What::All(args) => {
             let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
             measure(&cli.programs, &all, args)

@@ -1,6 +1,7 @@
 //! What is measured. A suite makes [`Cell`]s; [`crate::method`] measures them.
 
 pub(crate) mod fs;
+mod micro;
 mod net;
 pub(crate) mod run;
 
@@ -43,4 +44,5 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "net", cells: net::cells },
     Suite { name: "fs", cells: fs::cells },
     Suite { name: "run", cells: run::cells },
+    Suite { name: "micro", cells: micro::cells },
 ];
