@@ -28,11 +28,36 @@ type Test = (&'static str, fn() -> Result<()>);
 
 const TESTS: &[Test] = &[
     ("bench/a-cell", a_cell),
+    ("bench/a-cell-of-files", a_cell_of_files),
     ("bench/unknown-words", unknown_words),
-    ("bench/ended-by-sigint", || ended_by(libc::SIGINT)),
-    ("bench/ended-by-sigterm", || ended_by(libc::SIGTERM)),
-    ("bench/ended-by-sigkill", || ended_by(libc::SIGKILL)),
+    ("bench/ended-by-sigint", || ended_by(libc::SIGINT, &NET)),
+    ("bench/ended-by-sigterm", || ended_by(libc::SIGTERM, &NET)),
+    ("bench/ended-by-sigkill", || ended_by(libc::SIGKILL, &NET)),
+    ("bench/files-ended-by-sigint", || ended_by(libc::SIGINT, &FS)),
+    ("bench/files-ended-by-sigkill", || ended_by(libc::SIGKILL, &FS)),
 ];
+
+/// A run that is ended, and how it is known to be in the middle.
+struct Middle {
+    words: &'static [&'static str],
+    /// The program measured.
+    program: &'static str,
+    /// Copies of this one at least: servers and load generators.
+    copies: usize,
+}
+
+/// The servers outside and on the host, and a client.
+const NET: Middle = Middle {
+    words: &["net", "--only", "tcp-up/mtu1500/streams1/v4"],
+    program: "netstack",
+    copies: 3,
+};
+/// The process that mounts and measures.
+const FS: Middle = Middle {
+    words: &["fs", "--quick", "--only", "fs/find/layers6/procs1"],
+    program: "overlayfs-fuse",
+    copies: 1,
+};
 
 fn main() -> ExitCode {
     if std::env::args().any(|arg| arg == "--list") {
@@ -77,7 +102,7 @@ fn why_not() -> Option<String> {
     if let Some(program) = lab::PROGRAMS.iter().find(|name| !programs.join(name).exists()) {
         return Some(format!("{program} is not built: cargo build --workspace --bins"));
     }
-    ["ip", "dnsmasq", "unshare", "nsenter", "newuidmap"]
+    ["ip", "dnsmasq", "unshare", "nsenter", "newuidmap", "git", "tar"]
         .iter()
         .find(|program| lab::find(program).is_none())
         .map(|program| format!("{program} is not installed: `cargo xtask test` installs it"))
@@ -130,6 +155,34 @@ fn a_cell() -> Result<()> {
     Ok(())
 }
 
+/// Ours beside the kernel's overlay and a directory, whose results are compared.
+fn a_cell_of_files() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let dir = out.path().display().to_string();
+    let ids = ["fs/git/layers6/procs1", "fs/append/layers6/procs1"];
+    let only = ids.join(",");
+    let words = ["fs", "--quick", "--rounds", "1", "--peers", "none", "--only", &only];
+    bench(&[&words[..], &["--out", &dir]].concat()).run()?.ok()?;
+
+    let text = fs::read_to_string(out.path().join("result.json"))?;
+    let record: Value = serde_json::from_str(&text)?;
+    let cells = record["suites"][0]["cells"].as_array().context("no cells")?;
+    ensure!(cells.len() == ids.len(), "{record}");
+    for candidate in cells.iter().filter_map(|cell| cell["candidates"].as_array()).flatten() {
+        ensure!(candidate["failure"].is_null(), "failed: {candidate}");
+        let value = candidate["samples"][0]["value"].as_f64();
+        ensure!(value.is_some_and(|value| value > 0.0), "{candidate}");
+    }
+    let names = cells
+        .iter()
+        .filter_map(|cell| cell["candidates"].as_array())
+        .map(|candidates| candidates.iter().filter_map(|c| c["name"].as_str()).collect::<Vec<_>>());
+    for names in names {
+        ensure!(names == ["overlayfs-fuse", "kernel overlay", "plain directory"], "{names:?}");
+    }
+    Ok(())
+}
+
 fn unknown_words() -> Result<()> {
     let out = tempfile::tempdir()?;
     let dir = out.path().display().to_string();
@@ -150,15 +203,14 @@ struct Traces {
 }
 
 /// Ends a run while a backend carries data, and looks for what is left.
-fn ended_by(signal: i32) -> Result<()> {
+fn ended_by(signal: i32, middle: &Middle) -> Result<()> {
     let devices = devices()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let out = tempfile::tempdir()?;
     let dir = out.path().display().to_string();
-    let words =
-        ["net", "--peers", "none", "--rounds", "100", "--only", "tcp-up/mtu1500/streams1/v4"];
-    let run = bench(&[&words[..], &["--out", &dir]].concat()).spawn()?;
-    let traces = in_the_middle(&run)?;
+    let words = ["--peers", "none", "--rounds", "1000", "--out", &dir];
+    let run = bench(&[middle.words, &words].concat()).spawn()?;
+    let traces = in_the_middle(&run, middle)?;
     ensure!(traces.namespaces.len() >= 4, "not in namespaces: {:?}", traces.namespaces);
     let pidfds = traces
         .processes
@@ -188,7 +240,7 @@ fn ended_by(signal: i32) -> Result<()> {
 }
 
 /// Waits until a backend and a load generator are running.
-fn in_the_middle(run: &Running) -> Result<Traces> {
+fn in_the_middle(run: &Running, middle: &Middle) -> Result<Traces> {
     let deadline = Deadline::after(LIMIT);
     loop {
         let own = own_namespaces();
@@ -199,9 +251,8 @@ fn in_the_middle(run: &Running) -> Result<Traces> {
             traces.processes.push((pid, name.trim().to_owned()));
         }
         let has = |word: &str| traces.processes.iter().any(|(_, name)| name == word);
-        let clients = traces.processes.iter().filter(|(_, name)| name == "itself").count();
-        // The servers outside and on the host, and a client.
-        if has("netstack") && clients >= 3 {
+        let copies = traces.processes.iter().filter(|(_, name)| name == "itself").count();
+        if has(middle.program) && copies >= middle.copies {
             return Ok(traces);
         }
         ensure!(!deadline.passed(), "no backend was started: {:?}", traces.processes);

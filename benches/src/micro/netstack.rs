@@ -120,7 +120,9 @@ struct Tcp {
     scale: u8,
     /// Next sequence number expected of the stack.
     ack: u32,
-    /// A frame without data, and one with, whose numbers are set for each use.
+    /// Bytes the host has taken.
+    taken: u64,
+    /// A frame without data, whose numbers are set for each use.
     empty: Vec<u8>,
 }
 
@@ -168,6 +170,7 @@ impl Tcp {
             limit: 1001 + u32::from(u16::from_be_bytes([answer[TCP + 14], answer[TCP + 15]])),
             scale,
             ack: number(&answer, TCP + 4).wrapping_add(1),
+            taken: 0,
             empty: segment(ACK, &[], 0),
         };
         this.acknowledge();
@@ -194,6 +197,7 @@ impl Tcp {
                         break;
                     }
                     self.stack.tcp_sent(flow, count);
+                    self.taken += count as u64;
                 }
             }
         }
@@ -222,6 +226,7 @@ impl Tcp {
     fn up(mut self, data: usize) -> impl FnMut() -> Result<()> {
         let mut full = segment(ACK, &[], data);
         move || {
+            let before_all = self.taken;
             let mut sent = 0;
             let mut stalls = 0;
             while sent < FRAMES {
@@ -246,6 +251,8 @@ impl Tcp {
                     ensure!(stalls < 1000, "the window stays closed");
                 }
             }
+            let taken = self.taken - before_all;
+            ensure!(taken == FRAMES * data as u64, "{taken} bytes of {FRAMES} frames arrived");
             Ok(())
         }
     }

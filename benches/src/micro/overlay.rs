@@ -76,16 +76,17 @@ fn layers() -> Vec<Box<dyn Layer>> {
     layers.into_iter().map(|layer| Box::new(layer) as Box<dyn Layer>).collect()
 }
 
-/// Each call walks a union of its own: what a fresh mount has to do.
+/// Each call walks the union and forgets what it found: the next starts as a fresh
+/// mount does.
 fn walking() -> Result<Run> {
-    Ok(Box::new(|| {
-        let overlay = Overlay::new(layers(), None, Options::default())?;
+    let overlay = Overlay::new(layers(), None, Options::default())?;
+    Ok(Box::new(move || {
         let mut directories: Vec<Ino> = vec![ROOT];
-        let mut seen = 0;
+        let mut found: Vec<Ino> = Vec::with_capacity(WALKED);
         while let Some(directory) = directories.pop() {
             overlay.read_dir(directory, 0, true, &mut |_, name, attr| {
                 if name != OsStr::new(".") && name != OsStr::new("..") {
-                    seen += 1;
+                    found.push(attr.ino);
                     if attr.mode & libc::S_IFMT == libc::S_IFDIR {
                         directories.push(attr.ino);
                     }
@@ -93,7 +94,9 @@ fn walking() -> Result<Run> {
                 true
             })?;
         }
-        ensure!(seen == WALKED, "{seen} names, not {WALKED}");
+        ensure!(found.len() == WALKED, "{} names, not {WALKED}", found.len());
+        // What is contained first, as the kernel does.
+        found.iter().rev().for_each(|&ino| overlay.forget(ino, 1));
         Ok(())
     }))
 }
