@@ -2,9 +2,9 @@
 //! few lines on one side, a host that takes and gives bytes at once on the other.
 //! Uses the public API of [`Netstack`] only.
 //!
-//! The bytes themselves: on the way up the stack's copy into its ring is part of the
-//! measure, the host's send(2) is not; on the way down the copy out of the ring is,
-//! the host's recv(2) is not.
+//! The bytes themselves: on the way up a copy stands for the read(2) from the TAP, and
+//! the host's send(2) is not there; on the way down neither the host's recv(2) nor the
+//! write(2) to the TAP is.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -104,6 +104,12 @@ fn frame_of(from: IpAddr, to: IpAddr, proto: u8, upper: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// What a driver does with a frame it reads.
+fn give(stack: &mut Netstack, now: Duration, frame: &[u8]) {
+    stack.frame_room()[..frame.len()].copy_from_slice(frame);
+    stack.handle_frame(now, frame.len());
+}
+
 /// Where TCP begins in frames of either direction: IPv4 without options.
 const TCP: usize = VNET_LEN + ETH_LEN + 20;
 
@@ -152,13 +158,14 @@ impl Tcp {
         // MSS 1460, window scale 7.
         let mut syn = segment(SYN, &[2, 4, 5, 180, 1, 3, 3, 7], 0);
         syn[TCP + 4..TCP + 8].copy_from_slice(&1000u32.to_be_bytes());
-        stack.handle_frame(now, &syn);
+        give(&mut stack, now, &syn);
         let flow = match stack.poll_host().context("no command")? {
             HostCommand::TcpConnect { flow, .. } => flow,
             other => bail!("{other:?}"),
         };
         stack.handle_host(now, HostEvent::TcpConnected { flow });
-        let answer = stack.poll_frame(now).context("no SYN-ACK")?.to_vec();
+        stack.end_batch();
+        let answer = stack.poll_frame(now).context("no SYN-ACK")?.as_slices()[0].to_vec();
         ensure!(answer[TCP + 13] == SYN | ACK, "no SYN-ACK");
         let header = usize::from(answer[TCP + 12] >> 4) * 4;
         let scale = window_scale(&answer[TCP + 20..TCP + header]);
@@ -182,7 +189,7 @@ impl Tcp {
     fn acknowledge(&mut self) {
         self.empty[TCP + 4..TCP + 8].copy_from_slice(&self.seq.to_be_bytes());
         self.empty[TCP + 8..TCP + 12].copy_from_slice(&self.ack.to_be_bytes());
-        self.stack.handle_frame(self.now, &self.empty);
+        give(&mut self.stack, self.now, &self.empty);
     }
 
     /// What a driver does after a batch: carries out commands, takes the frames.
@@ -201,10 +208,13 @@ impl Tcp {
                 }
             }
         }
+        self.stack.end_batch();
         let mut with_data = 0;
-        while let Some(frame) = self.stack.poll_frame(self.now) {
+        while let Some(parts) = self.stack.poll_frame(self.now) {
+            // All headers are in the first slice.
+            let frame: &[u8] = &parts.as_slices()[0];
             let header = usize::from(frame[TCP + 12] >> 4) * 4;
-            let data = frame.len() - TCP - header;
+            let data = parts.len() - TCP - header;
             let window = u16::from_be_bytes([frame[TCP + 14], frame[TCP + 15]]);
             self.limit = number(frame, TCP + 8).wrapping_add(u32::from(window) << self.scale);
             if data > 0 && number(frame, TCP + 4) == self.ack {
@@ -238,7 +248,7 @@ impl Tcp {
                     }
                     full[TCP + 4..TCP + 8].copy_from_slice(&self.seq.to_be_bytes());
                     full[TCP + 8..TCP + 12].copy_from_slice(&self.ack.to_be_bytes());
-                    self.stack.handle_frame(self.now, &full);
+                    give(&mut self.stack, self.now, &full);
                     self.seq = end;
                     sent += 1;
                 }
@@ -263,7 +273,9 @@ impl Tcp {
             let mut stalls = 0;
             while came < FRAMES {
                 while self.stack.tcp_room(self.flow) > 0 {
-                    self.stack.tcp_fill(self.flow, &mut |room| room.len());
+                    self.stack.tcp_fill(self.flow, &mut |room| {
+                        room.iter().map(|slice| slice.len()).sum()
+                    });
                 }
                 let now = self.turn();
                 came += now;
@@ -312,12 +324,13 @@ fn udp_up(flows: u16) -> Result<Run> {
         for at in 0..count {
             // Neighbours are far apart.
             next = (next + 4001) % frames.len();
-            stack.handle_frame(now, &frames[next]);
+            give(&mut stack, now, &frames[next]);
             if (at + 1) % BATCH == 0 {
                 now += Duration::from_micros(10);
                 while let Some(command) = stack.poll_host() {
                     commands += u64::from(matches!(command, HostCommand::UdpSend { .. }));
                 }
+                stack.end_batch();
                 ensure!(stack.poll_frame(now).is_none(), "an answer to a datagram");
             }
         }
@@ -332,11 +345,12 @@ fn udp_up(flows: u16) -> Result<Run> {
 fn udp_down() -> Result<Run> {
     let mut stack = stack(true);
     let mut now = Duration::from_secs(1);
-    stack.handle_frame(now, &datagram(10_000));
+    give(&mut stack, now, &datagram(10_000));
     let flow = match stack.poll_host().context("no command")? {
         HostCommand::UdpSend { flow, .. } => flow,
         other => bail!("{other:?}"),
     };
+    stack.end_batch();
     let from = SocketAddr::new(peer().ip(), 9000);
     Ok(Box::new(move || {
         let mut came = 0;

@@ -44,7 +44,7 @@ fn merging() -> Result<Run> {
                     kind: EntryKind::Object(libc::S_IFREG),
                 })
                 .collect(),
-            opaque: false,
+            ..Listing::default()
         })
         .collect();
     let expected = (LAYERS - 1) * (NAMES * 2 / 3) + NAMES;
