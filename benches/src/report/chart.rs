@@ -176,7 +176,15 @@ pub(super) fn bundles(suite: &Suite) -> Vec<Bundle<'_>> {
             None => bundles.push((group, alone)),
         }
     }
-    bundles.into_iter().map(|(cells, mixed)| Bundle::of(cells, mixed)).collect()
+    let mut bundles: Vec<_> =
+        bundles.into_iter().map(|(cells, mixed)| Bundle::of(cells, mixed)).collect();
+    let titles: Vec<String> = bundles.iter().map(|bundle| bundle.title.clone()).collect();
+    for bundle in &mut bundles {
+        if titles.iter().filter(|title| **title == bundle.title).count() > 1 {
+            bundle.title = format!("{}, {}", bundle.title, unit(&bundle.cells[0].head.unit));
+        }
+    }
+    bundles
 }
 
 fn parts(title: &str) -> Vec<&str> {

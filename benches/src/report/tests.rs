@@ -76,6 +76,11 @@ fn large(long_names: bool) -> Record {
         let id = format!("net/{word}");
         all.add(cell(&mut random, &id, title, "1/s", &[], &net, 3000.0, &latency));
     }
+    for way in ["to", "from"] {
+        let id = format!("net/published/tcp-{way}");
+        let title = format!("Published port: TCP {way} a server in the guest");
+        all.add(cell(&mut random, &id, &title, "Gbit/s", &[], &net, 1.0, &[]));
+    }
     let idle = "CPU time of a backend with no traffic";
     all.add(cell(&mut random, "net/idle", idle, "ms/s", &[], &net[..2], 0.0, &[]));
     all.add(cell(&mut random, "net/huge", "A huge figure", "B", &[], &net, 1e12, &[]));
@@ -281,7 +286,8 @@ fn many_cells_are_few_charts() {
             "UDP to the guest, IPv4",
             "TCP round trips of 64 bytes, IPv4",
             "Further questions, per second",
-            "Published port",
+            "Published port, per second",
+            "Published port, Gbit/s",
             "CPU time of a backend with no traffic",
             "A huge figure",
             "A tiny figure",
