@@ -1,5 +1,6 @@
 //! End-to-end tests of the three programs.
 
+mod attacks;
 mod bad_input;
 mod faults;
 mod fixtures;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 12] = [
+    let tables: [&[Test]; 13] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         secrets::TESTS,
         faults::TESTS,
         handshake::TESTS,
+        attacks::TESTS,
         bad_input::TESTS,
         overlay::TESTS,
         slirp::TESTS,

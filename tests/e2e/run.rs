@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("run/signals-are-forwarded", signals_are_forwarded),
     Test::new("run/stdin-and-output", stdin_and_output),
     Test::new("run/environment", environment),
-    Test::new("run/workdir-user-hostname", workdir_user_hostname),
+    Test::new("run/workdir-user-hostname", workdir_user_hostname).subordinate_ids(),
     Test::new("run/single-id-is-said-once", single_id_is_said_once).single_id(),
     Test::new("run/volumes", volumes).each_user(),
     Test::new("run/volume-through-a-symlink", volume_through_a_symlink).each_user(),

@@ -455,10 +455,12 @@ impl Lab {
     pub fn remove_as_root(&self, path: &Path) -> Result<()> {
         let inside = self.watched().iter().any(|dir| path.starts_with(dir) && path != dir);
         ensure!(inside, "{} is none of the tests' files", path.display());
-        let words: &[&str] = if self.isolated {
-            &["rm", "-rf", "--"]
-        } else {
-            &["unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--"]
+        let words: &[&str] = match (self.isolated, self.any_ids()) {
+            (true, _) => &["rm", "-rf", "--"],
+            (false, Ids::Subordinate) => {
+                &["unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--"]
+            }
+            (false, Ids::Single) => &["unshare", "--map-root-user", "rm", "-rf", "--"],
         };
         Cmd::new(words[0]).args(&words[1..]).arg(path).run()?.ok()?;
         Ok(())

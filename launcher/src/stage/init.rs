@@ -381,9 +381,7 @@ impl Stage<'_> {
         let cover = if kind == SFlag::S_IFDIR.bits() {
             empty_directory(0o755).context(what)?
         } else {
-            let null = InRoot::open_root("/".as_ref())
-                .and_then(|root| root.open_plain("/dev/null".as_ref(), OFlag::O_PATH))
-                .context(what)?;
+            let null = null_device().context(|| "cannot find /dev/null, which hides files")?;
             mount::copy(null.as_fd(), c"", false).context(what)?
         };
         mount::attach(cover.as_fd(), place.as_fd()).context(what)
@@ -396,6 +394,20 @@ impl Stage<'_> {
         let attributes = mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC;
         mount::restrict(copy.as_fd(), attributes, true).context(what)?;
         mount::attach(copy.as_fd(), place.as_fd()).context(what)
+    }
+}
+
+/// The null device. What a volume has put in its place is refused: all that is
+/// hidden would show it.
+fn null_device() -> io::Result<OwnedFd> {
+    let null = InRoot::open_root("/".as_ref())?.open_plain("/dev/null".as_ref(), OFlag::O_PATH)?;
+    let stat = fstat(&null)?;
+    let device = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits();
+    // linux/Documentation/admin-guide/devices.txt
+    if device && stat.st_rdev == nix::sys::stat::makedev(1, 3) {
+        Ok(null)
+    } else {
+        Err(Errno::ENXIO.into())
     }
 }
 
