@@ -32,20 +32,23 @@
 //!
 //! What a crash leaves is put right by [`Store::sweep`], which every start calls.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
 use crate::idmap::IdMap;
 use crate::spec::{Spec, Upper, is_name};
-use crate::sys::userns;
 
+mod files;
 mod names;
+mod state;
+
+pub(crate) use files::replace;
+use files::{at, open_lock, private_dir, remove_tree, take};
+pub use state::{Process, State, Status};
 
 /// A failure to keep, find or remove a container's state.
 #[derive(Debug, thiserror::Error)]
@@ -84,76 +87,6 @@ pub enum StoreError {
 
 /// Results of the store.
 pub type Result<T> = std::result::Result<T, StoreError>;
-
-/// A process, told apart from a later one with the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Its number in the host's pid namespace.
-    pub pid: i32,
-    /// When it was started, in clock ticks since boot (field 22 of proc_pid_stat(5)).
-    pub start_time: u64,
-}
-
-impl Process {
-    /// Looks up the process that has this number now.
-    ///
-    /// # Errors
-    /// When there is none, or `/proc` is not there.
-    pub fn of(pid: i32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The second field, the name, may itself contain spaces and parentheses.
-        let start_time = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
-            .and_then(|field| field.parse().ok())
-            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
-        Ok(Self { pid, start_time })
-    }
-
-    /// Whether this very process is still there (a zombie is).
-    #[must_use]
-    pub fn exists(self) -> bool {
-        Self::of(self.pid).is_ok_and(|now| now == self)
-    }
-}
-
-/// How far a container has got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Its directory exists; its processes are being made.
-    Created,
-    /// The workload runs.
-    Running,
-    /// The workload has ended.
-    Exited {
-        /// As `coracle run` exits.
-        code: u8,
-    },
-    /// Its monitor was killed, and all of it with it: nobody knows the exit code.
-    Lost,
-}
-
-/// What is written down of a container. The file's time of modification is
-/// when it got where it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// As asked for.
-    pub spec: Spec,
-    /// Where it is in its life.
-    pub status: Status,
-    /// The monitor, once there is one.
-    pub monitor: Option<Process>,
-    /// Process 1 of the container (forwards the signals it gets to the workload).
-    pub init: Option<Process>,
-    /// The overlay, which is in the storage's namespaces, once there is one.
-    #[serde(default)]
-    pub overlay: Option<Process>,
-    /// Ids of the container's user namespace.
-    pub map: IdMap,
-    /// Seconds since 1970 at which it was made.
-    pub created: u64,
-}
 
 /// The data directory.
 #[derive(Debug, Clone)]
@@ -404,14 +337,6 @@ impl Store {
     }
 }
 
-impl State {
-    /// The workload is known to be gone.
-    #[must_use]
-    pub fn ended(&self) -> bool {
-        matches!(self.status, Status::Exited { .. } | Status::Lost)
-    }
-}
-
 impl Container {
     /// Anyone's view of it.
     #[must_use]
@@ -487,7 +412,7 @@ impl Container {
     /// Removes the directory and all in it, also what belongs to subordinate
     /// ids, and gives the lock back. The name is free at once. Where files of
     /// others have to go, the caller must be single-threaded
-    /// ([`userns::enter_with_map`]).
+    /// ([`crate::sys::userns::enter_with_map`]).
     ///
     /// # Errors
     /// When something does not go away; the next sweep tries again.
@@ -606,67 +531,6 @@ impl Entry {
             .map(Some)
             .map_err(|source| StoreError::Damaged { path, source })
     }
-}
-
-/// Removes a directory tree; that others remove it at the same time is no error.
-fn remove_tree(dir: &Path, map: Option<&IdMap>) -> Result<()> {
-    let tree = |dir: &Path| {
-        let removed = if dir.is_dir() && !dir.is_symlink() {
-            fs::remove_dir_all(dir)
-        } else {
-            fs::remove_file(dir)
-        };
-        match removed {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
-        }
-    };
-    let Err(plain) = tree(dir) else { return Ok(()) };
-    let Some(map) = map.filter(|_| plain.kind() == io::ErrorKind::PermissionDenied) else {
-        return Err(at("remove", dir)(plain));
-    };
-    // Files of subordinate ids, or directories without permissions.
-    userns::enter_with_map(map, || tree(dir).map(|()| Vec::new()).map_err(|e| e.to_string()))
-        .map(drop)
-        .map_err(|error| at("remove", dir)(io::Error::other(error.to_string())))
-}
-
-/// Replaces a file as a whole: a reader sees the old content or the new. The
-/// caller is the only writer.
-pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension(format!("new-{}", std::process::id()));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    let written = file.write_all(content).and_then(|()| fs::rename(&fresh, path));
-    written.inspect_err(|_| {
-        // The first failure is the one to tell; the next write takes this name again.
-        drop(fs::remove_file(&fresh));
-    })
-}
-
-fn private_dir() -> DirBuilder {
-    let mut builder = DirBuilder::new();
-    builder.mode(0o700);
-    builder
-}
-
-fn open_lock(path: &Path, create: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
-}
-
-/// Waits for a lock, whatever signals come meanwhile.
-fn take(lock: &File) -> io::Result<()> {
-    loop {
-        match lock.lock() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
-}
-
-/// Says what was tried on what.
-fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |source| StoreError::Io { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

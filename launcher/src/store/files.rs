@@ -1,0 +1,73 @@
+//! The store's directories, locks and files.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use super::{Result, StoreError};
+use crate::idmap::IdMap;
+use crate::sys::userns;
+
+/// Removes a directory tree; that others remove it at the same time is no error.
+pub(super) fn remove_tree(dir: &Path, map: Option<&IdMap>) -> Result<()> {
+    let tree = |dir: &Path| {
+        let removed = if dir.is_dir() && !dir.is_symlink() {
+            fs::remove_dir_all(dir)
+        } else {
+            fs::remove_file(dir)
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    };
+    let Err(plain) = tree(dir) else { return Ok(()) };
+    let Some(map) = map.filter(|_| plain.kind() == io::ErrorKind::PermissionDenied) else {
+        return Err(at("remove", dir)(plain));
+    };
+    // Files of subordinate ids, or directories without permissions.
+    userns::enter_with_map(map, || tree(dir).map(|()| Vec::new()).map_err(|e| e.to_string()))
+        .map(drop)
+        .map_err(|error| at("remove", dir)(io::Error::other(error.to_string())))
+}
+
+/// Replaces a file as a whole: a reader sees the old content or the new. The
+/// caller is the only writer.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    let written = file.write_all(content).and_then(|()| fs::rename(&fresh, path));
+    written.inspect_err(|_| {
+        // The first failure is the one to tell; the next write takes this name again.
+        drop(fs::remove_file(&fresh));
+    })
+}
+
+/// Makes directories that only the caller may enter.
+pub(super) fn private_dir() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(0o700);
+    builder
+}
+
+/// Opens a file to lock; its content is none.
+pub(super) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
+}
+
+/// Waits for a lock, whatever signals come meanwhile.
+pub(super) fn take(lock: &File) -> io::Result<()> {
+    loop {
+        match lock.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Says what was tried on what.
+pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
