@@ -18,7 +18,7 @@ mod children;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -35,7 +35,7 @@ use crate::spawn::{self, Kinship, Ours, Pipes, Theirs};
 use crate::sys::process::{self, Forked};
 use crate::sys::userns;
 use crate::terminal::Relay;
-use children::{End, GRACE, Process, Service};
+use children::{End, Process, Service, hung_up, reap_ended};
 
 /// The signals that are passed on to the workload.
 pub const FORWARDED: [Signal; 6] = [
@@ -579,34 +579,4 @@ fn write_public(path: &Path, content: &str) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(content.as_bytes())?;
     file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-/// Waits until nobody holds the other end.
-fn hung_up(end: BorrowedFd<'_>) -> Result<(), RunError> {
-    loop {
-        // No events asked for: a hang-up is always told.
-        let mut fds = [PollFd::new(end, PollFlags::empty())];
-        match poll(&mut fds, PollTimeout::from(GRACE)) {
-            Ok(0) => {
-                let fault = Fault::said("a process of the container does not come to its end");
-                return Err(RunError::Stage(fault));
-            }
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(RunError::os("cannot wait for a hang-up")(errno)),
-        }
-    }
-}
-
-/// Reaps what has ended unannounced. Others may be there that are none of
-/// ours: the children of a shell that became this process.
-fn reap_ended() -> Result<(), RunError> {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(RunError::os("cannot wait for a process")(errno)),
-        }
-    }
 }

@@ -3,21 +3,22 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
 use super::say;
+use crate::channel::Fault;
 use crate::run::RunError;
 use crate::spawn::Ours;
 use crate::sys::process;
 
 /// How long a service may take to end by itself, in milliseconds: the overlay
 /// may have to write much to a slow disk.
-pub(super) const GRACE: u16 = 10_000;
+const GRACE: u16 = 10_000;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,5 +193,34 @@ impl Service {
             self.process.kill()?;
         }
         Ok(())
+    }
+}
+
+/// Waits until nobody holds the other end.
+pub(super) fn hung_up(end: BorrowedFd<'_>) -> Result<(), RunError> {
+    loop {
+        // No events asked for: a hang-up is always told.
+        let mut fds = [PollFd::new(end, PollFlags::empty())];
+        match poll(&mut fds, PollTimeout::from(GRACE)) {
+            Ok(0) => {
+                let fault = Fault::said("a process of the container does not come to its end");
+                return Err(RunError::Stage(fault));
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(RunError::os("cannot wait for a hang-up")(errno)),
+        }
+    }
+}
+
+/// Reaps what has ended unannounced. Others may be there that are none of
+/// ours: the children of a shell that became this process.
+pub(super) fn reap_ended() -> Result<(), RunError> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(RunError::os("cannot wait for a process")(errno)),
+        }
     }
 }
