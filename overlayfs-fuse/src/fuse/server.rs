@@ -292,16 +292,18 @@ impl Server {
             loop {
                 nix::sched::sched_yield()?;
                 let received = self.look(buffer)?;
-                let at = now();
-                if at - last > SHARED {
-                    spin.not_before = Some(at + RESPECT);
-                }
                 if !matches!(received, Received::Nothing) {
+                    // Whoever had the processor meanwhile was the client.
                     spin.record(true);
                     count(&self.counters.spin_hits);
                     return Ok(received);
                 }
-                if at - start > spin.limit || spin.not_before.is_some() {
+                let at = now();
+                if at - last > SHARED {
+                    spin.not_before = Some(at + RESPECT);
+                    break;
+                }
+                if at - start > spin.limit {
                     break;
                 }
                 last = at;

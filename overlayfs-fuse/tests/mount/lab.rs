@@ -15,6 +15,15 @@ pub(crate) fn enter() {
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 }
 
+/// Exit code of a case that cannot be run here.
+pub(crate) const SKIPPED: i32 = 77;
+
+/// Ends the case: the machine lacks something.
+pub(crate) fn skip(why: &str) {
+    println!("skipped: {why}");
+    std::process::exit(SKIPPED);
+}
+
 /// The program under test.
 pub(crate) fn program() -> PathBuf {
     std::env::current_exe().unwrap().with_file_name("overlayfs-fuse")

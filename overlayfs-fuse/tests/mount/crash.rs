@@ -1,0 +1,181 @@
+//! A crash at every step: the server is killed at its n-th changing system call,
+//! for every n that an operation has, and the mount made again.
+//!
+//! What is then seen is the tree before the operation or the tree after it, never
+//! a mixture, and nothing is left in the work directory. strace(1) does the
+//! killing (`inject=…:signal=SIGKILL`): the program under test knows nothing of it.
+//!
+//! Left out of the comparison: times of directories, and the link count of a
+//! copied-up hard link, which a crash may leave one off (the object and its count
+//! cannot change in one step).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::lab::{Mounted, program, sh, skip};
+
+/// System calls that change a file system. (`write` is not among them: it carries
+/// the answers.)
+const CHANGES: &str = "mkdirat,mknodat,symlinkat,linkat,unlinkat,renameat,renameat2,setxattr,\
+                       fsetxattr,removexattr,fchmod,fchmodat,fchownat,utimensat,ftruncate,\
+                       pwrite64,copy_file_range,fsync,fdatasync,openat";
+
+/// Most steps that an operation may have.
+const MOST: u32 = 80;
+
+const BEFORE: &str = "mkdir -p lower/d/sub lower/e lower/gone; for f in f g d/x d/y e/z; do
+    printf old-$f >lower/$f; done; chmod 4711 lower/f; chown 3:4 lower/f
+    setfattr -n user.note -v kept lower/f; touch -d @1000000000.5 lower/f
+    ln -s target lower/link; mkfifo lower/fifo; ln lower/g lower/g2
+    chmod 2775 lower/d; mkdir lower/nodir";
+
+/// What was done to the upper before.
+const PREPARED: &str =
+    "printf changed >u/d/x; rm u/d/y; rmdir u/gone; mkdir u/own; printf o >u/own/o
+    rm u/e/z; mkdir u/empty";
+
+/// Each is one system call on the mount.
+const OPERATIONS: &[&str] = &[
+    "printf more >>u/f",
+    "chmod 600 u/f",
+    ": >u/f",
+    "mv u/f u/f2",
+    "rm u/f",
+    "rm u/d/x",
+    "printf n >u/d/y",
+    "mkdir u/gone",
+    "mkdir u/new",
+    "rmdir u/e",
+    "rmdir u/empty",
+    "mv u/d/x u/moved",
+    "mv -T u/own u/own2",
+    "mv -T u/own u/gone",
+    "mv -T u/own u/empty",
+    "mv u/f u/g",
+    "printf more >>u/g2",
+    "ln u/f u/d/y",
+    "mv u/link u/link2",
+    "chmod 600 u/fifo",
+    "ln -s s u/gone",
+    "setfattr -n user.a -v b u/d/sub",
+    "python3 -c 'import ctypes; ctypes.CDLL(None).renameat2(-100, b\"u/f\", -100, b\"u/d/x\", 2)'",
+];
+
+fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
+    fn walk(root: &Path, at: &Path, out: &mut BTreeMap<PathBuf, String>) {
+        for entry in fs::read_dir(root.join(at)).unwrap() {
+            let at = at.join(entry.unwrap().file_name());
+            let path = root.join(&at);
+            let m = fs::symlink_metadata(&path).unwrap();
+            let mut line = format!("{:o} {}:{}", m.mode(), m.uid(), m.gid());
+            if m.is_symlink() {
+                line += &format!(" -> {}", fs::read_link(&path).unwrap().display());
+            } else if m.is_file() {
+                line += &format!(" {:?}", fs::read_to_string(&path).unwrap());
+                let note = Command::new("getfattr")
+                    .args(["-d", "--absolute-names"])
+                    .arg(&path)
+                    .output()
+                    .unwrap();
+                line += &String::from_utf8_lossy(&note.stdout).replace('\n', " ");
+            } else {
+                assert!(m.is_dir() || m.file_type().is_fifo());
+            }
+            out.insert(at.clone(), line);
+            if m.is_dir() {
+                walk(root, &at, out);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(root, Path::new(""), &mut out);
+    out
+}
+
+/// Layers in their state before the operation.
+fn reset() {
+    sh("chmod -R u+rwx upper work 2>/dev/null || true; rm -rf upper work; cp -a upper.0 upper
+        cp -a work.0 work; mkdir -p u");
+}
+
+/// Mounts, does the operation while the server is killed at its `n`-th change, and
+/// says whether it was.
+fn crash(options: &str, operation: &str, n: u32) -> bool {
+    let mut server = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={CHANGES}")])
+        .args(["-e", &format!("inject={CHANGES}:signal=SIGKILL:when={n}")])
+        .arg(program())
+        .args(["-f", "-o", options, "u"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mounted = loop {
+        if sh("grep -c ' /mnt/u ' /proc/mounts || true") == "1" {
+            break true;
+        }
+        if server.try_wait().unwrap().is_some() {
+            break false;
+        }
+    };
+    if mounted {
+        // It fails when the server is gone, which is the point.
+        Command::new("sh")
+            .args(["-c", operation])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        sh("umount -l u");
+    }
+    let killed = !server.wait().unwrap().success();
+    // It may have died between the mount and our look.
+    sh("umount -l u 2>/dev/null || true");
+    killed
+}
+
+pub(crate) fn at_every_step() {
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        return skip("strace is not installed");
+    }
+    sh(BEFORE);
+    sh("mkdir upper work");
+    let options = "lowerdir=lower,upperdir=upper,workdir=work";
+    {
+        let _union = Mounted::new(options, "u");
+        sh(PREPARED);
+    }
+    sh("cp -a upper upper.0; cp -a work work.0");
+    let shown = || tree(&Mounted::new(options, "u").0);
+    let before = shown();
+    let mut crashes = 0;
+    for operation in OPERATIONS {
+        reset();
+        {
+            let _union = Mounted::new(options, "u");
+            sh(operation);
+        }
+        let after = shown();
+        for n in 1..=MOST {
+            assert!(n < MOST, "{operation}: does it never end?");
+            reset();
+            if !crash(options, operation, n) {
+                break;
+            }
+            crashes += 1;
+            let found = shown();
+            if found != before && found != after {
+                let odd: Vec<_> = found.iter().filter(|(p, l)| before.get(*p) != Some(l)).collect();
+                let lost: Vec<_> = before.keys().filter(|p| !found.contains_key(*p)).collect();
+                panic!(
+                    "{operation}: killed at change {n}: neither old nor new: {odd:?}, gone {lost:?}"
+                );
+            }
+            assert_eq!(fs::read_dir("work/work").unwrap().count(), 0, "{operation}: {n}");
+        }
+    }
+    assert!(crashes > 100, "only {crashes} crashes");
+    println!("{crashes} crashes");
+}
