@@ -15,9 +15,10 @@ use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::object::{Object, chmod_path};
 use super::xattr::{
-    ACL_ACCESS, CAPABILITY, OWNER, OverrideStat, Permissions, is_private, minimal_acl, parse_owner,
+    ACL_ACCESS, CAPABILITY, OWNER, OverrideStat, Permissions, is_private, map_ids, minimal_acl,
+    parse_owner,
 };
-use super::{Attr, Overlay, Owners};
+use super::{Attr, IdMap, Overlay, Owners};
 use crate::error::{During, Error, Result};
 use crate::sys;
 use std::sync::atomic::Ordering;
@@ -313,7 +314,11 @@ impl Overlay {
         if capability && matches!(value, Err(Error::NoAttribute)) {
             node.bare.store(true, Ordering::Relaxed);
         }
-        value
+        let mut value = value?;
+        let owners = &self.options.owners;
+        let shown = |map: &IdMap, id: u32| Ok::<_, Error>(map.shown(id));
+        map_ids(name, &mut value, |id| shown(&owners.uids, id), |id| shown(&owners.gids, id))?;
+        Ok(value)
     }
 
     /// The tree lock is held.
@@ -392,7 +397,10 @@ impl Overlay {
             let changes = Changes { mode: Some(mode), ..Changes::default() };
             return self.change_kept(&Object::Path(object), &node, &stat, kept, &changes);
         }
-        sys::setxattr(object.as_fd(), name, value, flags).during("set an extended attribute")?;
+        let owners = &self.options.owners;
+        let mut value = value.to_vec();
+        map_ids(name, &mut value, |id| owners.uids.disk(id), |id| owners.gids.disk(id))?;
+        sys::setxattr(object.as_fd(), name, &value, flags).during("set an extended attribute")?;
         if drop_set_gid {
             let mode = fstat(object.as_fd()).during("stat a file of the upper")?.st_mode;
             if mode & libc::S_ISGID != 0 {

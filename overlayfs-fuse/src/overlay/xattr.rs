@@ -47,6 +47,45 @@ pub fn minimal_acl(value: &[u8]) -> Option<u32> {
     Some(mode)
 }
 
+/// The list that new entries of a directory get (acl(5)).
+pub const ACL_DEFAULT: &str = "system.posix_acl_default";
+
+/// An attribute's value with the ids inside it mapped: those of named users and
+/// groups in an access control list, and the user that a capability belongs to
+/// (`rootid` of `struct vfs_ns_cap_data`, include/uapi/linux/capability.h). Values
+/// of any other attribute, or of another form, stay as they are.
+///
+/// # Errors
+/// What `user` and `group` say.
+pub fn map_ids<E>(
+    name: &OsStr,
+    value: &mut [u8],
+    user: impl Fn(u32) -> Result<u32, E>,
+    group: impl Fn(u32) -> Result<u32, E>,
+) -> Result<(), E> {
+    let id = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    if name == ACL_ACCESS || name == ACL_DEFAULT {
+        let Some((version, entries)) = value.split_at_mut_checked(4) else { return Ok(()) };
+        if version != [2, 0, 0, 0] {
+            return Ok(());
+        }
+        for entry in entries.chunks_exact_mut(8) {
+            let mapped = match u16::from_le_bytes([entry[0], entry[1]]) {
+                // ACL_USER, ACL_GROUP; the others name nobody.
+                0x02 => user(id(&entry[4..]))?,
+                0x08 => group(id(&entry[4..]))?,
+                _ => continue,
+            };
+            entry[4..].copy_from_slice(&mapped.to_le_bytes());
+        }
+    } else if name == CAPABILITY && value.len() == 24 && value[3] == 3 {
+        // VFS_CAP_REVISION_3: the id is the last of six words.
+        let mapped = user(id(&value[20..]))?;
+        value[20..].copy_from_slice(&mapped.to_le_bytes());
+    }
+    Ok(())
+}
+
 /// Owner, mode and type that an attribute holds in place of the inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OverrideStat {
@@ -175,6 +214,31 @@ mod tests {
     }
 
     #[test]
+    fn ids_inside_are_mapped() {
+        let entry = |tag: u8, id: u8| [tag, 0, 7, 0, id, 0, 0, 0];
+        let acl = |ids: [u8; 2]| {
+            let entries = [entry(1, 255), entry(2, ids[0]), entry(8, ids[1]), entry(32, 255)];
+            [&[2, 0, 0, 0][..], entries.as_flattened()].concat()
+        };
+        let plus = |n: u32| move |id: u32| if id < 200 { Ok(id + n) } else { Err(()) };
+        let map = |name: &str, mut value: Vec<u8>| {
+            map_ids(OsStr::new(name), &mut value, plus(1), plus(2)).map(|()| value)
+        };
+        assert_eq!(map(ACL_ACCESS, acl([5, 6])), Ok(acl([6, 8])));
+        assert_eq!(map(ACL_DEFAULT, acl([5, 6])), Ok(acl([6, 8])));
+        assert_eq!(map(ACL_ACCESS, acl([5, 201])), Err(()));
+        assert_eq!(map("user.other", acl([5, 6])), Ok(acl([5, 6])));
+        let mut capability = vec![0; 24];
+        (capability[3], capability[20]) = (3, 9);
+        let mut mapped = capability.clone();
+        mapped[20] = 10;
+        assert_eq!(map(CAPABILITY, capability.clone()), Ok(mapped));
+        // Version 2 names no user.
+        let old = [&[1, 0, 0, 2][..], &[9; 16]].concat();
+        assert_eq!(map(CAPABILITY, old.clone()), Ok(old));
+    }
+
+    #[test]
     fn override_table() {
         let file = OverrideStat { uid: 1, gid: 2, mode: 0o4755, kind: None, rdev: 0 };
         for (text, want) in [
@@ -234,6 +298,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_value_is_survived(value: Vec<u8>) {
+            for name in [ACL_ACCESS, CAPABILITY] {
+                let same = |id: u32| Ok::<_, ()>(id);
+                let mut mapped = value.clone();
+                prop_assert!(map_ids(OsStr::new(name), &mut mapped, same, same).is_ok());
+                prop_assert_eq!(&mapped, &value);
+            }
             if let Some(stat) = OverrideStat::parse(&value) {
                 prop_assert!(stat.mode <= 0o7777);
             }

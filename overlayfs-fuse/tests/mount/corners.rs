@@ -210,7 +210,8 @@ pub(crate) fn without_upper_nothing_changes() {
 
 pub(crate) fn owners_are_mapped() {
     let options = layers();
-    sh("touch lower/a lower/b lower/c; chown 5:6 lower/a; chown 200:200 lower/b");
+    sh("touch lower/a lower/b lower/c; chown 5:6 lower/a; chown 200:200 lower/b
+        setfacl -m u:5:r--,g:6:r-- lower/c");
     {
         let map = format!("{options},uidmapping=:0:1000:100,gidmapping=0:1000:100");
         let union = Mounted::new(&map, "union");
@@ -220,6 +221,15 @@ pub(crate) fn owners_are_mapped() {
         sh("chown 1007:1008 union/a; setpriv --reuid 1009 --regid 1009 --clear-groups true");
         assert_eq!((stat("upper/a").uid(), stat("upper/a").gid()), (7, 8));
         assert_eq!(errno(std::os::unix::fs::chown(union.path("a"), Some(5), None)), libc::EINVAL);
+        // Also inside of lists and capabilities, in both directions.
+        let acl = |path: &str| sh(&format!("getfacl -cpn {path} | grep -E '^(user|group):[0-9]'"));
+        assert_eq!(acl("lower/c"), "user:5:r--\ngroup:6:r--");
+        assert_eq!(acl("union/c"), "user:1005:r--\ngroup:1006:r--");
+        sh("setfacl -m u:1009:rw- union/b");
+        assert_eq!(acl("upper/b"), "user:9:rw-");
+        assert!(
+            !Command::new("setfacl").args(["-m", "u:9:r--", "union/b"]).status().unwrap().success()
+        );
     }
     let union = Mounted::new(&format!("{options},squash_to_uid=11,squash_to_gid=12"), "union");
     for name in ["a", "b", "c"] {
