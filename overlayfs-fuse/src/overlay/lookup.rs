@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 use crate::layer::{Named, find_at};
 use crate::sys;
 
+/// Longest name of any file system here, bytes (limits.h).
+const NAME_MAX: usize = 255;
+
 /// What a name is, on the layers.
 pub struct Found {
     pub(crate) identity: Identity,
@@ -54,6 +57,10 @@ impl Overlay {
     /// # Errors
     /// `NotFound`, or what the layers say.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Attr> {
+        // The index would only say that there is no such name.
+        if name.len() > NAME_MAX {
+            return Err(Error::Layer { op: "look up a name", errno: Errno::ENAMETOOLONG });
+        }
         let dir = self.node(parent)?;
         let _tree = self.tree_shared();
         // Held throughout, so that what the index says stays true.
