@@ -43,8 +43,7 @@ pub(crate) mod extra {
     pub(crate) const MACHINE_CPU_PER_OP: &str = "machine_cpu_us_per_op";
     /// CPU seconds the hypervisor gave to somebody else.
     pub(crate) const STEAL_S: &str = "steal_s";
-    /// Peak resident memory, MiB: of the backend, or of the largest process of
-    /// what was run.
+    /// Peak resident memory of the backend, MiB.
     pub(crate) const PEAK_RSS_MIB: &str = "peak_rss_mib";
     /// TCP segments sent again, in every network namespace taking part.
     pub(crate) const RETRANSMITS: &str = "retransmits";

@@ -1,12 +1,13 @@
 //! Start-up: how long a container that does nothing takes, from the start of the
-//! command to its end, and how much memory that needs.
+//! command to its end; and how much memory one that waits needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,116 +24,215 @@ use crate::sys;
 
 /// Word of the hidden subcommand that runs [`limit`].
 pub(crate) const LIMIT: &str = "start-up-limit";
+/// How long a container may take to start, and to end.
+const LIMIT_TO_START: Duration = Duration::from_secs(20);
+
+/// What a container does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// Nothing; what is measured is the time from start to end.
+    End,
+    /// Waits for a line on its standard input; what is measured is the memory of
+    /// everything that was started, meanwhile.
+    Wait,
+}
+
+impl Work {
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::End => &["true"],
+            Self::Wait => &["sh", "-c", "echo up; read line"],
+        }
+    }
+
+    /// Option of the programs that give a container no standard input otherwise.
+    fn option(self) -> &'static [&'static str] {
+        match self {
+            Self::End => &[],
+            Self::Wait => &["-i"],
+        }
+    }
+}
 
 /// The cells of this suite.
 pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>>> {
     let rootfs = rootfs(scene)?;
     let root = rootfs.display().to_string();
-    let runs = Runs { scene, rootfs: &rootfs };
-    let cell = |id: &str, title: &str, note: &str, candidates: Vec<Candidate<'a>>| Cell {
-        head: Head {
-            id: format!("run/{id}"),
-            title: title.to_owned(),
-            unit: "ms".to_owned(),
-            better: Better::Lower,
-            params: BTreeMap::new(),
-            note: Some(note.to_owned()),
-        },
-        seconds: 0.08,
-        warm_up: 3,
-        rounds: extent.rounds(50),
-        candidates,
-        impossible: None,
-    };
-
-    let isolated = &["run", "--rm", "--network", "none"];
-    let mut plain = runs.of("coracle", "", &[isolated, &["--rootfs", &root, "--", "true"][..]]);
-    plain.extend(runs.of(
-        "bwrap",
-        "",
-        &[&["--unshare-all", "--bind", &root, "/", "--proc", "/proc", "--dev", "/dev", "true"]],
-    ));
-    for runtime in ["crun", "runc"] {
-        for peer in scene.peers(runtime) {
-            let mut options = vec![];
-            if runtime == "crun" {
-                options.push("--cgroup-manager=disabled");
+    let mut cells = Vec::new();
+    for work in [Work::End, Work::Wait] {
+        let runs = Runs { scene, root: &root, work };
+        let mut add = |id: &str, title: &str, mut candidates: Vec<Candidate<'a>>| -> Result<()> {
+            if work == Work::End {
+                candidates.push(runs.limit()?);
             }
-            let bundle = bundle(scene, &peer.path, &rootfs)
-                .with_context(|| format!("an OCI bundle for {}", peer.name))?;
-            let bundle = bundle.display().to_string();
-            options.extend(["run", "--bundle", &bundle, "bench"]);
-            plain.push(runs.candidate(&peer.name, Role::Peer, &peer.path, &options));
+            cells.push(runs.cell(extent, id, title, candidates));
+            Ok(())
+        };
+        let mut plain = runs.coracle(&["--network", "none", "--rootfs", &root]);
+        plain.extend(runs.bubblewrap());
+        plain.extend(runs.oci()?);
+        plain.extend(runs.podman("none"));
+        add("rootfs", "a root directory, no network", plain)?;
+        let mut network = runs.coracle(&["--rootfs", &root]);
+        network.extend(runs.podman("slirp4netns"));
+        add("rootfs-network", "a root directory, with network", network)?;
+        if work == Work::End {
+            let title = "a view of the host's root, with network (the defaults)";
+            add("host-root-network", title, runs.coracle(&[]))?;
+            let title = "a view of the host's root, no network";
+            add("host-root", title, runs.coracle(&["--network", "none"]))?;
         }
     }
-    let podman = |network| {
-        let network = format!("--network={network}");
-        let tail = ["--rootfs", &root, "true"];
-        runs.of("podman", "", &[&["run", "--rm", "--cgroups=disabled", &network], &tail])
-    };
-    plain.extend(podman("none"));
-    plain.push(runs.limit()?);
-
-    let mut network = runs.of("coracle", "", &[&["run", "--rm", "--rootfs", &root, "--", "true"]]);
-    network.extend(podman("slirp4netns"));
-    network.push(runs.limit()?);
-
-    let mut usual = runs.of("coracle", "", &[&["run", "--rm", "--", "true"]]);
-    usual.push(runs.limit()?);
-
-    let mut host = runs.of("coracle", "", &[isolated, &["--", "true"][..]]);
-    host.push(runs.limit()?);
-
-    let note = "bwrap applies no seccomp filter and binds its root writable; podman also writes \
-                its database; memory is that of the largest process waited for";
-    Ok(vec![
-        cell("rootfs", "Start-up: a root directory, no network", note, plain),
-        cell("rootfs-network", "Start-up: a root directory, with network", note, network),
-        cell(
-            "host-root-network",
-            "Start-up: a view of the host's root, with network (the defaults)",
-            note,
-            usual,
-        ),
-        cell("host-root", "Start-up: a view of the host's root, no network", note, host),
-    ])
+    Ok(cells)
 }
 
 struct Runs<'a, 's> {
     scene: &'a Scene,
-    rootfs: &'s Path,
+    root: &'s str,
+    work: Work,
 }
 
 impl<'a> Runs<'a, '_> {
-    /// Every program of a kind, with some arguments.
-    fn of(&self, kind: &str, suffix: &str, args: &[&[&str]]) -> Vec<Candidate<'a>> {
+    fn cell(
+        &self,
+        extent: Extent,
+        id: &str,
+        title: &str,
+        candidates: Vec<Candidate<'a>>,
+    ) -> Cell<'a> {
+        let (id, title, unit) = match self.work {
+            Work::End => (format!("run/{id}"), format!("Start-up: {title}"), "ms"),
+            Work::Wait => (format!("run/memory/{id}"), format!("Memory: {title}"), "MiB"),
+        };
+        let note = match self.work {
+            Work::End => {
+                "bwrap applies no seccomp filter and binds its root writable; podman also \
+                 writes its database"
+            }
+            Work::Wait => {
+                "proportional share (PSS) of every process that the command has started, the \
+                 container's shell included; podman's pause process, which serves all of a \
+                 user's containers, is not"
+            }
+        };
+        let impossible = (self.work == Work::Wait && !self.scene.lab.is_isolated())
+            .then(|| "needs root, to look at every process".to_owned());
+        Cell {
+            head: Head {
+                id,
+                title,
+                unit: unit.to_owned(),
+                better: Better::Lower,
+                params: BTreeMap::new(),
+                note: Some(note.to_owned()),
+            },
+            seconds: 0.08,
+            warm_up: if self.work == Work::End { 3 } else { 1 },
+            rounds: extent.rounds(if self.work == Work::End { 50 } else { 5 }),
+            candidates,
+            impossible,
+        }
+    }
+
+    fn coracle(&self, options: &[&str]) -> Vec<Candidate<'a>> {
+        self.of("coracle", &[&["run", "--rm"], self.work.option(), options, &["--"]])
+    }
+
+    fn bubblewrap(&self) -> Vec<Candidate<'a>> {
+        let options = ["--bind", self.root, "/", "--proc", "/proc", "--dev", "/dev"];
+        self.of("bwrap", &[&["--unshare-all"], &options])
+    }
+
+    fn podman(&self, network: &str) -> Vec<Candidate<'a>> {
+        let network = format!("--network={network}");
+        let options = ["--cgroups=disabled", &network, "--rootfs", self.root];
+        self.of("podman", &[&["run", "--rm"], self.work.option(), &options])
+    }
+
+    /// crun and runc, which read from a bundle what to run.
+    fn oci(&self) -> Result<Vec<Candidate<'a>>> {
+        let mut candidates = Vec::new();
+        for peer in ["crun", "runc"].into_iter().flat_map(|kind| self.scene.peers(kind)) {
+            let bundle = self
+                .bundle(&peer.path)
+                .with_context(|| format!("an OCI bundle for {}", peer.name))?;
+            let bundle = bundle.display().to_string();
+            let cgroups: &[&str] =
+                if peer.kind.name == "crun" { &["--cgroup-manager=disabled"] } else { &[] };
+            let args = [cgroups, &["run", "--bundle", &bundle, "bench"]].concat();
+            candidates.push(self.candidate(&peer.name, Role::Peer, &peer.path, &args));
+        }
+        Ok(candidates)
+    }
+
+    /// Every program of a kind, with some arguments and what the container runs.
+    fn of(&self, kind: &str, args: &[&[&str]]) -> Vec<Candidate<'a>> {
+        let args = [&args.concat(), self.work.words()].concat();
         let peers = self.scene.peers.iter().filter(|peer| peer.kind.name == kind);
-        peers
-            .map(|peer| {
-                let name = format!("{}{suffix}", peer.name);
-                self.candidate(&name, peer.kind.role, &peer.path, &args.concat())
-            })
-            .collect()
+        peers.map(|peer| self.candidate(&peer.name, peer.kind.role, &peer.path, &args)).collect()
     }
 
     /// New namespaces and an exec, by this program itself.
     fn limit(&self) -> Result<Candidate<'a>> {
-        let root = self.rootfs.display().to_string();
         let itself = self.scene.lab.itself()?;
-        Ok(self.candidate("namespaces + exec", Role::Limit, &itself, &[LIMIT, &root]))
+        Ok(self.candidate("namespaces + exec", Role::Limit, &itself, &[LIMIT, self.root]))
     }
 
     fn candidate(&self, name: &str, role: Role, program: &Path, args: &[&str]) -> Candidate<'a> {
-        let scene = self.scene;
+        let (scene, work) = (self.scene, self.work);
         let program = program.to_owned();
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         Candidate {
             name: name.to_owned(),
             role,
             command: format!("{} {}", program.display(), args.join(" ")),
-            subject: Box::new(move || once(scene, &program, &args)),
+            subject: Box::new(move || match work {
+                Work::End => once(scene, &program, &args),
+                Work::Wait => held(scene, &program, &args),
+            }),
         }
     }
+
+    /// An OCI bundle of that root, as the runtime's own `spec` makes it.
+    fn bundle(&self, runtime: &Path) -> Result<PathBuf> {
+        let dir = self.scene.dir()?;
+        self.scene.cmd(runtime).args(["spec", "--rootless"]).dir(&dir).run()?.ok()?;
+        let path = dir.join("config.json");
+        let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+        config["process"]["args"] = serde_json::json!(self.work.words());
+        config["process"]["terminal"] = false.into();
+        config["root"]["path"] = self.root.into();
+        // The user's cgroups are not delegated here.
+        if let Some(linux) = config["linux"].as_object_mut() {
+            linux.remove("resources");
+        }
+        fs::write(&path, serde_json::to_string(&config)?)?;
+        Ok(dir)
+    }
+}
+
+/// Starts a container that waits, and adds up the memory of all that has come with
+/// it: the peak of one process says little where several are started.
+fn held(scene: &Scene, program: &Path, args: &[String]) -> Result<Sample> {
+    let before = processes()?;
+    let mut running = scene.cmd(program).args(args).stdin_open().spawn()?;
+    running.stdout_until("up\n", LIMIT_TO_START)?;
+    let mut pss_kib = 0;
+    for pid in processes()?.difference(&before) {
+        // What has ended since, or is no process of user space, has none.
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        pss_kib += kib.unwrap_or(0);
+    }
+    running.write(b"\n")?;
+    running.wait(LIMIT_TO_START)?.ok()?;
+    Ok(Sample::of(pss_kib as f64 / 1024.0))
+}
+
+fn processes() -> Result<BTreeSet<i32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
 /// Starts a program as the user and waits for its end.
@@ -168,8 +268,7 @@ fn once(scene: &Scene, program: &Path, args: &[String]) -> Result<Sample> {
     Ok(Sample::of(elapsed.as_secs_f64() * 1e3)
         .with(extra::CPU_PER_OP, ended.cpu_s * 1e6)
         .with(extra::MACHINE_CPU_S, machine.busy)
-        .with(extra::STEAL_S, machine.steal)
-        .with(extra::PEAK_RSS_MIB, ended.peak_rss as f64 / f64::from(1 << 20)))
+        .with(extra::STEAL_S, machine.steal))
 }
 
 /// A root filesystem of one program, the user's.
@@ -192,23 +291,6 @@ fn rootfs(scene: &Scene) -> Result<PathBuf> {
             .run()?
             .ok()?;
     }
-    Ok(dir)
-}
-
-/// An OCI bundle of that root, as the runtime's own `spec` makes it.
-fn bundle(scene: &Scene, runtime: &Path, rootfs: &Path) -> Result<PathBuf> {
-    let dir = scene.dir()?;
-    scene.cmd(runtime).args(["spec", "--rootless"]).dir(&dir).run()?.ok()?;
-    let path = dir.join("config.json");
-    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
-    config["process"]["args"] = serde_json::json!(["true"]);
-    config["process"]["terminal"] = false.into();
-    config["root"]["path"] = rootfs.display().to_string().into();
-    // The user's cgroups are not delegated here.
-    if let Some(linux) = config["linux"].as_object_mut() {
-        linux.remove("resources");
-    }
-    fs::write(&path, serde_json::to_string(&config)?)?;
     Ok(dir)
 }
 
