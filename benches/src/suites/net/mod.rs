@@ -45,7 +45,9 @@ pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>
     net.published(&mut cells);
     net.idle(&mut cells);
     net.far_away(&mut cells);
-    net.iperf(&mut cells);
+    if !extent.quick {
+        net.iperf(&mut cells);
+    }
     Ok(cells)
 }
 
@@ -137,11 +139,9 @@ impl<'a> Net<'a> {
                 }
             }
         }
-        ways.extend(
-            MTUS.into_iter()
-                .filter(|mtu| !self.extent.quick || *mtu == 1500)
-                .map(|mtu| (mtu, 1, Family::V6)),
-        );
+        if !self.extent.quick {
+            ways.extend(MTUS.map(|mtu| (mtu, 1, Family::V6)));
+        }
         for (mtu, streams, family) in ways {
             for direction in ["up", "down"] {
                 let id = format!("tcp-{direction}/mtu{mtu}/streams{streams}/{}", family.word());
@@ -195,7 +195,7 @@ impl<'a> Net<'a> {
 
     fn udp(&self, cells: &mut Vec<Cell<'a>>) {
         let mut ways = Vec::new();
-        for size in [64, 1400, 16_384] {
+        for size in self.extent.pick(&[1400, 16_384][..], &[64, 1400, 16_384]).iter().copied() {
             ways.extend(["up", "down"].map(|direction| (size, direction, Family::V4)));
         }
         if !self.extent.quick {
