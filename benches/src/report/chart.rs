@@ -10,9 +10,7 @@
 //! has a panel for each; one of [`MOST_GROUPS`] and more is split into panels by the
 //! parameter that splits it most evenly.
 
-use std::collections::BTreeMap;
-
-use crate::record::{Better, Candidate, Cell, Head, Role, Suite, extra};
+use crate::record::{Better, Candidate, Cell, Head, Role, Suite};
 use crate::stats::{Range, significant, times_better};
 use crate::table::figure;
 
@@ -25,17 +23,6 @@ const ONE_SCALE: f64 = 12.0;
 
 /// How far beyond the longest bar the scale reaches for the sake of a whisker.
 const WHISKER_ROOM: f64 = 1.5;
-
-/// Extra figures that have a chart over the whole suite: name, title, unit.
-const RESOURCES: [(&str, &str, &str); 4] = [
-    (extra::PEAK_RSS_MIB, "Peak memory", "MiB"),
-    (extra::CPU_PER_GB, "CPU time of the program for each GB", "s"),
-    (extra::CPU_PER_OP, "CPU time of the program for each operation", "µs"),
-    (extra::RETRANSMITS, "TCP segments sent again", "segments"),
-];
-
-/// Percentiles of a latency, microseconds.
-const PERCENTILES: [(&str, &str); 3] = [("p50_us", "p50"), ("p99_us", "p99"), ("p999_us", "p99.9")];
 
 /// A figure with one question or several of one unit.
 #[derive(Debug)]
@@ -215,7 +202,7 @@ impl<'a> Bundle<'a> {
     }
 
     /// What tells a cell from the others; `known` is in the panel's title already.
-    fn label(&self, head: &Head, known: &[&str]) -> Option<String> {
+    pub(super) fn label(&self, head: &Head, known: &[&str]) -> Option<String> {
         let own = parts(&head.title);
         let rest: Vec<_> = own
             .into_iter()
@@ -229,7 +216,7 @@ impl<'a> Bundle<'a> {
     }
 
     /// Cells by panel, with the parts of the title a panel's cells share.
-    fn panels(&self) -> Vec<(Vec<&'a str>, Vec<&'a Cell>)> {
+    pub(super) fn panels(&self) -> Vec<(Vec<&'a str>, Vec<&'a Cell>)> {
         if self.cells.len() < MOST_GROUPS {
             // The title of the group says what the panel is.
             return self.cells.iter().map(|cell| (Vec::new(), vec![*cell])).collect();
@@ -329,7 +316,7 @@ fn longest(cell: &Cell) -> Option<f64> {
 }
 
 /// One scale, or one for each group where small ones would vanish.
-fn linear(tops: &[f64], ranges: impl Iterator<Item = Range>) -> Scale {
+pub(super) fn linear(tops: &[f64], ranges: impl Iterator<Item = Range>) -> Scale {
     let positive = tops.iter().copied().filter(|top| *top > 0.0);
     let (Some(least), Some(most)) =
         (positive.clone().min_by(f64::total_cmp), positive.max_by(f64::total_cmp))
@@ -421,11 +408,24 @@ pub(super) fn ratios<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<(&'a Cand
     sum.collect()
 }
 
+/// In how many cells each candidate failed, of those that failed in any.
+pub(super) fn failures<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<(&'a Candidate, usize)> {
+    let mut found: Vec<(&Candidate, usize)> = Vec::new();
+    let failed = |candidate: &&Candidate| candidate.failure.is_some();
+    for candidate in cells.flat_map(|cell| &cell.candidates).filter(failed) {
+        match found.iter_mut().find(|(known, _)| known.name == candidate.name) {
+            Some((_, count)) => *count += 1,
+            None => found.push((candidate, 1)),
+        }
+    }
+    found
+}
+
 /// The chart of ratios over a suite: what to look at first.
 pub(super) fn overview(bundles: &[Bundle<'_>], colours: &Colours) -> Chart {
     let mut groups = Vec::new();
     for bundle in bundles {
-        let rows: Vec<Row> = ratios(bundle.cells.iter().copied())
+        let mut rows: Vec<Row> = ratios(bundle.cells.iter().copied())
             .into_iter()
             .map(|(candidate, ratios)| Row {
                 name: candidate.name.clone(),
@@ -441,6 +441,16 @@ pub(super) fn overview(bundles: &[Bundle<'_>], colours: &Colours) -> Chart {
                 mark: Mark::Point(ratios.range),
             })
             .collect();
+        for (candidate, _) in failures(bundle.cells.iter().copied()) {
+            if rows.iter().all(|row| row.name != candidate.name) {
+                rows.push(Row {
+                    name: candidate.name.clone(),
+                    colour: colours.colour(&candidate.name),
+                    columns: Default::default(),
+                    mark: Mark::Failed("failed"),
+                });
+            }
+        }
         if !rows.is_empty() {
             groups.push(Group { title: Some(bundle.title.clone()), instead: None, rows });
         }
@@ -460,7 +470,11 @@ pub(super) fn overview(bundles: &[Bundle<'_>], colours: &Colours) -> Chart {
     }
 }
 
-fn in_panels(groups: Vec<Group>, headings: [&'static str; 2], scale: Scale) -> Vec<Panel> {
+pub(super) fn in_panels(
+    groups: Vec<Group>,
+    headings: [&'static str; 2],
+    scale: Scale,
+) -> Vec<Panel> {
     // Panels of about as many rows each, so that they stand well beside each other.
     let rows = |group: &Group| group.rows.len() + 1;
     let total: usize = groups.iter().map(rows).sum();
@@ -476,128 +490,6 @@ fn in_panels(groups: Vec<Group>, headings: [&'static str; 2], scale: Scale) -> V
         panels.last_mut().expect("the first group makes a panel").groups.push(group);
     }
     panels
-}
-
-/// Charts of what was used, over all bundles: one for each figure that is there.
-pub(super) fn resources(bundles: &[Bundle<'_>], colours: &Colours) -> Vec<Chart> {
-    let charts = RESOURCES.iter().filter_map(|&(name, title, unit)| {
-        let groups: Vec<Group> =
-            bundles.iter().filter_map(|bundle| resource(bundle, name, colours)).collect();
-        let ranges = || {
-            groups.iter().flat_map(|group| &group.rows).filter_map(|row| match &row.mark {
-                Mark::Bar(range) => Some(*range),
-                _ => None,
-            })
-        };
-        // Figures that are zero everywhere are in the tables.
-        let most = ranges().map(|range| range.median).max_by(f64::total_cmp)?;
-        if ranges().all(|range| range.max == 0.0) {
-            return None;
-        }
-        let tops: Vec<f64> = groups.iter().filter_map(top).collect();
-        let scale = if most > 0.0 { linear(&tops, ranges()) } else { Scale::Each };
-        let each = if scale == Scale::Each { "; each group has a scale of its own" } else { "" };
-        Some(Chart {
-            title: title.to_owned(),
-            caption: format!(
-                "{unit}, shorter bars are better; median over the cells' medians, with the least \
-                 and the greatest of them{each}"
-            ),
-            panels: in_panels(groups, ["median", "greatest"], scale),
-        })
-    });
-    charts.collect()
-}
-
-fn top(group: &Group) -> Option<f64> {
-    let medians = group.rows.iter().filter_map(|row| match &row.mark {
-        Mark::Bar(range) => Some(range.median),
-        _ => None,
-    });
-    medians.max_by(f64::total_cmp)
-}
-
-fn resource(bundle: &Bundle<'_>, name: &str, colours: &Colours) -> Option<Group> {
-    let mut by_name: Vec<(&str, Vec<f64>)> = Vec::new();
-    for candidate in bundle.cells.iter().flat_map(|cell| &cell.candidates) {
-        let Some(range) = candidate.extra(name).filter(|_| candidate.failure.is_none()) else {
-            continue;
-        };
-        match by_name.iter_mut().find(|(own, _)| *own == candidate.name) {
-            Some((_, values)) => values.push(range.median),
-            None => by_name.push((&candidate.name, vec![range.median])),
-        }
-    }
-    let rows: Vec<Row> = by_name
-        .into_iter()
-        .filter_map(|(name, values)| {
-            let range = Range::of(values)?;
-            Some(Row {
-                name: name.to_owned(),
-                colour: colours.colour(name),
-                columns: [short(range.median), short(range.max)],
-                mark: Mark::Bar(range),
-            })
-        })
-        .collect();
-    (!rows.is_empty()).then(|| Group { title: Some(bundle.title.clone()), instead: None, rows })
-}
-
-/// The chart of a bundle's percentiles, where its candidates have some.
-pub(super) fn latency(bundle: &Bundle<'_>, colours: &Colours) -> Option<Chart> {
-    let mut all: Vec<f64> = Vec::new();
-    let mut panels = Vec::new();
-    for (known, cells) in bundle.panels() {
-        let mut groups = Vec::new();
-        for cell in cells {
-            let rows: Vec<Row> =
-                cell.candidates.iter().filter_map(|c| percentiles(c, colours)).collect();
-            for row in &rows {
-                if let Mark::Points(points) = &row.mark {
-                    all.extend(points.iter().filter(|point| **point > 0.0));
-                }
-            }
-            if !rows.is_empty() {
-                groups.push(Group { title: bundle.label(&cell.head, &known), instead: None, rows });
-            }
-        }
-        if !groups.is_empty() {
-            let title = (!known.is_empty()).then(|| known.join(", "));
-            let scale = Scale::Each;
-            panels.push(Panel { title, headings: ["p50", "p99"], scale, groups });
-        }
-    }
-    let range = Range::of(all)?;
-    for panel in &mut panels {
-        panel.scale = Scale::Log { least: range.min, most: range.max.max(range.min * 10.0) };
-    }
-    Some(Chart {
-        title: format!("Latency: {}", bundle.title),
-        caption: format!(
-            "µs, further left is better; logarithmic; points: {}; medians over the rounds",
-            PERCENTILES.map(|(_, title)| title).join(", ")
-        ),
-        panels,
-    })
-}
-
-fn percentiles(candidate: &Candidate, colours: &Colours) -> Option<Row> {
-    if candidate.failure.is_some() {
-        return None;
-    }
-    let found: BTreeMap<&str, f64> = PERCENTILES
-        .iter()
-        .filter_map(|&(name, _)| Some((name, candidate.extra(name)?.median)))
-        .collect();
-    let of = |name: &str| found.get(name).map_or_else(String::new, |value| short(*value));
-    (!found.is_empty()).then(|| Row {
-        name: candidate.name.clone(),
-        colour: colours.colour(&candidate.name),
-        columns: [of(PERCENTILES[0].0), of(PERCENTILES[1].0)],
-        mark: Mark::Points(
-            PERCENTILES.iter().filter_map(|(name, _)| found.get(name).copied()).collect(),
-        ),
-    })
 }
 
 /// Three significant digits; an exponent where that would be long.

@@ -347,7 +347,7 @@ fn ticks(ruler: Ruler) -> Vec<f64> {
         }
         Ruler::Log { least, most } => {
             let decades = (most / least).log10();
-            let steps: &[f64] = if decades < 1.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+            let steps: &[f64] = if decades < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
             let every = (decades / 6.0).ceil().max(1.0) as i32;
             let first = least.log10().floor() as i32;
             (first..=most.log10().ceil() as i32)

@@ -2,12 +2,13 @@
 //!
 //! # Theory of operation
 //!
-//! [`chart`] decides which charts there are, [`draw`] makes SVG of them, [`tables`]
+//! [`chart`] and [`costs`] decide which charts there are, [`draw`] makes SVG of them, [`tables`]
 //! has every figure. [`markup`] escapes and balances all of it. The page has no
 //! script and refers to nothing outside: it reads the same from a disk, in a mail,
 //! and on paper. Colours follow the reader's preference for light or dark.
 
 mod chart;
+mod costs;
 mod draw;
 mod markup;
 mod tables;
@@ -69,9 +70,9 @@ fn charts(bundles: &[Bundle<'_>], colours: &Colours) -> Vec<Chart> {
     let mut charts = Vec::new();
     for bundle in bundles {
         charts.push(chart::values(bundle, colours));
-        charts.extend(chart::latency(bundle, colours));
+        charts.extend(costs::latency(bundle, colours));
     }
-    charts.extend(chart::resources(bundles, colours));
+    charts.extend(costs::resources(bundles, colours));
     charts
 }
 
@@ -142,9 +143,15 @@ fn summary(html: &mut Markup, record: &Record) {
         html.within("table", &[], |html| {
             html.within("thead", &[], |html| {
                 html.within("tr", &[], |html| {
-                    for heading in
-                        ["beside", "ours is", "least – greatest", "cells", "ahead", "behind"]
-                    {
+                    for heading in [
+                        "beside",
+                        "ours is",
+                        "least – greatest",
+                        "cells",
+                        "ahead",
+                        "behind",
+                        "failed",
+                    ] {
                         html.element("th", &[("scope", &"col")], heading);
                     }
                 });
@@ -160,7 +167,7 @@ fn summary(html: &mut Markup, record: &Record) {
         "“Ours is” 2× means twice the throughput, or half the time: the geometric mean of the \
          ratios of medians over all cells both were measured in. “Ahead” and “behind” count cells \
          in which not one round of the one was as good as any of the other; in the rest the \
-         ranges overlap.",
+         ranges overlap. “Failed” counts the cells in which a candidate gave no result.",
     );
     let troubles = troubles(record).len();
     if troubles > 0 {
@@ -186,13 +193,28 @@ fn headlines(html: &mut Markup, suite: &Suite) {
     html.within("tbody", &[], |html| {
         let ours = suite.cells.iter().find_map(chart::base).map_or("ours", |c| c.name.as_str());
         html.within("tr", &[("class", &"cell")], |html| {
-            html.within("th", &[("colspan", &6), ("scope", &"rowgroup")], |html| {
+            html.within("th", &[("colspan", &7), ("scope", &"rowgroup")], |html| {
                 html.text(suite_title(suite));
                 html.text(": ours is ");
                 html.element("code", &[], ours);
             });
         });
-        for (candidate, ratios) in chart::ratios(suite.cells.iter()) {
+        let failures = chart::failures(suite.cells.iter());
+        let failed = |name: &str| {
+            failures.iter().find(|(own, _)| own.name == name).map_or(0, |(_, count)| *count)
+        };
+        let ratios = chart::ratios(suite.cells.iter());
+        for (candidate, _) in &failures {
+            // Ours, and who has failed everywhere.
+            if ratios.iter().all(|(own, _)| own.name != candidate.name) {
+                html.within("tr", &[], |html| {
+                    html.element("th", &[("scope", &"row")], &candidate.name);
+                    html.element("td", &[("colspan", &5)], "");
+                    html.element("td", &[("class", &"bad")], &failed(&candidate.name).to_string());
+                });
+            }
+        }
+        for (candidate, ratios) in ratios {
             let bound = candidate.role == crate::record::Role::Limit;
             html.within("tr", &[("class", &(if bound { "bound" } else { "" }))], |html| {
                 let limit = if bound { " (limit)" } else { "" };
@@ -210,6 +232,9 @@ fn headlines(html: &mut Markup, suite: &Suite) {
                 ] {
                     html.element("td", &[], &text);
                 }
+                let failed = failed(&candidate.name);
+                let class = if failed > 0 { "bad" } else { "" };
+                html.element("td", &[("class", &class)], &failed.to_string());
             });
         }
     });

@@ -333,6 +333,21 @@ fn ratios_are_geometric_means_over_cells() {
 }
 
 #[test]
+fn who_has_failed_is_in_the_summary_and_the_overview() {
+    let mut record = record("net/a", &[1.0, 3.0], &[2.0, 2.0]);
+    for candidate in &mut record.suites[0].cells[0].candidates {
+        candidate.failure = Some("stalled".into());
+    }
+    let cells = &record.suites[0].cells;
+    let failed: Vec<_> =
+        chart::failures(cells.iter()).iter().map(|(c, count)| (c.name.clone(), *count)).collect();
+    assert_eq!(failed, [("ours".to_owned(), 1), ("limit".to_owned(), 1)]);
+    let svg = &pictures(&record)[0].1;
+    assert_eq!(svg.matches("✕ failed").count(), 2, "{svg}");
+    assert!(html(&record).contains("<td class=\"bad\">1</td>"));
+}
+
+#[test]
 fn an_empty_result_has_a_report() {
     let mut empty = record("net/a", &[], &[]);
     check_balance(&html(&empty));
