@@ -1,4 +1,4 @@
-//! This program's side of the [stage](super::stage): starting it, and asking.
+//! This program's side of the [`stage`]: starting it, and asking.
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
