@@ -32,7 +32,6 @@ Joins directories into one, copy-on-write, without privilege.
   unmapped_root               show owners of no user of the namespace as 0
   public_lower                show only what every user of the host may read
   volatile                    never sync
-  writeback                   let the kernel keep written data back
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)
   noacl, noxattrs             without ACLs, without extended attributes

@@ -62,8 +62,6 @@ pub struct Config {
     pub options: Options,
     /// Flags of the mount.
     pub flags: MountFlags,
-    /// The kernel may keep written data back.
-    pub writeback: bool,
     /// How long to spin.
     pub spin: SpinTime,
     /// Where SIGUSR1 writes the counters; stderr without.
@@ -98,8 +96,9 @@ pub enum ConfigError {
 
 /// Options that peers and kernels know and that change nothing here, or are
 /// promises we keep anyway.
-const ACCEPTED: [&str; 26] = [
+const ACCEPTED: [&str; 27] = [
     "timeout",
+    "writeback",
     "threaded",
     "fast_ino",
     "static_nlink",
@@ -191,7 +190,6 @@ impl Config {
                     _ => return Err(bad("the value is 0, 1 or 2")),
                 };
             }
-            "writeback" => self.writeback = value != Some(b"0"),
             "spin" => {
                 self.spin = match text()?.as_str() {
                     "auto" => SpinTime::Auto,

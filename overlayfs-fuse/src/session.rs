@@ -115,7 +115,7 @@ fn serve(
     // A daemon that sits in a directory keeps its file system busy.
     std::env::set_current_dir("/").context("change to /")?;
     let device = mount::make(config, &target)?;
-    let adapter = Adapter::new(overlay, asked.debug, config.writeback);
+    let adapter = Adapter::new(overlay, asked.debug);
     let server = Server::start(device, adapter, spin_time(config.spin));
     let server = server.context("answer the kernel's INIT").or_else(|e| {
         // Nobody serves it: it must not stay.

@@ -58,14 +58,11 @@ fn need<T>(field: Option<T>) -> Result<T, Failure> {
 }
 
 impl Adapter {
-    /// Wraps a union; `writeback` lets the kernel keep written data back.
+    /// Wraps a union.
     #[must_use]
-    pub fn new(overlay: Overlay, debug: bool, writeback: bool) -> Self {
+    pub fn new(overlay: Overlay, debug: bool) -> Self {
         let options = overlay.options();
-        let wishes = Wishes {
-            acl: !options.no_acl && !options.no_xattrs,
-            writeback: writeback && !overlay.is_read_only(),
-        };
+        let wishes = Wishes { acl: !options.no_acl && !options.no_xattrs };
         Self { overlay, wishes, granted: OnceLock::new(), debug }
     }
 

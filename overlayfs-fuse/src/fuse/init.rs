@@ -12,8 +12,6 @@ const MAX_BACKGROUND: u16 = 64;
 pub(crate) struct Wishes {
     /// Access control lists are kept.
     pub(crate) acl: bool,
-    /// The kernel may keep written data back.
-    pub(crate) writeback: bool,
 }
 
 /// What came of it.
@@ -58,9 +56,6 @@ pub(crate) fn answer(body: &mut Body<'_>, wishes: Wishes, answer: &mut Answer) -
     if wishes.acl {
         wanted |= init::POSIX_ACL;
     }
-    if wishes.writeback {
-        wanted |= init::WRITEBACK_CACHE;
-    }
     let flags = offered & wanted;
     answer.u32(wire::MAJOR);
     answer.u32(wire::MINOR.min(minor));
@@ -92,7 +87,7 @@ mod tests {
         let mut request = Request::parse(&message).unwrap();
         let mut out = Answer::default();
         out.clear();
-        let wishes = Wishes { acl: false, writeback: true };
+        let wishes = Wishes { acl: false };
         let granted = answer(&mut request.body, wishes, &mut out).unwrap();
         (granted, out.finish(1, 0).to_vec())
     }
@@ -100,7 +95,7 @@ mod tests {
     #[test]
     fn only_what_is_offered_is_taken() {
         let (granted, answer) = ask(31, u32::MAX);
-        assert!(granted.has(init::WRITEBACK_CACHE) && !granted.has(init::POSIX_ACL));
+        assert!(granted.has(init::SETXATTR_EXT) && !granted.has(init::POSIX_ACL));
         assert_eq!(answer.len(), 16 + 64);
         assert_eq!(answer[20..24], 31u32.to_ne_bytes());
         let (granted, answer) = ask(99, 0);

@@ -8,7 +8,8 @@
 //!
 //! At most a fixed number of nodes keep a descriptor. The oldest that was not
 //! used since it was last looked at loses it (the clock algorithm). A node that
-//! is forgotten takes its descriptor along.
+//! is forgotten takes its descriptor along. The lock of a node's descriptor is held
+//! for a few instructions only, and never two of them.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -121,23 +122,17 @@ impl Overlay {
         }
         let _tree = self.tree_shared();
         let epoch = node.epoch();
-        let mut slot = node.file();
-        if let Some(file) = &*slot
-            && file.epoch == epoch
-            && if writes { file.writes } else { file.reads }
-        {
+        let fits =
+            |file: &&OpenFile| file.epoch == epoch && if writes { file.writes } else { file.reads };
+        if let Some(file) = node.file().as_ref().filter(fits) {
             node.recent.store(true, Ordering::Relaxed);
             return Ok(Arc::clone(&file.fd));
         }
+        // Two threads may both open it: either's descriptor will do.
         let (fd, reads) = self.open_node(node, writes)?;
         let fd = Arc::new(fd);
         let file = OpenFile { epoch, reads, writes, plain: false, fd: Arc::clone(&fd) };
-        let fresh = slot.replace(file).is_none();
-        drop(slot);
-        if fresh {
-            self.files.ring().push_back(Arc::downgrade(node));
-            self.trim_files();
-        }
+        self.keep_file(node, file);
         Ok(fd)
     }
 

@@ -13,7 +13,8 @@
 //! than one node, which is what makes its locks mean something.
 //!
 //! Lock order: node's copy lock → tree → directory states (by node id) → node's
-//! file → table → body. A body is locked for a few instructions only, never over a system call.
+//! file → table → body. The last three are held for a few instructions only, never over a
+//! system call.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

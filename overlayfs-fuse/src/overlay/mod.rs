@@ -183,12 +183,6 @@ impl Overlay {
         &self.options
     }
 
-    /// Whether nothing can be changed.
-    #[must_use]
-    pub fn is_read_only(&self) -> bool {
-        self.upper.is_none()
-    }
-
     /// Nodes that are known.
     #[must_use]
     pub fn known_nodes(&self) -> usize {

@@ -49,7 +49,9 @@ const CASES: &[Case] = &[
     ("promises::started_in_every_way", promises::started_in_every_way),
     ("promises::counters_on_request", promises::counters_on_request),
     ("promises::many_at_once", promises::many_at_once),
+    ("promises::few_descriptors_are_enough", promises::few_descriptors),
     ("promises::layers_cannot_be_left", promises::layers_cannot_be_left),
+    ("promises::pjdfstest", promises::pjdfstest),
     ("crash::at_every_step", crash::at_every_step),
     ("model::random_operations_match_the_kernel", model::random_operations),
 ];
@@ -146,6 +148,15 @@ fn prepare() -> Result<Place, String> {
     for (from, to) in [(this, "test"), (program, "overlayfs-fuse")] {
         let to = directory.path().join(to);
         std::fs::copy(&from, &to).map_err(|e| format!("{}: {e}", from.display()))?;
+        std::fs::set_permissions(&to, open.clone()).map_err(|e| e.to_string())?;
+    }
+    // A suite that is not built here comes along if it is installed.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(suite) =
+        std::env::split_paths(&path).map(|d| d.join("pjdfstest")).find(|p| p.is_file())
+    {
+        let to = directory.path().join("pjdfstest");
+        std::fs::copy(&suite, &to).map_err(|e| format!("{}: {e}", suite.display()))?;
         std::fs::set_permissions(&to, open.clone()).map_err(|e| e.to_string())?;
     }
     let mut prefix: Vec<String> = Vec::new();

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
 
-use crate::lab::{Mounted, errno, layers, mode, program, sh, stat};
+use crate::lab::{Mounted, errno, layers, mode, program, sh, skip, stat};
 
 pub(crate) fn nameless_files() {
     let options = layers();
@@ -301,6 +301,47 @@ pub(crate) fn many_at_once() {
     assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
 }
 
+/// More files and directories than there may be descriptors, from several threads.
+pub(crate) fn few_descriptors() {
+    const DIRS: usize = 60;
+    let options = layers();
+    sh("cd lower; for d in $(seq 60); do mkdir d$d; for f in a b c; do echo $d >d$d/$f; done; done
+        mkdir ../union");
+    sh(&format!("ulimit -n 64; {} -o {options} union", program().display()));
+    let root = fs::canonicalize("union").unwrap();
+    let union = Mounted(root.clone());
+    std::thread::scope(|scope| {
+        for (thread, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let root = &root;
+            scope.spawn(move || {
+                for round in 0..3 {
+                    for n in 0..DIRS {
+                        let dir = root.join(format!("d{}", (n * 7 + thread * 20) % DIRS + 1));
+                        let mut f = OpenOptions::new().append(true).open(dir.join(name)).unwrap();
+                        writeln!(f, "{round}").unwrap();
+                        let made = dir.join(format!("{name}{round}"));
+                        fs::write(&made, "new").unwrap();
+                        fs::rename(&made, dir.join(format!("{name}-moved"))).unwrap();
+                        fs::read(dir.join(name)).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let check = |root: &Path| {
+        for n in 1..=DIRS {
+            for name in ["a", "b", "c"] {
+                let path = root.join(format!("d{n}/{name}"));
+                assert_eq!(fs::read_to_string(&path).unwrap(), format!("{n}\n0\n1\n2\n"));
+                assert_eq!(fs::read(root.join(format!("d{n}/{name}-moved"))).unwrap(), b"new");
+            }
+        }
+    };
+    check(&root);
+    drop(union);
+    check(&Mounted::new(&options, "union").0);
+}
+
 /// Symbolic links of a lower are served and never followed, and no name leads out.
 pub(crate) fn layers_cannot_be_left() {
     let options = layers();
@@ -323,4 +364,38 @@ pub(crate) fn layers_cannot_be_left() {
         )
         .is_err()
     );
+}
+
+/// The POSIX conformance suite of the crate pjdfstest, as root of the namespace.
+///
+/// Excluded are the variants on devices: `char` makes device 0:0, which is a
+/// whiteout to an overlay, and `block` takes the machine's privilege.
+pub(crate) fn pjdfstest() {
+    let suite = program().with_file_name("pjdfstest");
+    if !suite.exists() {
+        return skip("pjdfstest is not installed: cargo install pjdfstest");
+    }
+    let options = layers();
+    sh("(cat /etc/passwd; echo tests:x:2001:2001::/:/bin/sh) >passwd; mount --bind passwd /etc/passwd
+        (cat /etc/group; echo tests:x:2001:) >group; mount --bind group /etc/group");
+    // The upper's clock ticks every 4 ms at worst.
+    let settings = "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutimensat = {}\n\
+                    [settings]\nnaptime = 0.02\n\
+                    [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"tests\", \"tests\"]]\n";
+    fs::write("settings", settings).unwrap();
+    let union = Mounted::new(&options, "union");
+    let out = Command::new(suite).args(["-c", "settings", "-p"]).arg(&union.0).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    let with = |result: &str| -> Vec<&str> {
+        said.lines()
+            .filter(|l| l.split_whitespace().nth(1) == Some(result))
+            .filter_map(|l| l.split_whitespace().next())
+            .collect()
+    };
+    let failed: Vec<_> = with("FAILED")
+        .into_iter()
+        .filter(|t| !t.ends_with("char") && !t.ends_with("block"))
+        .collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(with("ok").len() > 250, "{}", crate::lab::text(&out));
 }
