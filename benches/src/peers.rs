@@ -71,9 +71,12 @@ pub(crate) struct Peer {
 impl Peer {
     /// For the record.
     pub(crate) fn program(&self) -> Program {
+        // Of what was built here, only where in the tree: the rest is nobody's business.
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+        let path = tree.and_then(|tree| self.path.strip_prefix(tree).ok()).unwrap_or(&self.path);
         Program {
             name: self.name.clone(),
-            path: self.path.display().to_string(),
+            path: path.display().to_string(),
             version: self.version.clone(),
         }
     }
