@@ -3,7 +3,13 @@
 //!
 //! # Theory of operation
 //!
-//! One thread, one epoll. A turn: wait; take up to [`BATCH`] frames from the
+//! A worker for each queue of the device, which is a thread, an epoll and a stack of
+//! its own. The kernel gives all frames of a connection to one queue. The main worker
+//! has everything else besides: signals, the API socket, published ports, and the
+//! frames that others have no use for, which come through its [`Inbox`]. With one
+//! queue it is alone.
+//!
+//! A turn: wait; take up to [`BATCH`] frames from the
 //! guest; carry out what the stack wants of the host; let the host's sockets fill
 //! the stack; write frames until there are none. In this order one
 //! acknowledgement to the guest covers a batch and carries the window that the
@@ -15,6 +21,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,6 +35,7 @@ use crate::config::Config;
 use crate::control;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
+use crate::inbox::{Inbox, Message};
 use crate::resolv::Resolv;
 use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::random;
@@ -36,6 +44,8 @@ use crate::tap::Offloads;
 /// Frames taken from the guest in one turn, if they are small: the stack's batch
 /// ends sooner with large ones.
 const BATCH: usize = 64;
+/// Queues asked for at most.
+const QUEUES_MAX: usize = 4;
 /// Connections or datagrams taken from a published port in one turn.
 const ACCEPT_BATCH: usize = 64;
 
@@ -43,6 +53,7 @@ const TAP: u64 = 0;
 const EXIT: u64 = 1;
 const SIGNAL: u64 = 2;
 const API: u64 = 3;
+const INBOX: u64 = 4;
 /// Marks an epoll token as an API client's; its id is below it.
 const API_CLIENT: u64 = 1 << 61;
 
@@ -51,8 +62,8 @@ const API_CLIENT: u64 = 1 << 61;
 pub struct Inputs {
     /// Validated configuration.
     pub config: Config,
-    /// Attached TAP device.
-    pub tap: OwnedFd,
+    /// The queues of an attached TAP device, one at least: each gets a worker.
+    pub queues: Vec<OwnedFd>,
     /// What was granted on it.
     pub offloads: Offloads,
     /// Receives `1` and is closed once everything is in place.
@@ -93,58 +104,62 @@ fn os(what: &'static str) -> impl Fn(Errno) -> Error {
 /// # Errors
 /// A published port that cannot be bound, or a failing system call.
 pub fn run(inputs: Inputs) -> Result<(), Error> {
-    let Inputs { config, tap, offloads, ready, exit, api, resolv, guest_mac } = inputs;
+    let Inputs { config, queues, offloads, ready, exit, api, resolv, guest_mac } = inputs;
     raise_descriptor_limit();
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("making an epoll"))?;
-    let epoll = Rc::new(epoll);
-    let watch = |fd: BorrowedFd<'_>, token: u64| {
-        epoll
-            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))
-            .map_err(os("watching a descriptor"))
-    };
-
-    let flags = fcntl(&tap, FcntlArg::F_GETFL).map_err(os("asking for the TAP's flags"))?;
-    let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
-    fcntl(&tap, FcntlArg::F_SETFL(flags)).map_err(os("making the TAP non-blocking"))?;
-    watch(tap.as_fd(), TAP)?;
-    if let Some(exit) = &exit {
-        watch(exit.as_fd(), EXIT)?;
-    }
-    if let Some(api) = &api {
-        watch(api.as_fd(), API)?;
-    }
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGINT);
     mask.thread_block().map_err(os("blocking signals"))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(os("making a signal descriptor"))?;
-    watch(signals.as_fd(), SIGNAL)?;
 
-    let mut ports = Table::new(Rc::clone(&epoll));
+    let inboxes = queues.iter().map(|_| Inbox::new()).collect::<Result<Vec<_>, _>>();
+    let inboxes: Arc<[Inbox]> = inboxes.map_err(os("making an inbox"))?.into();
+    let clock = Clock::start();
+    let mut workers = Vec::new();
+    let count = queues.len();
+    for (index, tap) in queues.into_iter().enumerate() {
+        let seed = random::seed().map_err(os("asking for random bytes"))?;
+        let mut stack = Netstack::new(config.clone(), offloads, seed);
+        stack.set_share(count);
+        if let Some(mac) = guest_mac {
+            stack.set_guest_mac(mac);
+        }
+        let inboxes = Arc::clone(&inboxes);
+        workers.push(Worker { index, tap, stack, inboxes, clock });
+    }
+    let mut workers = workers.into_iter();
+    let main = workers.next().ok_or(os("looking for a queue of the TAP")(Errno::ENODEV))?;
+    let mut driver = Driver::new(main, &config)?;
+    driver.resolv = Some(resolv);
+    let watch = |fd: BorrowedFd<'_>, token: u64| driver.watch(fd, token);
+    watch(signals.as_fd(), SIGNAL)?;
+    if let Some(exit) = &exit {
+        watch(exit.as_fd(), EXIT)?;
+    }
+    if let Some(api) = &api {
+        watch(api.as_fd(), API)?;
+    }
+    driver.api = api.map(control::Server::new);
     for publish in &config.publishes {
-        ports.add(*publish)?;
+        driver.ports.add(*publish)?;
     }
-    let host = Host::new(config.outbound_v4, config.outbound_v6);
-    let mut stack =
-        Netstack::new(config, offloads, random::seed().map_err(os("asking for random bytes"))?);
-    if let Some(mac) = guest_mac {
-        stack.set_guest_mac(mac);
+    for mut worker in workers {
+        worker.stack.set_side();
+        let config = config.clone();
+        let main = Arc::clone(&inboxes);
+        // Ends with the process.
+        std::thread::Builder::new()
+            .name(format!("queue {}", worker.index))
+            .spawn(move || {
+                let result = Driver::new(worker, &config).and_then(|mut driver| driver.run());
+                // Without an error the device is gone, which the main worker sees too.
+                if let (Err(error), Some(main)) = (result, main.first()) {
+                    main.send(Message::Failed(error));
+                }
+            })
+            .map_err(|source| Error::Os { what: "starting a worker", source })?;
     }
-    let mut driver = Driver {
-        epoll,
-        tap,
-        tap_full: None,
-        stack,
-        host,
-        ports,
-        clock: Clock::start(),
-        datagram: vec![0; 65536],
-        deferred: Vec::new(),
-        spare: spare_descriptor(),
-        api: api.map(control::Server::new),
-        resolv,
-    };
     if let Some(ready) = ready {
         // Whoever waits for it is gone when this fails: nobody to tell, and the
         // exit descriptor ends the run.
@@ -153,8 +168,24 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     driver.run()
 }
 
+/// How many queues to ask for: one for each processor, up to a bound beyond which
+/// nothing was measured.
+pub fn queues_wanted() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(QUEUES_MAX))
+}
+
+/// What a worker starts with.
+struct Worker {
+    /// 0 is the main one.
+    index: usize,
+    tap: OwnedFd,
+    stack: Netstack,
+    inboxes: Arc<[Inbox]>,
+    clock: Clock,
+}
+
 /// The one place where time is read.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Clock(Instant);
 
 impl Clock {
@@ -183,7 +214,11 @@ struct Driver {
     /// Given up to turn a connection away when descriptors are exhausted.
     spare: Option<Epoll>,
     api: Option<control::Server>,
-    resolv: Resolv,
+    /// The main worker watches the host's name servers.
+    resolv: Option<Resolv>,
+    index: usize,
+    /// Of all workers, by their index.
+    inboxes: Arc<[Inbox]>,
 }
 
 /// Any kind will do; this one needs no file to be visible.
@@ -206,6 +241,40 @@ enum Turn {
 }
 
 impl Driver {
+    fn new(worker: Worker, config: &Config) -> Result<Driver, Error> {
+        let Worker { index, tap, stack, inboxes, clock } = worker;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("making an epoll"))?;
+        let epoll = Rc::new(epoll);
+        let flags = fcntl(&tap, FcntlArg::F_GETFL).map_err(os("asking for the TAP's flags"))?;
+        let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
+        fcntl(&tap, FcntlArg::F_SETFL(flags)).map_err(os("making the TAP non-blocking"))?;
+        let driver = Driver {
+            ports: Table::new(Rc::clone(&epoll)),
+            epoll,
+            tap,
+            tap_full: None,
+            stack,
+            host: Host::new(config.outbound_v4, config.outbound_v6),
+            clock,
+            datagram: vec![0; 65536],
+            deferred: Vec::new(),
+            spare: spare_descriptor(),
+            api: None,
+            resolv: None,
+            index,
+            inboxes,
+        };
+        driver.watch(driver.tap.as_fd(), TAP)?;
+        driver.watch(driver.inboxes[index].as_fd(), INBOX)?;
+        Ok(driver)
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), Error> {
+        self.epoll
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))
+            .map_err(os("watching a descriptor"))
+    }
+
     fn run(&mut self) -> Result<(), Error> {
         let mut events = [EpollEvent::empty(); 256];
         let mut tap_ready = false;
@@ -218,6 +287,7 @@ impl Driver {
                 Err(errno) => return Err(os("waiting for events")(errno)),
             };
             let now = self.clock.now();
+            let mut messages = false;
             for event in &events[..count] {
                 match event.data() {
                     TAP => {
@@ -228,6 +298,7 @@ impl Driver {
                     }
                     EXIT | SIGNAL => return Ok(()),
                     API => self.api_accept(),
+                    INBOX => messages = true,
                     token if token & FLOW_TOKEN != 0 => {
                         let flow = FlowId::from_bits(token & !FLOW_TOKEN);
                         self.deferred.push((flow, event.events()));
@@ -244,10 +315,13 @@ impl Driver {
                     _ => {}
                 }
             }
+            if tap_ready || messages {
+                self.refresh_name_servers(now);
+            }
+            if messages {
+                self.read_messages(now)?;
+            }
             if tap_ready {
-                if let Some(servers) = self.resolv.refresh(now) {
-                    self.stack.set_name_servers(servers);
-                }
                 match self.read_frames(now)? {
                     (Turn::End, _) => return Ok(()),
                     (Turn::GoOn, more) => tap_ready = more,
@@ -304,7 +378,11 @@ impl Driver {
             }
             match nix::unistd::read(&self.tap, room) {
                 Ok(0) => return Ok((Turn::End, false)),
-                Ok(len) => self.stack.handle_frame(now, len),
+                Ok(len) => {
+                    if let Some(frame) = self.stack.handle_frame(now, len) {
+                        self.inboxes[0].send(Message::Frame(frame.to_vec()));
+                    }
+                }
                 Err(Errno::EAGAIN) => return Ok((Turn::GoOn, false)),
                 Err(Errno::EINTR) => {}
                 // The device was deleted, or its namespace is gone.
@@ -315,6 +393,34 @@ impl Driver {
             }
         }
         Ok((Turn::GoOn, true))
+    }
+
+    fn refresh_name_servers(&mut self, now: Duration) {
+        let Some(servers) = self.resolv.as_mut().and_then(|resolv| resolv.refresh(now)) else {
+            return;
+        };
+        for inbox in self.inboxes.iter().skip(1) {
+            inbox.send(Message::NameServers(servers.clone()));
+        }
+        self.stack.set_name_servers(servers);
+    }
+
+    fn read_messages(&mut self, now: Duration) -> Result<(), Error> {
+        for message in self.inboxes[self.index].take() {
+            match message {
+                Message::Frame(frame) => {
+                    if self.stack.frame_room().is_empty() {
+                        self.stack.end_batch();
+                    }
+                    // A frame of another queue of the same device fits.
+                    self.stack.frame_room()[..frame.len()].copy_from_slice(&frame);
+                    self.stack.handle_frame(now, frame.len());
+                }
+                Message::NameServers(servers) => self.stack.set_name_servers(servers),
+                Message::Failed(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn write_frames(&mut self, now: Duration) -> Result<(), Error> {

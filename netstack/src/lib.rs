@@ -9,6 +9,7 @@ pub mod control;
 pub mod driver;
 pub mod forward;
 pub mod host;
+mod inbox;
 pub mod outbound;
 pub mod resolv;
 pub mod sandbox;

@@ -81,7 +81,10 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
     }
     // Before anything has an effect: a forked child must not find threads.
     let tap = match invocation.device {
-        Device::Create(request) => tap::create(&request)?,
+        Device::Create(mut request) => {
+            request.queues = driver::queues_wanted();
+            tap::create(&request)?
+        }
         Device::Inherited(raw) => {
             let fd = inherited.take("--tap-fd", Some(raw))?.context("no --tap-fd")?;
             tap::adopt(fd)?
@@ -102,7 +105,7 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
     }
     let result = driver::run(driver::Inputs {
         config,
-        tap: tap.fd,
+        queues: tap.queues,
         offloads: tap.offloads,
         ready,
         exit,

@@ -54,6 +54,8 @@ pub struct Request {
     pub userns: Option<PathBuf>,
     /// Name of the interface; made when there is none.
     pub name: String,
+    /// Queues wanted; there are fewer where the kernel does not grant them.
+    pub queues: usize,
     /// What to set up besides; None leaves all that to the guest.
     pub interface: Option<Interface>,
 }
@@ -86,8 +88,9 @@ impl Interface {
 /// An attached TAP device.
 #[derive(Debug)]
 pub struct Tap {
-    /// Reads frames of the guest, writes frames to it.
-    pub fd: OwnedFd,
+    /// The device's queues, one at least: each reads frames of the guest and writes
+    /// frames to it. The kernel keeps a flow to the queue that last wrote to it.
+    pub queues: Vec<OwnedFd>,
     /// What was granted.
     pub offloads: Offloads,
     /// Ethernet address of the guest's side: frames to a guest that has not sent
@@ -147,17 +150,20 @@ pub fn create(request: &Request) -> Result<Tap, Error> {
     let work = || {
         let mut remarks = String::new();
         enter(&netns, userns.as_ref()).map_err(|e| e.0)?;
-        let fd = attach(&request.name).map_err(|e| e.0)?;
+        let queues = attach(&request.name, request.queues).map_err(|e| e.0)?;
         if let Some(interface) = &request.interface {
             configure(&request.name, interface, &mut remarks).map_err(|e| e.0)?;
         }
-        Ok((fd, remarks))
+        Ok((queues, remarks))
     };
-    let (fd, remarks) = process::in_child(work).map_err(Error::Child)?.map_err(Error::Inside)?;
-    let flags = tun::iff(&fd).map_err(Error::Child)?;
-    let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0)?;
-    let mac = mac_of(&fd);
-    Ok(Tap { fd, offloads, mac, remarks: remarks.lines().map(String::from).collect() })
+    let (queues, remarks) =
+        process::in_child(work).map_err(Error::Child)?.map_err(Error::Inside)?;
+    let first = queues.first().ok_or(Error::Child(Errno::EPROTO))?;
+    let flags = tun::iff(first).map_err(Error::Child)?;
+    // Of the device, whichever queue asks.
+    let offloads = negotiate(first, flags & libc::IFF_VNET_HDR != 0)?;
+    let mac = mac_of(first);
+    Ok(Tap { queues, offloads, mac, remarks: remarks.lines().map(String::from).collect() })
 }
 
 /// Takes a device that someone else has made and attached.
@@ -175,7 +181,7 @@ pub fn adopt(fd: OwnedFd) -> Result<Tap, Error> {
     }
     let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0)?;
     let mac = mac_of(&fd);
-    Ok(Tap { fd, offloads, mac, remarks: Vec::new() })
+    Ok(Tap { queues: vec![fd], offloads, mac, remarks: Vec::new() })
 }
 
 /// The driver answers this question on the device's own descriptor, wherever the
@@ -251,29 +257,35 @@ fn is_own_userns(userns: &OwnedFd) -> bool {
     }
 }
 
-fn attach(name: &str) -> Result<OwnedFd, Failure> {
+fn open_tun() -> Result<OwnedFd, Failure> {
     let path = "/dev/net/tun";
-    let fd = open(path, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())
-        .map_err(|errno| {
+    open(path, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty()).map_err(
+        |errno| {
             let hint = match errno {
                 Errno::ENOENT | Errno::ENODEV => "; load the kernel module `tun`",
                 _ => "",
             };
             Failure(format!("cannot open {path}: {errno}{hint}"))
-        })?;
+        },
+    )
+}
+
+fn attach(name: &str, queues: usize) -> Result<Vec<OwnedFd>, Failure> {
+    let fd = open_tun()?;
     let base = libc::IFF_TAP | libc::IFF_NO_PI;
     // A persistent device made by someone else keeps its number of queues, and
     // EINVAL says that it does not match.
-    let wishes = [
-        base | libc::IFF_VNET_HDR,
-        base | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE,
-        base,
-        base | libc::IFF_MULTI_QUEUE,
-    ];
+    let many = |flags| flags | libc::IFF_MULTI_QUEUE;
+    let vnet = base | libc::IFF_VNET_HDR;
+    let wishes = if queues > 1 {
+        [many(vnet), vnet, many(base), base]
+    } else {
+        [vnet, many(vnet), base, many(base)]
+    };
     let mut last = Errno::EINVAL;
     for flags in wishes {
         match tun::set_iff(&fd, name, flags) {
-            Ok(()) => return Ok(fd),
+            Ok(()) => return more_queues(fd, name, flags, queues),
             Err(errno) => last = errno,
         }
         if last != Errno::EINVAL {
@@ -286,6 +298,25 @@ fn attach(name: &str) -> Result<OwnedFd, Failure> {
         _ => "",
     };
     Err(Failure(format!("cannot make the TAP device {name}: {last}{hint}")))
+}
+
+/// Attaches to the device again until there are as many queues as wanted, or no more
+/// are granted.
+fn more_queues(
+    first: OwnedFd,
+    name: &str,
+    flags: i32,
+    wanted: usize,
+) -> Result<Vec<OwnedFd>, Failure> {
+    let mut queues = vec![first];
+    while flags & libc::IFF_MULTI_QUEUE != 0 && queues.len() < wanted {
+        let fd = open_tun()?;
+        if tun::set_iff(&fd, name, flags).is_err() {
+            break;
+        }
+        queues.push(fd);
+    }
+    Ok(queues)
 }
 
 fn configure(name: &str, interface: &Interface, remarks: &mut String) -> Result<(), Failure> {
@@ -339,6 +370,7 @@ mod tests {
             netns: "/nonexistent/ns".into(),
             userns: None,
             name: "tap0".into(),
+            queues: 1,
             interface: None,
         };
         let message = create(&request).unwrap_err().to_string();

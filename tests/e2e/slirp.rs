@@ -27,6 +27,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("slirp/sandbox", sandbox).lab(),
     Test::new("slirp/frames-lost", frames_lost).lab().seconds(120),
     Test::new("slirp/guest-ends", guest_ends),
+    Test::new("slirp/queues", queues).lab(),
+    Test::new("slirp/idle", idle).lab(),
 ];
 
 /// A network namespace with a user namespace that owns it.
@@ -345,4 +347,87 @@ fn frames_lost(world: &World<'_>) -> Result<()> {
         net.stop()?;
     }
     Ok(())
+}
+
+/// One worker a processor, up to four; what reaches the wrong one finds its way.
+fn queues(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let socket = world.dir().join("api");
+    let path = socket.to_str().context("path")?.to_owned();
+    let net = start(world, &["-c", "-6", "-a", &path, &guest.pid(), "tap0"])?;
+    let workers = std::fs::read_dir(format!("/proc/{}/task", net.running.pid()))?.count();
+    let wanted = std::thread::available_parallelism()?.get().min(4);
+    ensure!(workers == wanted, "{workers} workers, not {wanted}");
+
+    // Both kinds of name queries and plenty of connections, from many ports.
+    let script = format!(
+        "echo nameserver 10.0.2.3 >$PWD/resolv; mount --bind $PWD/resolv /etc/resolv.conf; \
+         for i in $(seq 16); do getent ahostsv4 {name} | head -1; \
+         curl -sSf -m 20 http://{v4}/hello & curl -sSf -m 20 http://[{v6}]/hello & done; wait",
+        name = Outside::NAME,
+        v4 = Outside::V4,
+        v6 = Outside::V6,
+    );
+    let output = guest.cmd(world, &script).run()?.ok()?;
+    ensure!(output.stdout.matches(HELLO.trim()).count() == 32, "{}", output.describe());
+    ensure!(output.stdout.matches(Outside::V4).count() == 16, "{}", output.describe());
+
+    // Connections to the guest, which speaks only after the kernel has forgotten
+    // which queue they came by (TUN_FLOW_EXPIRE, 3 s).
+    let script = "exec python3 -u -c \"import socket, time\n\
+        s = socket.create_server(('', 80))\n\
+        print('up')\n\
+        all = [s.accept()[0] for n in range(16)]\n\
+        time.sleep(5)\n\
+        for c in all: c.sendall(b'late')\n\
+        for c in all: assert c.recv(9) == b'thanks'\n\
+        print('done')\"";
+    let server = guest.cmd(world, script).spawn()?;
+    server.stdout_until("up", LIMIT)?;
+    let add = r#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_addr":"127.0.0.1","host_port":18086,"guest_port":80}}"#;
+    ensure!(request(&socket, add)?["return"]["id"] == 1);
+    let clients = (0..16)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", 18086)))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    for mut client in clients {
+        client.set_read_timeout(Some(LIMIT))?;
+        let mut word = [0; 4];
+        client.read_exact(&mut word)?;
+        ensure!(word == *b"late", "{word:?}");
+        client.write_all(b"thanks")?;
+    }
+    server.stdout_until("done", LIMIT)?;
+    net.stop()
+}
+
+/// Once the last connection is quiet no worker wakes up: what they have used of the
+/// processor, and how often they have slept, stays as it is.
+fn idle(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    // Router advertisements are a reason to wake up: without IPv6.
+    let net = start(world, &["-c", &guest.pid(), "tap0"])?;
+    let fetch = format!("curl -sSf -m 20 http://{}/hello", Outside::V4);
+    guest.cmd(world, &fetch).run()?.ok()?.stdout_is(HELLO)?;
+    let tasks = format!("/proc/{}/task", net.running.pid());
+    let switches = || -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for task in std::fs::read_dir(&tasks)? {
+            let status = std::fs::read_to_string(task?.path().join("status"))?;
+            all.extend(status.lines().filter(|l| l.contains("_ctxt_")).map(String::from));
+        }
+        Ok(all)
+    };
+    // The guest's kernel has a last word or two on a new link.
+    let mut before = switches()?;
+    for _ in 0..10 {
+        if net.running.ends_within(Duration::from_secs(3))? {
+            anyhow::bail!("netstack has ended");
+        }
+        let after = switches()?;
+        if after == before {
+            return net.stop();
+        }
+        before = after;
+    }
+    anyhow::bail!("netstack wakes up again and again: {before:?}")
 }

@@ -168,6 +168,7 @@ impl Args {
         Ok(Invocation {
             config,
             device: Device::Create(Request {
+                queues: 1,
                 netns,
                 userns: self.userns_path,
                 name: self.tap_name,

@@ -91,6 +91,11 @@ impl<T> FlowTable<T> {
         }
     }
 
+    /// Holds `limit` flows at most from now on.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
     /// Number of flows.
     pub fn len(&self) -> usize {
         self.by_key.len()

@@ -23,6 +23,12 @@
 //! not queue. Replies and datagrams queue in [`outbox::Outbox`]; datagrams beyond
 //! its bound are dropped and counted, as a network may.
 //!
+//! A device may have several queues, with a stack each. One is the main one; the
+//! others ([`Netstack::set_side`]) have TCP connections of the guest's only and give
+//! all other frames back for it: the device keeps a connection to its queue, but
+//! knows nothing of UDP mappings and services, nor, after a silence, of connections
+//! that we opened.
+//!
 //! Time is a [`Duration`] since a moment of the driver's choice and never goes
 //! backwards.
 
@@ -233,6 +239,7 @@ pub struct Netstack {
     out: Outbox,
     commands: VecDeque<HostCommand>,
     batch: Batch,
+    side: bool,
     /// TCP flows with bytes in the batch, each once.
     unsettled: Vec<FlowId>,
     /// TCP flows that may have a frame to send, each at most once.
@@ -265,6 +272,7 @@ impl Netstack {
             out: Outbox::new(random.next() as u32),
             commands: VecDeque::new(),
             batch: Batch::new(),
+            side: false,
             unsettled: Vec::new(),
             sending: VecDeque::new(),
             reassembly: Reassembly::default(),
@@ -283,6 +291,19 @@ impl Netstack {
     /// frame, and frames go to all until then.
     pub fn set_guest_mac(&mut self, mac: Mac) {
         self.link.guest = mac;
+    }
+
+    /// Makes this one of `count` stacks, each with its share of flows and memory. Call
+    /// before the first frame.
+    pub fn set_share(&mut self, count: usize) {
+        self.flows.set_limit(FLOWS_MAX / count.max(1));
+        self.memory.share(count.max(1));
+    }
+
+    /// Makes this one of several stacks that is not the main one.
+    pub fn set_side(&mut self) {
+        self.side = true;
+        self.services.be_silent();
     }
 
     /// What the stack was configured with.
@@ -308,16 +329,18 @@ impl Netstack {
 
     /// Takes the frame of `len` bytes that was put into [`Netstack::frame_room`]:
     /// virtio-net header (when `Offloads::vnet`) and Ethernet frame. Bad frames are
-    /// counted and dropped.
+    /// counted and dropped. A stack that is not the main one gives the frames back
+    /// that are not for it.
     ///
     /// Call [`Netstack::poll_host`], [`Netstack::end_batch`] and
     /// [`Netstack::poll_frame`] after a batch.
-    pub fn handle_frame(&mut self, now: Duration, len: usize) {
+    pub fn handle_frame(&mut self, now: Duration, len: usize) -> Option<&[u8]> {
         let place = self.batch.add(len);
         // Moved out for as long as the frame is looked at, and back.
         let batch = std::mem::replace(&mut self.batch, Batch::none());
-        self.parse_frame(now, &batch, batch.frame(place));
+        let ours = self.parse_frame(now, &batch, batch.frame(place.clone()));
         self.batch = batch;
+        (!ours).then(|| self.batch.frame(place))
     }
 
     /// Forgets the frames of the batch. Bytes that the host's sockets have not taken
@@ -327,19 +350,23 @@ impl Netstack {
         self.batch.clear();
     }
 
-    fn parse_frame(&mut self, now: Duration, batch: &Batch, bytes: &[u8]) {
+    /// Whether the frame was for this stack.
+    fn parse_frame(&mut self, now: Duration, batch: &Batch, bytes: &[u8]) -> bool {
         let Some(frame) = Frame::parse(bytes, self.link.offloads.vnet) else {
             self.counters.bad_frames += 1;
-            return;
+            return true;
         };
         // Never a group address as the source (IEEE 802).
         if frame.source[0] & 1 == 0 {
             self.link.guest = frame.source;
         }
+        if self.side && !self.is_for_side(&frame) {
+            return false;
+        }
         match frame.payload {
             Payload::Arp(packet) => self.handle_arp(packet),
             Payload::Ip(packet) if packet.fragment.is_some() => {
-                let Some(payload) = self.reassembly.add(now, &packet) else { return };
+                let Some(payload) = self.reassembly.add(now, &packet) else { return true };
                 let whole = Packet { payload: &payload, fragment: None, ..packet };
                 // A reassembled TCP segment would need its header rebuilt; TCP
                 // never sends fragments over its own link.
@@ -349,6 +376,13 @@ impl Netstack {
             }
             Payload::Ip(packet) => self.handle_packet(now, batch, &packet, frame.udp_segment),
         }
+        true
+    }
+
+    /// Segments of connections that are here, and those that open one.
+    fn is_for_side(&self, frame: &Frame<'_>) -> bool {
+        matches!(frame.payload, Payload::Ip(packet)
+            if packet.proto == proto::TCP && packet.fragment.is_none() && self.tcp_is_here(&packet))
     }
 
     fn handle_packet(

@@ -41,6 +41,11 @@ impl Services {
         }
     }
 
+    /// Somebody else advertises.
+    pub(super) fn be_silent(&mut self) {
+        self.advertise_at = None;
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Duration> {
         self.dns.poll_timeout().into_iter().chain(self.advertise_at).min()
     }
@@ -212,7 +217,7 @@ mod tests {
 
     fn arrive(stack: &mut Netstack, frame: &[u8]) {
         stack.frame_room()[..frame.len()].copy_from_slice(frame);
-        stack.handle_frame(NOW, frame.len());
+        assert_eq!(stack.handle_frame(NOW, frame.len()), None);
     }
 
     fn next_frame(stack: &mut Netstack) -> Option<Vec<u8>> {

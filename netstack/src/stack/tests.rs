@@ -114,7 +114,7 @@ fn arrive(stack: &mut Netstack, now: Duration, frame: &[u8]) {
         stack.end_batch();
     }
     stack.frame_room()[..frame.len()].copy_from_slice(frame);
-    stack.handle_frame(now, frame.len());
+    assert_eq!(stack.handle_frame(now, frame.len()), None);
 }
 
 /// All frames the stack has for the guest.
@@ -783,4 +783,27 @@ fn bytes_are_lent_from_their_frames_and_copied_only_when_left() {
 fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut random = Random(seed);
     (0..len).map(|_| random.next() as u8).collect()
+}
+
+#[test]
+fn a_stack_beside_the_main_one_has_the_guests_connections_only() {
+    let mut stack = stack();
+    stack.set_share(4);
+    stack.set_side();
+    let peer = addr(PEERS[0]);
+    let guest = guest_for(peer);
+    open(&mut stack, peer);
+    let other = addr("192.0.2.7:99");
+    for foreign in [
+        udp_frame(guest, peer, b"x"),
+        echo("10.0.2.100", "10.0.2.2", 8),
+        Tcp::new(frame::ACK, 1, 1).frame(guest, other),
+        Tcp::new(frame::ACK | frame::SYN, 1, 1).frame(guest, other),
+    ] {
+        stack.frame_room()[..foreign.len()].copy_from_slice(&foreign);
+        assert_eq!(stack.handle_frame(at(3), foreign.len()), Some(&foreign[..]));
+    }
+    assert_eq!(commands(&mut stack), []);
+    stack.handle_timeout(at(3));
+    assert!(frames(&mut stack, at(3)).is_empty(), "it does not advertise routers");
 }

@@ -14,8 +14,11 @@ use nix::unistd::{ForkResult, fork};
 /// Longest text that comes back.
 const TEXT_MAX: usize = 4096;
 
-/// What the child gave back: a descriptor and remarks, or why it failed.
-pub(crate) type Outcome = Result<(OwnedFd, String), String>;
+/// What the child gave back: descriptors and remarks, or why it failed.
+pub(crate) type Outcome = Result<(Vec<OwnedFd>, String), String>;
+
+/// Descriptors that come back at most.
+pub(crate) const FDS_MAX: usize = 8;
 
 /// Runs `work` in a child process, so that the namespaces it enters are not
 /// entered by us, and gives what it returned. The process must have one thread.
@@ -48,12 +51,12 @@ pub(crate) fn in_child(work: impl FnOnce() -> Outcome) -> Result<Outcome, Errno>
 }
 
 fn answer(socket: &OwnedFd, outcome: Outcome) -> Result<(), Errno> {
-    let (tag, text, fd) = match outcome {
-        Ok((fd, text)) => (b"+", text, Some(fd)),
-        Err(text) => (b"-", text, None),
+    let (tag, text, fds) = match outcome {
+        Ok((fds, text)) => (b"+", text, fds),
+        Err(text) => (b"-", text, Vec::new()),
     };
     let text = &text.as_bytes()[..text.len().min(TEXT_MAX)];
-    let raw: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
+    let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
     let parts = [IoSlice::new(tag), IoSlice::new(text)];
@@ -63,27 +66,27 @@ fn answer(socket: &OwnedFd, outcome: Outcome) -> Result<(), Errno> {
 fn receive(socket: &OwnedFd) -> Result<Outcome, Errno> {
     let mut tag = [0];
     let mut text = vec![0; TEXT_MAX];
-    let mut control = nix::cmsg_space!(libc::c_int);
-    let (len, fd) = {
+    let mut control = nix::cmsg_space!([libc::c_int; FDS_MAX]);
+    let (len, fds) = {
         let mut parts = [IoSliceMut::new(&mut tag), IoSliceMut::new(&mut text)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        let mut fd = None;
+        let mut fds = Vec::new();
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = part {
                 for raw in raw {
                     // SAFETY: the kernel has just made this descriptor for us;
                     // nobody else has it.
-                    fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                    fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
                 }
             }
         }
-        (message.bytes, fd)
+        (message.bytes, fds)
     };
     let text = String::from_utf8_lossy(&text[..len.saturating_sub(1)]).into_owned();
-    match (len, tag[0], fd) {
-        (1.., b'+', Some(fd)) => Ok(Ok((fd, text))),
-        (1.., b'-', None) => Ok(Err(text)),
+    match (len, tag[0], fds.is_empty()) {
+        (1.., b'+', false) => Ok(Ok((fds, text))),
+        (1.., b'-', true) => Ok(Err(text)),
         _ => Err(Errno::EPROTO),
     }
 }
@@ -98,9 +101,12 @@ mod tests {
     fn a_childs_descriptor_and_words_come_back() {
         let work = || {
             let file = std::fs::File::open("/proc/self/stat").map_err(|e| e.to_string())?;
-            Ok((file.into(), "a remark".into()))
+            let null = std::fs::File::open("/dev/null").map_err(|e| e.to_string())?;
+            Ok((vec![file.into(), null.into()], "a remark".into()))
         };
-        let (fd, text) = in_child(work).unwrap().unwrap();
+        let (mut fds, text) = in_child(work).unwrap().unwrap();
+        assert_eq!(fds.len(), 2);
+        let fd = fds.remove(0);
         assert_eq!(text, "a remark");
         let mut stat = String::new();
         // The child is gone: reading its stat through the descriptor says so.

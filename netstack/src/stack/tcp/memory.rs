@@ -39,6 +39,11 @@ impl Memory {
         Memory { pool: Pool::default(), promised: 0, budget, largest }
     }
 
+    /// Leaves `count - 1` others as much.
+    pub(crate) fn share(&mut self, count: usize) {
+        self.budget /= count;
+    }
+
     /// A window for a new connection.
     pub(crate) fn window(&mut self) -> u32 {
         let window = if self.promised + FIRST as usize <= self.budget { FIRST } else { FLOOR };

@@ -125,9 +125,7 @@ impl Netstack {
             self.counters.bad_frames += 1;
             return;
         };
-        let port = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
-        let guest = SocketAddr::new(packet.src, port(0));
-        let peer = SocketAddr::new(packet.dst, port(2));
+        let (guest, peer) = ends(packet);
         if let Some(id) = self.flows.find(&Key::Tcp(guest, peer)) {
             self.tcp_ingress(now, id, batch, &segment);
         } else if segment.header.flags & (frame::SYN | frame::ACK | frame::RST | frame::FIN)
@@ -137,6 +135,14 @@ impl Netstack {
         } else {
             self.refuse(packet);
         }
+    }
+
+    /// Whether a segment belongs to a connection of this stack, or opens one.
+    pub(super) fn tcp_is_here(&self, packet: &Packet<'_>) -> bool {
+        let Some(segment) = Segment::parse(packet.payload) else { return true };
+        let opens = segment.has(frame::SYN) && !segment.has(frame::ACK);
+        let (guest, peer) = ends(packet);
+        opens || self.flows.find(&Key::Tcp(guest, peer)).is_some()
     }
 
     fn tcp_ingress(&mut self, now: Duration, id: FlowId, batch: &Batch, segment: &Segment<'_>) {
@@ -481,9 +487,9 @@ impl Netstack {
     fn refuse(&mut self, packet: &Packet<'_>) {
         let Some(segment) = Segment::parse(packet.payload) else { return };
         let Some(header) = Header::refusal(&segment) else { return };
-        let port = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
+        let (guest, peer) = ends(packet);
         let mut tcp = [0; HEADER_MAX];
-        let len = header.write(&mut tcp, port(2), port(0));
+        let len = header.write(&mut tcp, peer.port(), guest.port());
         debug_assert_eq!(len, HEADER_LEN, "a refusal has no options");
         let sum = frame::pseudo_sum(packet.dst, packet.src, proto::TCP, len);
         let value = frame::checksum(&tcp[..len], sum);
@@ -505,6 +511,12 @@ impl Netstack {
         let longest = if self.link.offloads.vnet { LONGEST } else { usize::from(mss) };
         Limits { mss, mss_default, longest, window: self.memory.window(), scale: SCALE }
     }
+}
+
+/// Both ends of a segment of the guest, which has been parsed.
+fn ends(packet: &Packet<'_>) -> (SocketAddr, SocketAddr) {
+    let port = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
+    (SocketAddr::new(packet.src, port(0)), SocketAddr::new(packet.dst, port(2)))
 }
 
 impl State {

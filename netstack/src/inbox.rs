@@ -1,0 +1,87 @@
+//! What one worker has for another.
+//!
+//! # Theory of operation
+//!
+//! A queue behind a lock, and a counter (eventfd(2)) that wakes its owner. Used for
+//! what is rare: frames that reached the wrong worker, and news of the host. Frames
+//! beyond [`FRAMES_MAX`] are dropped, as by a full device queue.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::driver::Error;
+
+/// Frames that wait at most.
+const FRAMES_MAX: usize = 1024;
+
+/// One message.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A frame of the guest for the main worker.
+    Frame(Vec<u8>),
+    /// The host's name servers have changed.
+    NameServers(Vec<std::net::SocketAddr>),
+    /// A worker cannot go on.
+    Failed(Error),
+}
+
+/// Messages to one worker.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    messages: Mutex<VecDeque<Message>>,
+    wake: EventFd,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Result<Inbox, Errno> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Inbox { messages: Mutex::default(), wake })
+    }
+
+    /// Becomes readable when there is a message.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    pub(crate) fn send(&self, message: Message) {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(message, Message::Frame(_)) && messages.len() >= FRAMES_MAX {
+            return;
+        }
+        messages.push_back(message);
+        if messages.len() == 1 {
+            // Fails only when the counter is full, and then its owner is awake.
+            self.wake.write(1).ok();
+        }
+    }
+
+    /// Takes all messages.
+    pub(crate) fn take(&self) -> VecDeque<Message> {
+        // Before the queue is emptied: whoever comes later arms it again.
+        self.wake.read().ok();
+        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_bounded_and_news_is_not() {
+        let inbox = Inbox::new().unwrap();
+        for n in 0..2000_u32 {
+            inbox.send(Message::Frame(n.to_ne_bytes().to_vec()));
+        }
+        inbox.send(Message::NameServers(Vec::new()));
+        let all = inbox.take();
+        assert_eq!(all.len(), FRAMES_MAX + 1);
+        assert!(matches!(all.back(), Some(Message::NameServers(_))));
+        assert!(inbox.take().is_empty());
+        assert_eq!(inbox.wake.read(), Err(Errno::EAGAIN), "nobody is woken for nothing");
+    }
+}
