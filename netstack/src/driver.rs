@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::control;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
-use crate::inbox::{Inbox, Message};
+use crate::inbox::{Contents, Inbox, Message};
 use crate::resolv::Resolv;
 use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::random;
@@ -406,7 +406,9 @@ impl Driver {
     }
 
     fn read_messages(&mut self, now: Duration) -> Result<(), Error> {
-        for message in self.inboxes[self.index].take() {
+        let Contents { messages, dropped } = self.inboxes[self.index].take();
+        self.stack.count_lost(dropped);
+        for message in messages {
             match message {
                 Message::Frame(frame) => {
                     if self.stack.frame_room().is_empty() {

@@ -4,7 +4,7 @@
 //!
 //! A queue behind a lock, and a counter (eventfd(2)) that wakes its owner. Used for
 //! what is rare: frames that reached the wrong worker, and news of the host. Frames
-//! beyond [`FRAMES_MAX`] are dropped, as by a full device queue.
+//! beyond [`FRAMES_MAX`] are dropped, as by a full device queue, and counted.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -32,14 +32,22 @@ pub(crate) enum Message {
 /// Messages to one worker.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    messages: Mutex<VecDeque<Message>>,
+    contents: Mutex<Contents>,
     wake: EventFd,
+}
+
+/// What waits in an [`Inbox`].
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) messages: VecDeque<Message>,
+    /// Frames there was no place for.
+    pub(crate) dropped: u64,
 }
 
 impl Inbox {
     pub(crate) fn new() -> Result<Inbox, Errno> {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Inbox { messages: Mutex::default(), wake })
+        Ok(Inbox { contents: Mutex::default(), wake })
     }
 
     /// Becomes readable when there is a message.
@@ -48,22 +56,23 @@ impl Inbox {
     }
 
     pub(crate) fn send(&self, message: Message) {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(message, Message::Frame(_)) && messages.len() >= FRAMES_MAX {
+        let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(message, Message::Frame(_)) && contents.messages.len() >= FRAMES_MAX {
+            contents.dropped += 1;
             return;
         }
-        messages.push_back(message);
-        if messages.len() == 1 {
+        contents.messages.push_back(message);
+        if contents.messages.len() == 1 {
             // Fails only when the counter is full, and then its owner is awake.
             self.wake.write(1).ok();
         }
     }
 
-    /// Takes all messages.
-    pub(crate) fn take(&self) -> VecDeque<Message> {
+    /// Takes all messages, and the count of what was dropped before.
+    pub(crate) fn take(&self) -> Contents {
         // Before the queue is emptied: whoever comes later arms it again.
         self.wake.read().ok();
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.contents.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -79,9 +88,10 @@ mod tests {
         }
         inbox.send(Message::NameServers(Vec::new()));
         let all = inbox.take();
-        assert_eq!(all.len(), FRAMES_MAX + 1);
-        assert!(matches!(all.back(), Some(Message::NameServers(_))));
-        assert!(inbox.take().is_empty());
+        assert_eq!((all.messages.len(), all.dropped), (FRAMES_MAX + 1, 2000 - 1024));
+        assert!(matches!(all.messages.back(), Some(Message::NameServers(_))));
+        let none = inbox.take();
+        assert!(none.messages.is_empty() && none.dropped == 0);
         assert_eq!(inbox.wake.read(), Err(Errno::EAGAIN), "nobody is woken for nothing");
     }
 }

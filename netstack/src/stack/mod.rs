@@ -217,7 +217,7 @@ pub struct Counters {
     pub denied: u64,
     /// Flows refused because the table was full.
     pub table_full: u64,
-    /// Frames for the guest dropped because the queue was full.
+    /// Frames dropped because a queue was full.
     pub queue_full: u64,
 }
 
@@ -318,7 +318,14 @@ impl Netstack {
 
     /// What was dropped or refused so far.
     pub fn counters(&self) -> Counters {
-        Counters { queue_full: self.out.dropped, ..self.counters }
+        let queue_full = self.counters.queue_full + self.out.dropped;
+        Counters { queue_full, ..self.counters }
+    }
+
+    /// Counts frames that were for this stack and were lost on their way from another
+    /// queue's.
+    pub fn count_lost(&mut self, frames: u64) {
+        self.counters.queue_full += frames;
     }
 
     /// Where the next frame is to be read to: room for one of [`frame::FRAME_MAX`]
