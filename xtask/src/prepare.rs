@@ -54,6 +54,7 @@ const NEEDS: &[Need] = &[
     need("pgrep", "procps", &[Test]),
     need("getfattr", "attr", &[Test]),
     need("getfacl", "acl", &[Test]),
+    need("strace", "strace", &[Test]),
     need("bwrap", "bubblewrap", &[Bench]),
     need("crun", "crun", &[Bench]),
     need("runc", "runc", &[Bench]),
