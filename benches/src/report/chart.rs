@@ -441,15 +441,20 @@ pub(super) fn overview(bundles: &[Bundle<'_>], colours: &Colours) -> Chart {
                 mark: Mark::Point(ratios.range),
             })
             .collect();
-        for (candidate, _) in failures(bundle.cells.iter().copied()) {
-            if rows.iter().all(|row| row.name != candidate.name) {
-                rows.push(Row {
-                    name: candidate.name.clone(),
-                    colour: colours.colour(&candidate.name),
-                    columns: Default::default(),
-                    mark: Mark::Failed("failed"),
-                });
-            }
+        for (candidate, count) in failures(bundle.cells.iter().copied()) {
+            // A mean over the cells that went well must not look like one over all.
+            let partly = rows.iter().any(|row| row.name == candidate.name);
+            let name = &candidate.name;
+            rows.push(Row {
+                name: if partly {
+                    format!("{name}, {count} of {}", bundle.cells.len())
+                } else {
+                    name.clone()
+                },
+                colour: colours.colour(name),
+                columns: Default::default(),
+                mark: Mark::Failed("failed"),
+            });
         }
         if !rows.is_empty() {
             groups.push(Group { title: Some(bundle.title.clone()), instead: None, rows });

@@ -348,6 +348,19 @@ fn who_has_failed_is_in_the_summary_and_the_overview() {
 }
 
 #[test]
+fn who_has_failed_in_some_cells_only_is_in_the_overview_twice() {
+    let mut record = record("net/a/one", &[1.0, 3.0], &[2.0, 2.0]);
+    let mut second = record.suites[0].cells[0].clone();
+    second.head.id = "net/a/two".into();
+    second.candidates[1].samples.clear();
+    second.candidates[1].failure = Some("stalled".into());
+    record.suites[0].cells.push(second);
+    let svg = &pictures(&record)[0].1;
+    assert_eq!(svg.matches("✕ failed").count(), 1, "{svg}");
+    assert!(svg.contains("limit, 1 of 2"), "{svg}");
+}
+
+#[test]
 fn an_empty_result_has_a_report() {
     let mut empty = record("net/a", &[], &[]);
     check_balance(&html(&empty));
