@@ -4,6 +4,7 @@
 //! where; a [`record`] is what comes out.
 
 mod compare;
+mod kept;
 mod load;
 mod machine;
 mod method;
@@ -23,16 +24,18 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
+use crate::kept::Kept;
 use crate::record::{Record, SCHEMA};
-use crate::scene::{Kept, Scene};
+use crate::scene::Scene;
 use crate::suites::{Extent, SUITES, Suite};
 
 #[derive(Parser)]
 #[command(
     name = "bench",
     about = "Measures the programs beside their peers",
-    after_help = "Run it as root: it makes network namespaces, mounts and users of its own, runs \
-                  the programs themselves as an ordinary user, and needs no network."
+    after_help = "It runs as root (`cargo xtask bench` sees to that, by sudo): it makes network \
+                  namespaces, mounts and users of its own, runs the programs themselves as an \
+                  ordinary user, and needs no network."
 )]
 struct Cli {
     /// Directory of the programs `coracle`, `netstack` and `overlayfs-fuse`.
@@ -261,7 +264,7 @@ fn compare(old: &Path, new: &Path, options: compare::Options) -> ExitCode {
 
 fn merge(into: &Path, results: &[PathBuf]) -> Result<()> {
     let merged = read(into, results)?;
-    scene::write(into, &merged).with_context(|| format!("cannot write {}", into.display()))
+    kept::write(into, &merged).with_context(|| format!("cannot write {}", into.display()))
 }
 
 /// Writes the report and, if asked for, the pictures.
@@ -273,9 +276,8 @@ fn report(results: &[PathBuf], out: Option<&Path>, pictures: Option<&Path>) -> R
         .with_context(|| format!("cannot write {}", out.display()))?;
     println!("{}", out.display());
     if let Some(dir) = pictures {
-        std::fs::create_dir_all(dir)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| scene::write_pictures(dir, &record))
+        kept::make_dir(dir)
+            .and_then(|()| kept::write_pictures(dir, &record))
             .with_context(|| format!("cannot write the pictures to {}", dir.display()))?;
         println!("{}", dir.display());
     }

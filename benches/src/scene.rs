@@ -6,8 +6,7 @@
 //! an ordinary user there. When this program ends, in whatever way, the kernel ends
 //! all of it. As an ordinary user it is a directory that is removed at the end.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -17,8 +16,7 @@ use tests::command::{Cmd, User};
 use tests::lab::{Ids, Lab};
 
 use crate::peers::{Found, Peer};
-use crate::record::{Record, Role};
-use crate::{report, table};
+use crate::record::Role;
 
 /// Open files that 10,000 flows need on either side of a backend.
 const OPEN_FILES: u64 = 65_536;
@@ -87,91 +85,5 @@ impl Scene {
     /// When it cannot be made.
     pub(crate) fn dir(&self) -> Result<PathBuf> {
         self.lab.test_dir(self.user())
-    }
-}
-
-/// Writes a result, and its tables beside it: both whole or not at all.
-///
-/// # Errors
-/// When one cannot be written.
-pub(crate) fn write(json: &Path, record: &Record) -> Result<()> {
-    let files = [
-        (json.to_owned(), record.to_json()?),
-        (json.with_extension("txt"), table::whole(record)),
-        (json.with_extension("html"), report::html(record)),
-    ];
-    for (path, text) in files {
-        let new = path.with_extension("new");
-        fs::write(&new, text)?;
-        fs::rename(&new, &path)?;
-    }
-    Ok(())
-}
-
-/// Writes a picture of each suite into a directory.
-///
-/// # Errors
-/// When one cannot be written.
-pub(crate) fn write_pictures(dir: &Path, record: &Record) -> Result<()> {
-    for (name, svg) in report::pictures(record) {
-        fs::write(dir.join(name), svg)?;
-    }
-    Ok(())
-}
-
-/// The directory results are written to, held open: the lab may cover its path.
-pub(crate) struct Kept {
-    dir: File,
-    path: PathBuf,
-    /// The result that was there, when the new one is to be added to it.
-    before: Option<Record>,
-}
-
-impl Kept {
-    /// Makes the directory; with `merge`, reads the result that is there.
-    ///
-    /// # Errors
-    /// When it cannot be made or read.
-    pub(crate) fn open(path: &Path, merge: bool) -> Result<Self> {
-        fs::create_dir_all(path)
-            .with_context(|| format!("cannot make the directory {}", path.display()))?;
-        let dir = File::open(path).with_context(|| path.display().to_string())?;
-        let file = path.join("result.json");
-        let before = if merge && file.exists() { Some(Record::read(&file)?) } else { None };
-        Ok(Self { dir, path: path.to_owned(), before })
-    }
-
-    /// Where the result is.
-    pub(crate) fn file(&self) -> PathBuf {
-        self.path.join("result.json")
-    }
-
-    /// Writes the result, in place of the one before.
-    ///
-    /// # Errors
-    /// When it cannot be written, or not be merged.
-    pub(crate) fn write(&self, record: &Record) -> Result<()> {
-        write(&self.open_dir().join("result.json"), &self.merged(record)?)
-            .with_context(|| format!("cannot write {}", self.file().display()))
-    }
-
-    /// Writes the result's pictures.
-    ///
-    /// # Errors
-    /// When one cannot be written.
-    pub(crate) fn write_pictures(&self, record: &Record) -> Result<()> {
-        write_pictures(&self.open_dir(), &self.merged(record)?)
-            .with_context(|| format!("cannot write the pictures to {}", self.path.display()))
-    }
-
-    fn merged(&self, record: &Record) -> Result<Record> {
-        match &self.before {
-            Some(before) => before.clone().merge(record.clone()),
-            None => Ok(record.clone()),
-        }
-    }
-
-    fn open_dir(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))
     }
 }

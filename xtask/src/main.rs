@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use nix::unistd::Uid;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The commands of this repository")]
@@ -40,6 +41,9 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What `bench` needs of root before it measures.
+    #[command(hide = true)]
+    PrepareBench,
 }
 
 fn main() -> ExitCode {
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         What::Test { e2e } => test::run(&e2e),
         What::Man => man().map(|()| true),
         What::Bench { args } => bench(&args).map(|()| true),
+        What::PrepareBench => prepare::machine(FOR_BENCH).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -59,19 +64,30 @@ fn main() -> ExitCode {
     }
 }
 
-/// Becomes the program `bench`, with the same process id: what ends the one ends
-/// the other.
+const FOR_BENCH: &[prepare::Purpose] =
+    &[prepare::Purpose::Build, prepare::Purpose::Run, prepare::Purpose::Bench];
+
+/// Builds as whoever asks, and becomes the program `bench` as root, with the same
+/// process id (sudo passes signals on): what ends the one ends the other.
 fn bench(args: &[String]) -> Result<()> {
     let measures = !args.iter().any(|arg| ["--help", "-h", "--version"].contains(&arg.as_str()))
         && args
             .first()
             .is_some_and(|what| !["compare", "report", "merge"].contains(&what.as_str()));
+    let by_sudo = measures && !Uid::effective().is_root();
+    if by_sudo {
+        println!("measuring needs root, for namespaces, users and a veth pair: asking sudo");
+        let status = Command::new("sudo")
+            .arg("--")
+            .arg(std::env::current_exe()?)
+            .arg("prepare-bench")
+            .status()
+            .context("cannot run sudo; as root, `cargo xtask bench` needs none")?;
+        ensure!(status.success(), "sudo, or preparing the machine as root, failed: see above");
+    } else if measures {
+        prepare::machine(FOR_BENCH)?;
+    }
     if measures {
-        prepare::machine(&[
-            prepare::Purpose::Build,
-            prepare::Purpose::Run,
-            prepare::Purpose::Bench,
-        ])?;
         build_release()?;
     }
     let status =
@@ -79,7 +95,10 @@ fn bench(args: &[String]) -> Result<()> {
     ensure!(status.success(), "the benchmark cannot be built: see above");
     let programs = target_dir()?.join("release");
     let bench = programs.join("bench");
-    let mut command = Command::new(&bench);
+    let mut command = Command::new(if by_sudo { Path::new("sudo") } else { &bench });
+    if by_sudo {
+        command.arg("--").arg(&bench);
+    }
     command.args(args).current_dir(workspace());
     if measures {
         command.arg("--programs").arg(programs);
