@@ -58,10 +58,12 @@ fn address(address: Ipv4Addr) -> libc::sockaddr {
 
 /// Opens /dev/net/tun and attaches it to a new TAP device `name` of this
 /// process's network namespace, with virtio-net headers and without packet
-/// information.
+/// information. It stays until the namespace ends: the kernel then removes it in
+/// the background, while whoever closes the last descriptor of another device
+/// waits for that.
 ///
 /// # Errors
-/// As of open(2) and TUNSETIFF.
+/// As of open(2), TUNSETIFF and TUNSETPERSIST.
 pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     let tap: OwnedFd =
         std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?.into();
@@ -69,6 +71,8 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     request.ifr_ifru.ifru_flags = TAP_FLAGS as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &mut request) }.into())?;
+    // SAFETY: TUNSETPERSIST takes a number.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST as _, 1) }.into())?;
     Ok(tap)
 }
 
