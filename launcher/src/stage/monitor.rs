@@ -557,6 +557,10 @@ impl Monitor<'_> {
             drop((theirs, ours.exit));
             note(hung_up(ours.stderr.as_fd()));
         }
+        // Both end side by side.
+        for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
+            service.hang_up();
+        }
         for (service, loses_changes) in [(&mut self.overlay, true), (&mut self.netstack, false)] {
             let Some(service) = service else { continue };
             // One that has died before is known to have.

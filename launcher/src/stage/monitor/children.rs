@@ -183,12 +183,17 @@ impl Service {
         }
     }
 
+    /// Tells it to end.
+    pub(super) fn hang_up(&mut self) {
+        self.exit = None;
+    }
+
     /// Tells it to end, and sees to it.
     ///
     /// # Errors
     /// As of waitid(2).
     pub(super) fn stop(&mut self) -> Result<(), RunError> {
-        self.exit = None;
+        self.hang_up();
         if !self.process.reap(PollTimeout::from(GRACE))? {
             self.process.kill()?;
         }
