@@ -432,7 +432,9 @@ fn network(plan: &mut Plan, spec: &Spec, host: &HostCaps) -> Result<(), PlanErro
                 });
             }
             let mut arguments = vec!["--mtu".to_owned(), MTU.to_string()];
-            arguments.push("--disable-host-loopback".to_owned());
+            for option in ["--disable-host-loopback", "--enable-sandbox", "--enable-seccomp"] {
+                arguments.push(option.to_owned());
+            }
             if host.ipv6 {
                 arguments.push("--enable-ipv6".to_owned());
             }

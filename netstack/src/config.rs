@@ -29,6 +29,9 @@ pub struct Config {
     pub outbound_v6: Option<Ipv6Addr>,
     /// Name servers behind the DNS address, in order of preference, with port.
     pub name_servers: Vec<SocketAddr>,
+    /// Domains in which the guest shall look for short names, in order, without a dot
+    /// at the end.
+    pub search: Vec<String>,
     /// Ports published at the start.
     pub publishes: Vec<Publish>,
     /// Ethernet address of the gateway, as the guest sees it.
@@ -47,6 +50,7 @@ impl Default for Config {
             outbound_v4: None,
             outbound_v6: None,
             name_servers: Vec::new(),
+            search: Vec::new(),
             publishes: Vec::new(),
             // Locally administered, and different from any address the kernel
             // picks for the TAP.

@@ -32,11 +32,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::config::Config;
+use crate::confine;
 use crate::control;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
 use crate::inbox::{Contents, Inbox, Message};
-use crate::resolv::Resolv;
+use crate::reader::{News, Reader};
+use crate::report;
 use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::random;
 use crate::tap::Offloads;
@@ -54,6 +56,7 @@ const EXIT: u64 = 1;
 const SIGNAL: u64 = 2;
 const API: u64 = 3;
 const INBOX: u64 = 4;
+const NEWS: u64 = 5;
 /// Marks an epoll token as an API client's; its id is below it.
 const API_CLIENT: u64 = 1 << 61;
 
@@ -72,8 +75,10 @@ pub struct Inputs {
     pub exit: Option<OwnedFd>,
     /// Listening UNIX stream socket of slirp4netns' API, of [`control::listen`].
     pub api: Option<OwnedFd>,
-    /// Where the name servers come from, to notice when they change.
-    pub resolv: Resolv,
+    /// What reads the host's files, to notice when its name servers change.
+    pub reader: Reader,
+    /// Gives up what the loop does not need, once all threads have been started.
+    pub confine: fn() -> Result<(), confine::Error>,
     /// The guest's Ethernet address, when it is known.
     pub guest_mac: Option<[u8; 6]>,
 }
@@ -84,6 +89,9 @@ pub enum Error {
     /// A published port could not be bound.
     #[error(transparent)]
     Forward(#[from] forward::Error),
+    /// The process could not be confined.
+    #[error(transparent)]
+    Confine(#[from] confine::Error),
     /// A system call of the loop itself failed.
     #[error("{what}: {source}")]
     Os {
@@ -104,7 +112,7 @@ fn os(what: &'static str) -> impl Fn(Errno) -> Error {
 /// # Errors
 /// A published port that cannot be bound, or a failing system call.
 pub fn run(inputs: Inputs) -> Result<(), Error> {
-    let Inputs { config, queues, offloads, ready, exit, api, resolv, guest_mac } = inputs;
+    let Inputs { config, queues, offloads, ready, exit, api, reader, confine, guest_mac } = inputs;
     raise_descriptor_limit();
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
@@ -131,7 +139,7 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     let mut workers = workers.into_iter();
     let main = workers.next().ok_or(os("looking for a queue of the TAP")(Errno::ENODEV))?;
     let mut driver = Driver::new(main, &config)?;
-    driver.resolv = Some(resolv);
+    driver.reader = Some(reader);
     let watch = |fd: BorrowedFd<'_>, token: u64| driver.watch(fd, token);
     watch(signals.as_fd(), SIGNAL)?;
     if let Some(exit) = &exit {
@@ -139,6 +147,9 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     }
     if let Some(api) = &api {
         watch(api.as_fd(), API)?;
+    }
+    if let Some(reader) = &driver.reader {
+        watch(reader.as_fd(), NEWS)?;
     }
     driver.api = api.map(control::Server::new);
     for publish in &config.publishes {
@@ -160,12 +171,17 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
             })
             .map_err(|source| Error::Os { what: "starting a worker", source })?;
     }
+    confine()?;
     if let Some(ready) = ready {
         // Whoever waits for it is gone when this fails: nobody to tell, and the
         // exit descriptor ends the run.
         nix::unistd::write(&ready, b"1").ok();
     }
-    driver.run()
+    let result = driver.run();
+    if let Some(reader) = driver.reader {
+        reader.finish();
+    }
+    result
 }
 
 /// How many queues to ask for: one for each processor, up to a bound beyond which
@@ -215,7 +231,7 @@ struct Driver {
     spare: Option<Epoll>,
     api: Option<control::Server>,
     /// The main worker watches the host's name servers.
-    resolv: Option<Resolv>,
+    reader: Option<Reader>,
     index: usize,
     /// Of all workers, by their index.
     inboxes: Arc<[Inbox]>,
@@ -260,7 +276,7 @@ impl Driver {
             deferred: Vec::new(),
             spare: spare_descriptor(),
             api: None,
-            resolv: None,
+            reader: None,
             index,
             inboxes,
         };
@@ -299,6 +315,7 @@ impl Driver {
                     EXIT | SIGNAL => return Ok(()),
                     API => self.api_accept(),
                     INBOX => messages = true,
+                    NEWS => self.read_news(now)?,
                     token if token & FLOW_TOKEN != 0 => {
                         let flow = FlowId::from_bits(token & !FLOW_TOKEN);
                         self.deferred.push((flow, event.events()));
@@ -315,8 +332,8 @@ impl Driver {
                     _ => {}
                 }
             }
-            if tap_ready || messages {
-                self.refresh_name_servers(now);
+            if let Some(reader) = self.reader.as_mut().filter(|_| tap_ready || messages) {
+                reader.look(now);
             }
             if messages {
                 self.read_messages(now)?;
@@ -395,14 +412,26 @@ impl Driver {
         Ok((Turn::GoOn, true))
     }
 
-    fn refresh_name_servers(&mut self, now: Duration) {
-        let Some(servers) = self.resolv.as_mut().and_then(|resolv| resolv.refresh(now)) else {
-            return;
-        };
-        for inbox in self.inboxes.iter().skip(1) {
-            inbox.send(Message::NameServers(servers.clone()));
+    fn read_news(&mut self, now: Duration) -> Result<(), Error> {
+        match self.reader.as_ref().and_then(Reader::receive) {
+            Some(News::Resolv(hosts)) => {
+                for inbox in self.inboxes.iter().skip(1) {
+                    inbox.send(Message::NameServers(hosts.clone()));
+                }
+                self.stack.set_name_servers(now, hosts);
+            }
+            Some(News::Policy(_)) | None => {}
+            Some(News::Gone) => {
+                if let Some(reader) = self.reader.take() {
+                    self.epoll.delete(reader.as_fd()).map_err(os("watching a descriptor"))?;
+                    reader.finish();
+                    report::warn(
+                        "the process that reads files is gone: changes of resolv.conf are not seen any more",
+                    );
+                }
+            }
         }
-        self.stack.set_name_servers(servers);
+        Ok(())
     }
 
     fn read_messages(&mut self, now: Duration) -> Result<(), Error> {
@@ -418,7 +447,7 @@ impl Driver {
                     self.stack.frame_room()[..frame.len()].copy_from_slice(&frame);
                     self.stack.handle_frame(now, frame.len());
                 }
-                Message::NameServers(servers) => self.stack.set_name_servers(servers),
+                Message::NameServers(hosts) => self.stack.set_name_servers(now, hosts),
                 Message::Failed(error) => return Err(error),
             }
         }

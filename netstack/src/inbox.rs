@@ -23,8 +23,8 @@ const FRAMES_MAX: usize = 1024;
 pub(crate) enum Message {
     /// A frame of the guest for the main worker.
     Frame(Vec<u8>),
-    /// The host's name servers have changed.
-    NameServers(Vec<std::net::SocketAddr>),
+    /// The host's name servers or search list have changed.
+    NameServers(crate::resolv::Hosts),
     /// A worker cannot go on.
     Failed(Error),
 }
@@ -86,7 +86,7 @@ mod tests {
         for n in 0..2000_u32 {
             inbox.send(Message::Frame(n.to_ne_bytes().to_vec()));
         }
-        inbox.send(Message::NameServers(Vec::new()));
+        inbox.send(Message::NameServers(Default::default()));
         let all = inbox.take();
         assert_eq!((all.messages.len(), all.dropped), (FRAMES_MAX + 1, 2000 - 1024));
         assert!(matches!(all.messages.back(), Some(Message::NameServers(_))));

@@ -5,12 +5,15 @@
 //! [`host`] and [`forward`] act, [`tap`] makes the device. See ARCHITECTURE.md.
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod driver;
 pub mod forward;
 pub mod host;
 mod inbox;
 pub mod outbound;
+pub mod reader;
+pub mod report;
 pub mod resolv;
 pub mod sandbox;
 pub mod stack;

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use netstack::cli::{self, Device, Invocation};
-use netstack::{control, driver, fd, outbound, resolv, sandbox, tap};
+use netstack::{confine, control, driver, fd, outbound, reader, report, resolv, sandbox, tap};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(error) if error.use_stderr() => {
-            complain(&format!("{}; see netstack --help", on_one_line(&error.to_string())));
+            report::say(&format!("{}; see netstack --help", on_one_line(&error.to_string())));
             return ExitCode::FAILURE;
         }
         Err(help_or_version) => {
@@ -24,23 +24,10 @@ fn main() -> ExitCode {
     match run(invocation) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&told_once(&error));
+            report::say(&told_once(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// One line on standard error, whatever the arguments it repeats hold.
-fn complain(text: &str) {
-    let mut line = String::from("netstack: ");
-    for c in text.chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    eprintln!("{line}");
 }
 
 /// What is wrong with a command line, without the usage and hints that clap puts
@@ -64,9 +51,6 @@ fn told_once(error: &anyhow::Error) -> String {
 }
 
 fn run(invocation: Invocation) -> anyhow::Result<()> {
-    for warning in &invocation.warnings {
-        complain(&format!("warning: {warning}"));
-    }
     let mut inherited = Inherited::default();
     let ready = inherited.take("--ready-fd", invocation.ready_fd)?;
     let exit = inherited.take("--exit-fd", invocation.exit_fd)?;
@@ -91,17 +75,22 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         }
     };
     for remark in &tap.remarks {
-        complain(&format!("warning: {remark}"));
+        report::warn(remark);
     }
     let api = match &invocation.api_socket {
         Some(path) => Some(control::listen(path)?),
         None => None,
     };
     let mut resolv = resolv::Resolv::new("/etc/resolv.conf".into());
-    config.name_servers =
-        resolv.refresh(std::time::Duration::ZERO).unwrap_or_else(|| resolv::parse(""));
+    let hosts = resolv.refresh().unwrap_or_else(|| resolv::parse(""));
+    config.name_servers = hosts.servers;
+    config.search = hosts.search;
+    let confined = invocation.sandbox || invocation.seccomp;
+    let reader = reader::Reader::start(resolv, None, confined)
+        .context("cannot start the process that reads files")?;
     if invocation.sandbox {
         sandbox::enter().context("--enable-sandbox")?;
+        confine::files().context("--enable-sandbox")?;
     }
     let result = driver::run(driver::Inputs {
         config,
@@ -110,7 +99,8 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         ready,
         exit,
         api,
-        resolv,
+        reader,
+        confine: if invocation.seccomp { confine::network } else { || Ok(()) },
         guest_mac: tap.mac,
     });
     if let Some(path) = &invocation.api_socket {

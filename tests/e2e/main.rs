@@ -2,6 +2,7 @@
 
 mod attacks;
 mod bad_input;
+mod confine;
 mod faults;
 mod fixtures;
 mod handshake;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 13] = [
+    let tables: [&[Test]; 14] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         bad_input::TESTS,
         overlay::TESTS,
         slirp::TESTS,
+        confine::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }

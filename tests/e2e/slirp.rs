@@ -13,7 +13,7 @@ use tests::servers::HELLO;
 
 use crate::fixtures::{blob, sha256};
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("slirp/pid", pid).lab(),
@@ -32,10 +32,10 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A network namespace with a user namespace that owns it.
-struct Guest(Running);
+pub(crate) struct Guest(Running);
 
 impl Guest {
-    fn start(world: &World<'_>) -> Result<Self> {
+    pub(crate) fn start(world: &World<'_>) -> Result<Self> {
         // As Podman sets it before the device is there, so that its address is
         // usable at once.
         let script = "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad; echo up; exec cat";
@@ -48,12 +48,12 @@ impl Guest {
         Ok(Self(running))
     }
 
-    fn pid(&self) -> String {
+    pub(crate) fn pid(&self) -> String {
         self.0.pid().to_string()
     }
 
     /// A program inside.
-    fn cmd(&self, world: &World<'_>, script: &str) -> Cmd {
+    pub(crate) fn cmd(&self, world: &World<'_>, script: &str) -> Cmd {
         world
             .cmd("nsenter")
             .args(["--preserve-credentials", "-U", "-n", "-m", "-t", &self.pid()])
@@ -64,13 +64,13 @@ impl Guest {
     }
 }
 
-struct Net {
-    running: Running,
+pub(crate) struct Net {
+    pub(crate) running: Running,
     exit: OwnedFd,
 }
 
 /// Starts netstack with a ready-fd and an exit-fd, and waits until it is ready.
-fn start(world: &World<'_>, words: &[&str]) -> Result<Net> {
+pub(crate) fn start(world: &World<'_>, words: &[&str]) -> Result<Net> {
     let (ready, ready_theirs) = pipe()?;
     let (exit_theirs, exit) = pipe()?;
     let running = world
@@ -89,14 +89,14 @@ fn start(world: &World<'_>, words: &[&str]) -> Result<Net> {
 }
 
 impl Net {
-    fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         drop(self.exit);
         self.running.wait(LIMIT)?.ok()?;
         Ok(())
     }
 }
 
-fn fetch(world: &World<'_>, guest: &Guest) -> Result<()> {
+pub(crate) fn fetch(world: &World<'_>, guest: &Guest) -> Result<()> {
     // The IPv6 address comes by router advertisement.
     let script = "for i in $(seq 100); do \
         ip -6 addr show scope global -tentative | grep -q fd00: && exit 0; sleep 0.05; done; \
@@ -200,7 +200,7 @@ fn exit_fd(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-fn request(socket: &std::path::Path, json: &str) -> Result<serde_json::Value> {
+pub(crate) fn request(socket: &std::path::Path, json: &str) -> Result<serde_json::Value> {
     let mut stream = UnixStream::connect(socket).context("API socket")?;
     stream.write_all(json.as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)?;

@@ -19,6 +19,8 @@
 pub mod clock;
 pub mod command;
 pub mod harness;
+#[cfg(target_arch = "x86_64")]
+pub mod inject;
 pub mod lab;
 pub mod leak;
 pub mod pty;

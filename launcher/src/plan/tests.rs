@@ -68,7 +68,7 @@ fn golden_host_root() {
         [
             format!("make directory {d}/merged"),
             format!("make directory {d}/lower"),
-            "start /opt/netstack --mtu 65520 --disable-host-loopback --enable-ipv6".to_owned(),
+            "start /opt/netstack --mtu 65520 --disable-host-loopback --enable-sandbox --enable-seccomp --enable-ipv6".to_owned(),
             format!("make directory {d}/etc"),
             format!("write {d}/etc/hostname (5 bytes)"),
             format!("write {d}/etc/hosts (77 bytes)"),

@@ -32,11 +32,11 @@ pub struct Invocation {
     pub api_socket: Option<PathBuf>,
     /// Give up sight of the file system, and all capabilities but one.
     pub sandbox: bool,
+    /// Limit system calls to those of a running network.
+    pub seccomp: bool,
     /// Interfaces whose addresses outgoing connections take, IPv4 and IPv6; looked
     /// up at the start.
     pub outbound_interfaces: (Option<String>, Option<String>),
-    /// To be told to the user before the start.
-    pub warnings: Vec<String>,
 }
 
 /// Where the TAP device comes from.

@@ -38,6 +38,12 @@ pub struct Args {
     /// No name server at the DNS address
     #[arg(long)]
     disable_dns: bool,
+    /// Reach no file, see nothing of the file system but /etc and /run, drop capabilities
+    #[arg(long)]
+    enable_sandbox: bool,
+    /// Allow no system calls but those of a running network
+    #[arg(long)]
+    enable_seccomp: bool,
     /// Publish a port of the guest on the host
     #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/tcp|udp]", value_parser = value::publish)]
     publish: Vec<PublishArg>,
@@ -64,9 +70,9 @@ impl Args {
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
             api_socket: None,
-            sandbox: false,
+            sandbox: self.enable_sandbox,
+            seccomp: self.enable_seccomp,
             outbound_interfaces: (None, None),
-            warnings: Vec::new(),
         })
     }
 }

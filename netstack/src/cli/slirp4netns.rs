@@ -60,10 +60,10 @@ pub struct Args {
     /// User namespace through which the network namespace is joined
     #[arg(long, value_name = "PATH")]
     userns_path: Option<PathBuf>,
-    /// See nothing of the file system but /etc and /run, drop capabilities
+    /// Reach no file, see nothing of the file system but /etc and /run, drop capabilities
     #[arg(long, alias = "create-sandbox")]
     enable_sandbox: bool,
-    /// Limit system calls
+    /// Allow no system calls but those of a running network
     #[arg(long)]
     enable_seccomp: bool,
     /// Source address of outgoing IPv4 connections, or an interface that has it
@@ -158,12 +158,6 @@ impl Args {
                 }
             }
         }
-        let mut warnings = Vec::new();
-        if self.enable_seccomp {
-            warnings.push(
-                "--enable-seccomp is not implemented yet: system calls are not limited".into(),
-            );
-        }
         let interface = self.configure.then(|| Interface::new(&config, self.macaddress));
         Ok(Invocation {
             config,
@@ -178,8 +172,8 @@ impl Args {
             exit_fd: self.exit_fd,
             api_socket: self.api_socket,
             sandbox: self.enable_sandbox,
+            seccomp: self.enable_seccomp,
             outbound_interfaces: interfaces,
-            warnings,
         })
     }
 }

@@ -112,12 +112,23 @@ impl Forwarder {
         }
     }
 
-    /// The host's name servers have changed. Queries under way go on with the new
-    /// ones at their next try.
-    pub fn set_servers(&mut self, servers: Vec<SocketAddr>) {
-        if servers != self.servers {
-            self.servers = servers;
-            self.preferred = 0;
+    /// The host's name servers have changed. Queries under way are sent to the new
+    /// ones at once, as if they had just come: the old ones may be out of reach. Then
+    /// [`Forwarder::poll`].
+    pub fn set_servers(&mut self, now: Duration, servers: Vec<SocketAddr>) {
+        if servers == self.servers {
+            return;
+        }
+        self.servers = servers;
+        self.preferred = 0;
+        let waiting: Vec<QueryId> = self.exchanges.keys().copied().collect();
+        for query in waiting {
+            if let Some(exchange) = self.exchanges.get_mut(&query) {
+                // The first of all is next.
+                exchange.server = self.servers.len().saturating_sub(1);
+                exchange.tries = 0;
+            }
+            self.next_server(now, query);
         }
     }
 
@@ -496,15 +507,13 @@ mod tests {
     }
 
     #[test]
-    fn new_servers_are_used_from_the_next_try() {
+    fn new_servers_are_used_at_once() {
         let mut f = forwarder(&["192.0.2.1:53"]);
         f.handle_query(NOW, client(), alias(), &query(7, "a.example"));
         sent(&mut f);
-        f.set_servers(vec![addr("198.51.100.1:53")]);
-        f.handle_timeout(NOW + TRY);
+        f.set_servers(NOW, vec![addr("198.51.100.1:53"), addr("198.51.100.2:53")]);
         assert_eq!(sent(&mut f).1, addr("198.51.100.1:53"));
-        f.set_servers(vec![]);
-        f.handle_timeout(NOW + TRY * 2);
+        f.set_servers(NOW, vec![]);
         assert_eq!(replied(&mut f)[3] & 0xf, SERVFAIL);
     }
 

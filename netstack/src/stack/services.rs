@@ -15,6 +15,7 @@ use super::flow::{FlowId, Key};
 use super::frame::Packet;
 use super::policy::{self, Verdict};
 use super::{Flow, HostCommand, Netstack, arp_ndp, dhcp, dns, ra};
+use crate::resolv::Hosts;
 
 /// The services and their state.
 #[derive(Debug)]
@@ -52,11 +53,13 @@ impl Services {
 }
 
 impl Netstack {
-    /// The host's name servers have changed. Queries under way go on with the new
-    /// ones. Call [`Netstack::poll_host`] afterwards.
-    pub fn set_name_servers(&mut self, servers: Vec<SocketAddr>) {
-        self.services.dns.set_servers(servers.clone());
-        self.config.name_servers = servers;
+    /// The host's name servers and search list have changed. Queries under way go to
+    /// the new ones. Call [`Netstack::poll_host`] afterwards.
+    pub fn set_name_servers(&mut self, now: Duration, hosts: Hosts) {
+        self.services.dns.set_servers(now, hosts.servers.clone());
+        self.config.name_servers = hosts.servers;
+        self.config.search = hosts.search;
+        self.dns_actions(now);
     }
 
     pub(super) fn services_timeout(&mut self, now: Duration) {

@@ -4,6 +4,7 @@
 
 pub mod fd;
 pub(crate) mod ifreq;
+pub(crate) mod landlock;
 pub(crate) mod netlink;
 pub(crate) mod ns;
 pub(crate) mod process;

@@ -4,12 +4,13 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, fork};
+use nix::unistd::{ForkResult, Pid, fork};
 
 /// Longest text that comes back.
 const TEXT_MAX: usize = 4096;
@@ -89,6 +90,46 @@ fn receive(socket: &OwnedFd) -> Result<Outcome, Errno> {
         (1.., b'-', true) => Ok(Err(text)),
         _ => Err(Errno::EPROTO),
     }
+}
+
+/// Starts a child that has no descriptor but one end of a socket whose other end is
+/// ours, does `work` with it and ends. Messages keep their bounds. The process must
+/// have one thread.
+///
+/// # Errors
+/// A failing system call.
+pub(crate) fn helper(work: impl FnOnce(OwnedFd)) -> Result<(OwnedFd, Pid), Errno> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: as in `in_child`.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            close_all_but(&theirs);
+            let work = std::panic::AssertUnwindSafe(|| work(theirs));
+            let done = std::panic::catch_unwind(work);
+            // SAFETY: _exit takes an integer, runs no handlers and does not return.
+            unsafe { libc::_exit(i32::from(done.is_err())) }
+        }
+        ForkResult::Parent { child } => Ok((ours, child)),
+    }
+}
+
+/// Whatever else the process has open, the standard streams included.
+fn close_all_but(kept: &OwnedFd) {
+    let kept = kept.as_raw_fd().cast_unsigned();
+    for (first, last) in [(0, kept.wrapping_sub(1)), (kept + 1, u32::MAX)] {
+        if first <= last && kept != 0 || first > 0 {
+            // SAFETY: close_range takes integers. The owners of these descriptors are
+            // never dropped: the child ends with _exit.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) };
+        }
+    }
+}
+
+/// Has a signal ignored.
+pub(crate) fn ignore(signal: Signal) {
+    // SAFETY: ignoring installs no handler. It fails only for KILL and STOP.
+    unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }.ok();
 }
 
 #[cfg(test)]

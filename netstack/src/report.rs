@@ -1,0 +1,31 @@
+//! What is said on standard error: one line each, whatever the texts it repeats hold.
+
+/// Says it.
+pub fn say(text: &str) {
+    eprintln!("{}", line(text));
+}
+
+/// Says that something is not as it should be, while the network goes on.
+pub fn warn(text: &str) {
+    say(&format!("warning: {text}"));
+}
+
+fn line(text: &str) -> String {
+    let mut line = String::from("netstack: ");
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_stays_one_line() {
+        assert_eq!(super::line("a\nb\u{1b}[31m"), "netstack: a\\nb\\u{1b}[31m");
+    }
+}
