@@ -8,6 +8,7 @@ mod fixtures;
 mod handshake;
 mod harness;
 mod lifecycle;
+mod names;
 mod net;
 mod overlay;
 mod owners;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 14] = [
+    let tables: [&[Test]; 15] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         overlay::TESTS,
         slirp::TESTS,
         confine::TESTS,
+        names::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }

@@ -13,6 +13,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use super::dns;
 use crate::config::Config;
 
 /// How long a lease lasts, in seconds.
@@ -28,6 +29,10 @@ const FIXED: usize = 240;
 /// Older clients discard shorter messages (RFC 1542 section 2.1).
 const MESSAGE_MIN: usize = 300;
 const CLIENT_ID_MAX: usize = 64;
+/// Bytes for the search list: an answer must fit into 576 bytes (RFC 2131 section 2).
+const SEARCH_LEN: usize = 128;
+/// The same for one name alone.
+const DOMAIN_LEN: usize = 100;
 
 mod option {
     pub(super) const PAD: u8 = 0;
@@ -35,6 +40,7 @@ mod option {
     pub(super) const ROUTER: u8 = 3;
     pub(super) const DNS: u8 = 6;
     pub(super) const MTU: u8 = 26;
+    pub(super) const DOMAIN: u8 = 15;
     pub(super) const BROADCAST: u8 = 28;
     pub(super) const REQUESTED: u8 = 50;
     pub(super) const LEASE: u8 = 51;
@@ -42,6 +48,7 @@ mod option {
     pub(super) const SERVER: u8 = 54;
     pub(super) const MESSAGE: u8 = 56;
     pub(super) const CLIENT_ID: u8 = 61;
+    pub(super) const SEARCH: u8 = 119;
     pub(super) const END: u8 = 255;
 }
 
@@ -248,6 +255,14 @@ impl<'a> Request<'a> {
         put(option::BROADCAST, &net.broadcast().octets());
         if !config.disable_dns {
             put(option::DNS, &net.dns.octets());
+            if let Some(first) = config.search.first().filter(|name| name.len() <= DOMAIN_LEN) {
+                // For clients that know no list.
+                put(option::DOMAIN, first.as_bytes());
+            }
+            // RFC 3397: names as in a DNS message, in parts of 255 bytes.
+            for part in search_list(config, SEARCH_LEN).chunks(255) {
+                put(option::SEARCH, part);
+            }
         }
         put(option::MTU, &config.mtu.to_be_bytes());
         let ciaddr = self.ciaddr();
@@ -283,6 +298,17 @@ impl<'a> Request<'a> {
         out.extend_from_slice(&config.v4.gateway.octets());
         out
     }
+}
+
+/// The names of the search list that fit into `room` bytes, as in a DNS message.
+pub(super) fn search_list(config: &Config, room: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    for name in config.search.iter().map(|name| dns::encode(name)) {
+        if out.len() + name.len() <= room {
+            out.extend(name);
+        }
+    }
+    out
 }
 
 fn finish(mut out: Vec<u8>) -> Vec<u8> {
@@ -364,6 +390,26 @@ mod tests {
         ] {
             assert_eq!(find(&ack, code), Some(value), "option {code}");
         }
+    }
+
+    #[test]
+    fn the_search_list_is_told_as_far_as_it_fits() {
+        let search: Vec<String> = [
+            "corp.example".into(),
+            "x".repeat(63).as_str().to_owned() + "." + &"y".repeat(63),
+            "b.c".into(),
+        ]
+        .into();
+        let config = Config { search, ..Config::default() };
+        let discover = message(kind::DISCOVER, 1, [0; 4], &[]);
+        let offer = Server::default().handle(&config, &discover).unwrap();
+        assert_eq!(find(&offer, option::DOMAIN), Some(b"corp.example".to_vec()));
+        let list = b"\x04corp\x07example\0\x01b\x01c\0";
+        assert_eq!(find(&offer, option::SEARCH), Some(list.to_vec()));
+        assert!(offer.bytes.len() <= 576 - 28);
+        let config = Config { disable_dns: true, ..config };
+        let offer = Server::default().handle(&config, &discover).unwrap();
+        assert_eq!(find(&offer, option::SEARCH), None);
     }
 
     #[test]

@@ -412,7 +412,15 @@ impl Netstack {
     /// [`Netstack::poll_host`] afterwards.
     pub fn handle_host(&mut self, now: Duration, event: HostEvent<'_>) {
         match event {
-            HostEvent::TcpConnected { flow } => self.tcp_connected(now, flow),
+            HostEvent::TcpConnected { flow } => {
+                if !self.dns_connected(flow) {
+                    self.tcp_connected(now, flow);
+                }
+            }
+            HostEvent::TcpFailed { flow, .. }
+            | HostEvent::TcpFinished { flow }
+            | HostEvent::TcpReset { flow }
+                if self.dns_failed(now, flow) => {}
             HostEvent::TcpFailed { flow, why } => self.tcp_failed(flow, why),
             HostEvent::TcpFinished { flow } => self.tcp_finished(now, flow),
             HostEvent::TcpReset { flow } => self.tcp_reset(now, flow),
@@ -478,6 +486,7 @@ impl Netstack {
     /// until None. A frame the device does not take may be kept and written
     /// later, before the next.
     pub fn poll_frame(&mut self, now: Duration) -> Option<Parts<'_>> {
+        self.poll_local(now);
         while self.out.is_empty() {
             let id = self.sending.pop_front()?;
             if let Some(segment) = self.tcp_poll(now, id) {

@@ -16,6 +16,7 @@ use super::arp_ndp::{
     ALL_NODES_MAC, ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION, SOURCE_LINK_LAYER, discovery_frame,
     discovery_message, options_are_valid,
 };
+use super::dhcp;
 use super::frame::{Mac, Packet};
 use crate::config::Config;
 
@@ -24,6 +25,8 @@ pub const INTERVAL: Duration = Duration::from_secs(600);
 /// How long the guest keeps the default route, in seconds: three intervals (RFC
 /// 4861 section 6.2.1).
 const ROUTER_LIFETIME: u16 = 1800;
+/// Bytes for the search list: an advertisement must fit into the smallest MTU.
+const SEARCH_LEN: usize = 512;
 const FOREVER: [u8; 4] = [0xff; 4];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
@@ -69,6 +72,14 @@ fn frame(config: &Config, to: Ipv6Addr, mac: Mac) -> Vec<u8> {
         body.extend_from_slice(&[25, 3, 0, 0]);
         body.extend_from_slice(&FOREVER);
         body.extend_from_slice(&config.v6.dns.octets());
+        // Search list (section 5.2), padded to units of 8 bytes.
+        let mut search = dhcp::search_list(config, SEARCH_LEN);
+        if !search.is_empty() {
+            search.resize(search.len().next_multiple_of(8), 0);
+            body.extend_from_slice(&[31, (1 + search.len() / 8) as u8, 0, 0]);
+            body.extend_from_slice(&FOREVER);
+            body.extend(search);
+        }
     }
     discovery_frame(config.gateway_mac, mac, config.v6.gateway_link_local, to, body)
 }
@@ -108,6 +119,17 @@ mod tests {
         assert_eq!(message[64..66], [25, 3]);
         assert_eq!(message[72..88], config().v6.dns.octets());
         assert_eq!(message.len(), 88);
+    }
+
+    #[test]
+    fn the_search_list_is_told_in_whole_units() {
+        let search = vec!["corp.example".to_owned(), "b.c".into()];
+        let frame = unsolicited(&Config { search, ..config() }).unwrap();
+        let packet = packet_in(&frame);
+        assert!(options_are_valid(&packet.payload[16..]));
+        let option = &packet.payload[88..];
+        assert_eq!(option[..8], [31, 4, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(&option[8..], b"\x04corp\x07example\0\x01b\x01c\0\0\0\0\0\0");
     }
 
     #[test]

@@ -7,7 +7,14 @@
 //! from what they know. A DNS query under way has a flow, [`Key::Dns`], for each
 //! server it is sent to in turn: a new flow is a new host socket, hence a new
 //! port. The forwarder ends these flows; they have no deadline of their own.
+//!
+//! A connection of the guest to the name server has no socket of the host: its bytes
+//! go into a [`Session`] and come from it. Whenever the connection could go on it is
+//! put on the list `local`, which [`Netstack::poll_frame`] works off. While
+//! [`SESSION_QUERIES`] of its queries are under way no more is read from it.
 
+use std::collections::VecDeque;
+use std::io::IoSliceMut;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -22,6 +29,8 @@ use crate::resolv::Hosts;
 pub(super) struct Services {
     dhcp: dhcp::Server,
     dns: dns::Forwarder,
+    /// Connections, of the guest and to name servers, that may go on.
+    local: VecDeque<FlowId>,
     /// When the next advertisement goes to all; None when IPv6 is off.
     advertise_at: Option<Duration>,
 }
@@ -31,13 +40,42 @@ pub(super) struct Services {
 pub(super) struct DnsFlow {
     query: dns::QueryId,
     server: SocketAddr,
+    /// Of a connection.
+    stream: Option<Stream>,
 }
+
+/// A connection to a name server.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// The query with its length in front.
+    query: Vec<u8>,
+    sent: usize,
+    /// The answer so far, with its length in front.
+    answer: Vec<u8>,
+}
+
+/// What is known of a connection of the guest to the name server.
+#[derive(Debug, Default)]
+pub(super) struct Session {
+    /// Came, and is no whole message yet.
+    input: Vec<u8>,
+    /// Answers that have not gone out, each with its length in front.
+    output: VecDeque<u8>,
+    /// Queries under way.
+    waiting: usize,
+}
+
+/// Queries of one connection under way at most.
+const SESSION_QUERIES: usize = 16;
+/// A message over TCP with its length.
+const STREAM_MAX: usize = 2 + 65535;
 
 impl Services {
     pub(super) fn new(config: &crate::config::Config, seed: u64) -> Services {
         Services {
             dhcp: dhcp::Server::default(),
             dns: dns::Forwarder::new(config.name_servers.clone(), seed),
+            local: VecDeque::new(),
             advertise_at: config.enable_ipv6.then_some(Duration::ZERO),
         }
     }
@@ -49,6 +87,28 @@ impl Services {
 
     pub(super) fn poll_timeout(&self) -> Option<Duration> {
         self.dns.poll_timeout().into_iter().chain(self.advertise_at).min()
+    }
+}
+
+impl Session {
+    /// Takes bytes that came.
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.input.extend_from_slice(bytes);
+    }
+
+    /// How much more it takes: no further message than one.
+    pub(super) fn room(&self) -> usize {
+        STREAM_MAX.saturating_sub(self.input.len())
+    }
+
+    /// Bytes that are to go out.
+    pub(super) fn output(&mut self) -> &mut VecDeque<u8> {
+        &mut self.output
+    }
+
+    /// Nothing more will come of it, if no more bytes come.
+    pub(super) fn is_done(&self) -> bool {
+        self.waiting == 0 && self.output.is_empty()
     }
 }
 
@@ -100,7 +160,8 @@ impl Netstack {
     ) -> bool {
         if policy::decide(&self.config, peer) == Verdict::Dns {
             if guest.port() != 0 {
-                self.services.dns.handle_query(now, guest, peer, data);
+                let client = dns::Client::Udp { guest, alias: peer };
+                self.services.dns.handle_query(now, client, data);
                 self.dns_actions(now);
             }
             return true;
@@ -125,19 +186,22 @@ impl Netstack {
         from: SocketAddr,
         data: &[u8],
     ) -> bool {
-        let Some(Flow::Dns(DnsFlow { query, server })) = self.flows.get(flow) else { return false };
+        let Some(Flow::Dns(DnsFlow { query, server, .. })) = self.flows.get(flow) else {
+            return false;
+        };
         let (query, server) = (*query, *server);
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        if from == server {
+        // A zone tells apart links, not servers.
+        if (from.ip(), from.port()) == (server.ip(), server.port()) {
             self.services.dns.handle_answer(now, query, data);
             self.dns_actions(now);
         }
         true
     }
 
-    /// The query on this socket did not arrive. Gives whether `flow` is one of a
-    /// query.
-    pub(super) fn dns_unreachable(&mut self, now: Duration, flow: FlowId) -> bool {
+    /// The socket of a query failed, or its connection ended. Gives whether `flow` is
+    /// one of a query.
+    pub(super) fn dns_failed(&mut self, now: Duration, flow: FlowId) -> bool {
         let Some(Flow::Dns(DnsFlow { query, .. })) = self.flows.get(flow) else { return false };
         let query = *query;
         self.services.dns.handle_error(now, query);
@@ -145,31 +209,174 @@ impl Netstack {
         true
     }
 
+    /// A connection to a name server is there. Gives whether `flow` is one.
+    pub(super) fn dns_connected(&mut self, flow: FlowId) -> bool {
+        let is_one = matches!(self.flows.get(flow), Some(Flow::Dns(_)));
+        if is_one {
+            self.commands.push_back(HostCommand::TcpTransfer { flow });
+        }
+        is_one
+    }
+
+    fn dns_stream(&mut self, flow: FlowId) -> Option<&mut Stream> {
+        match self.flows.get_mut(flow)? {
+            Flow::Dns(DnsFlow { stream, .. }) => stream.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// What is left to send of a query over a connection.
+    pub(super) fn dns_outgoing(&self, flow: FlowId) -> &[u8] {
+        match self.flows.get(flow) {
+            Some(Flow::Dns(DnsFlow { stream: Some(stream), .. })) => &stream.query[stream.sent..],
+            _ => &[],
+        }
+    }
+
+    pub(super) fn dns_sent(&mut self, flow: FlowId, count: usize) {
+        if let Some(stream) = self.dns_stream(flow) {
+            stream.sent = (stream.sent + count).min(stream.query.len());
+        }
+    }
+
+    /// How much of an answer may still come over a connection.
+    pub(super) fn dns_room(&self, flow: FlowId) -> usize {
+        match self.flows.get(flow) {
+            Some(Flow::Dns(DnsFlow { stream: Some(stream), .. })) => {
+                STREAM_MAX - stream.answer.len()
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn dns_fill(
+        &mut self,
+        flow: FlowId,
+        read: &mut dyn FnMut(&mut [IoSliceMut<'_>]) -> usize,
+    ) {
+        let room = self.dns_room(flow);
+        let Some(stream) = self.dns_stream(flow).filter(|_| room > 0) else { return };
+        let old = stream.answer.len();
+        stream.answer.resize(STREAM_MAX, 0);
+        let count = read(&mut [IoSliceMut::new(&mut stream.answer[old..])]);
+        stream.answer.truncate(old + count.min(room));
+        self.go_on_locally(flow);
+    }
+
+    /// A connection that we are the other end of may go on.
+    pub(super) fn go_on_locally(&mut self, flow: FlowId) {
+        self.services.local.push_back(flow);
+    }
+
+    /// Works off the connections that may go on.
+    pub(super) fn poll_local(&mut self, now: Duration) {
+        while let Some(id) = self.services.local.pop_front() {
+            match self.flows.get(id) {
+                Some(Flow::Dns(DnsFlow { query, stream: Some(stream), .. })) => {
+                    let Some((len, rest)) = stream.answer.split_first_chunk::<2>() else {
+                        continue;
+                    };
+                    let len = usize::from(u16::from_be_bytes(*len));
+                    if let Some(answer) = rest.get(..len) {
+                        let (query, answer) = (*query, answer.to_vec());
+                        self.services.dns.handle_answer(now, query, &answer);
+                        self.dns_actions(now);
+                        // Not the answer: nothing better comes after it.
+                        self.dns_failed(now, id);
+                    }
+                }
+                Some(Flow::Tcp(_)) => self.dns_session(now, id),
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes queries out of a connection of the guest and puts answers in.
+    fn dns_session(&mut self, now: Duration, id: FlowId) {
+        loop {
+            let Some(session) = self.tcp_session(id) else { return };
+            if session.waiting >= SESSION_QUERIES {
+                break;
+            }
+            let message = session.input.split_first_chunk::<2>().and_then(|(len, rest)| {
+                rest.get(..usize::from(u16::from_be_bytes(*len))).map(<[u8]>::to_vec)
+            });
+            match message {
+                Some(message) => {
+                    session.input.drain(..2 + message.len());
+                    // No answer will come to what is no query.
+                    if dns::asked(&message).is_none() || message[2] & 0x80 != 0 {
+                        return self.tcp_reset(now, id);
+                    }
+                    session.waiting += 1;
+                    self.services.dns.handle_query(now, dns::Client::Tcp(id), &message);
+                    self.dns_actions(now);
+                }
+                None if self.tcp_take(id) => {}
+                None => break,
+            }
+        }
+        self.tcp_serve(now, id);
+    }
+
     fn dns_actions(&mut self, now: Duration) {
         while let Some(action) = self.services.dns.poll() {
             match action {
-                dns::Action::Send { query, server, bytes } => {
-                    self.dns_close(query);
-                    let flow = Flow::Dns(DnsFlow { query, server });
-                    match self.flows.insert(Key::Dns(query), flow) {
-                        Some(flow) => {
-                            self.commands.push_back(HostCommand::UdpSend {
-                                flow,
-                                to: server,
-                                data: bytes,
-                            });
-                        }
-                        // Ends after the tries the forwarder allows.
-                        None => {
-                            self.counters.table_full += 1;
-                            self.services.dns.handle_error(now, query);
-                        }
-                    }
+                dns::Action::Send { query, server, bytes, tcp } => {
+                    self.dns_send(now, query, server, bytes, tcp);
                 }
                 dns::Action::Close { query } => self.dns_close(query),
-                dns::Action::Reply { client, alias, bytes } => {
-                    self.out.push_udp(&self.link, alias, client, &bytes);
+                dns::Action::Reply { client: dns::Client::Udp { guest, alias }, bytes } => {
+                    self.out.push_udp(&self.link, alias, guest, &bytes);
                 }
+                dns::Action::Reply { client: dns::Client::Tcp(flow), bytes } => {
+                    if let Some(session) = self.tcp_session(flow) {
+                        session.waiting = session.waiting.saturating_sub(1);
+                        session.output.extend((bytes.len() as u16).to_be_bytes());
+                        session.output.extend(bytes);
+                        self.go_on_locally(flow);
+                    }
+                }
+            }
+        }
+    }
+
+    fn dns_send(
+        &mut self,
+        now: Duration,
+        query: dns::QueryId,
+        server: SocketAddr,
+        bytes: Vec<u8>,
+        tcp: bool,
+    ) {
+        self.dns_close(query);
+        let stream = tcp.then(|| {
+            let mut query = (bytes.len() as u16).to_be_bytes().to_vec();
+            query.extend_from_slice(&bytes);
+            Stream { query, sent: 0, answer: Vec::new() }
+        });
+        let flow = Flow::Dns(DnsFlow { query, server, stream });
+        match self.flows.insert(Key::Dns(query), flow) {
+            Some(flow) if tcp => {
+                self.commands.push_back(HostCommand::TcpConnect { flow, to: server });
+            }
+            Some(flow) => {
+                self.commands.push_back(HostCommand::UdpSend { flow, to: server, data: bytes });
+            }
+            // Ends after the tries the forwarder allows.
+            None => {
+                self.counters.table_full += 1;
+                self.services.dns.handle_error(now, query);
+            }
+        }
+    }
+
+    /// The connection of the guest is gone.
+    pub(super) fn dns_forget(&mut self, id: FlowId) {
+        self.services.dns.forget(id);
+        while let Some(action) = self.services.dns.poll() {
+            if let dns::Action::Close { query } = action {
+                self.dns_close(query);
             }
         }
     }

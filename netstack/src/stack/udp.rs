@@ -205,7 +205,7 @@ impl Netstack {
         to: SocketAddr,
         why: Unreachable,
     ) {
-        if self.dns_unreachable(now, id) {
+        if self.dns_failed(now, id) {
             return;
         }
         let Some(super::Flow::Udp(flow)) = self.flows.get(id) else { return };

@@ -35,7 +35,6 @@ pub(super) mod segment;
 mod send;
 pub(super) mod seq;
 
-use std::collections::VecDeque;
 use std::hash::BuildHasher as _;
 use std::io::IoSliceMut;
 use std::net::SocketAddr;
@@ -46,6 +45,7 @@ use super::buffer::Parts;
 use super::flow::{FlowId, Key};
 use super::frame::{self, Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
+use super::services::Session;
 use super::{HostCommand, Netstack};
 use endpoint::{Endpoint, Limits, Outgoing};
 use segment::{HEADER_LEN, HEADER_MAX, Header, Segment};
@@ -93,6 +93,8 @@ pub(super) struct Flow {
     probed: Duration,
     /// Since when the flow is in its present state.
     since: Duration,
+    /// Of a connection to the name server, which has no socket of the host.
+    session: Option<Box<Session>>,
 }
 
 #[derive(Debug)]
@@ -100,8 +102,6 @@ enum State {
     Connecting {
         /// The guest's SYN, a whole IP packet.
         syn: Vec<u8>,
-        /// Where to try next if this fails (name servers).
-        others: VecDeque<SocketAddr>,
     },
     Open {
         endpoint: Box<Endpoint>,
@@ -173,29 +173,26 @@ impl Netstack {
         peer: SocketAddr,
         packet: &Packet<'_>,
     ) {
-        let mut others = VecDeque::new();
         let to = match policy::decide(&self.config, peer) {
-            Verdict::To(to) => to,
-            Verdict::Dns => {
-                others.extend(self.config.name_servers.iter().copied());
-                match others.pop_front() {
-                    Some(to) => to,
-                    None => return self.refuse(packet),
-                }
-            }
+            Verdict::To(to) => Some(to),
+            Verdict::Dns => None,
             Verdict::Deny(why) => {
                 self.counters.denied += 1;
                 return self.unreachable(packet, why);
             }
             Verdict::Ignore => return,
         };
-        let state = State::Connecting { syn: packet.bytes.to_vec(), others };
-        let flow = Flow::new(now, guest, peer, state);
+        let state = State::Connecting { syn: packet.bytes.to_vec() };
+        let mut flow = Flow::new(now, guest, peer, state);
+        flow.session = to.is_none().then(Box::default);
         match self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow)) {
-            Some(id) => {
-                self.flows.arm(id, now + CONNECT_MAX);
-                self.commands.push_back(HostCommand::TcpConnect { flow: id, to });
-            }
+            Some(id) => match to {
+                Some(to) => {
+                    self.flows.arm(id, now + CONNECT_MAX);
+                    self.commands.push_back(HostCommand::TcpConnect { flow: id, to });
+                }
+                None => self.tcp_connected(now, id),
+            },
             None => {
                 self.counters.table_full += 1;
                 self.refuse(packet);
@@ -243,7 +240,7 @@ impl Netstack {
 
     pub(super) fn tcp_connected(&mut self, now: Duration, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        let State::Connecting { syn, .. } = &mut flow.state else { return };
+        let State::Connecting { syn } = &mut flow.state else { return };
         let syn = std::mem::take(syn);
         let (guest, peer) = (flow.guest, flow.peer);
         let packet = Packet::parse(&syn).expect("it was parsed when it came");
@@ -259,11 +256,7 @@ impl Netstack {
 
     pub(super) fn tcp_failed(&mut self, id: FlowId, why: ConnectError) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        let State::Connecting { syn, others } = &mut flow.state else { return };
-        if let Some(to) = others.pop_front() {
-            self.commands.push_back(HostCommand::TcpConnect { flow: id, to });
-            return;
-        }
+        let State::Connecting { syn } = &mut flow.state else { return };
         let syn = std::mem::take(syn);
         self.flows.remove(id);
         let Some(packet) = Packet::parse(&syn) else { return };
@@ -305,6 +298,8 @@ impl Netstack {
             && let State::Open { endpoint, .. } = &flow.state
         {
             endpoint.waiting(&self.batch, &mut parts);
+        } else {
+            parts.push(self.dns_outgoing(id));
         }
         parts
     }
@@ -319,6 +314,8 @@ impl Netstack {
             endpoint.consume(count, &mut self.memory.pool);
             self.memory.widen(endpoint);
             self.tcp_settle(id);
+        } else {
+            self.dns_sent(id, count);
         }
     }
 
@@ -341,7 +338,7 @@ impl Netstack {
             Some(super::Flow::Tcp(Flow { state: State::Open { endpoint, .. }, .. })) => {
                 self.memory.room(endpoint)
             }
-            _ => 0,
+            _ => self.dns_room(id),
         }
     }
 
@@ -356,6 +353,8 @@ impl Netstack {
                 endpoint.fill(room, &mut self.memory.pool, read);
                 self.queue_sending(id);
             }
+        } else {
+            self.dns_fill(id, read);
         }
     }
 
@@ -382,6 +381,10 @@ impl Netstack {
             endpoint.finish();
         }
         let drained = endpoint.is_drained();
+        if flow.session.is_some() {
+            self.go_on_locally(id);
+            return self.queue_sending(id);
+        }
         if status.guest_finished && drained && !*host_shut {
             *host_shut = true;
             self.commands.push_back(HostCommand::TcpShutdown { flow: id });
@@ -390,6 +393,70 @@ impl Netstack {
         if wants && !flow.transfer {
             flow.transfer = true;
             self.commands.push_back(HostCommand::TcpTransfer { flow: id });
+        }
+        self.queue_sending(id);
+    }
+
+    /// What is known of the guest's connection to the name server, if it is one.
+    pub(super) fn tcp_session(&mut self, id: FlowId) -> Option<&mut Session> {
+        match self.flows.get_mut(id)? {
+            super::Flow::Tcp(flow) => flow.session.as_deref_mut(),
+            _ => None,
+        }
+    }
+
+    /// Moves bytes of the guest into the session. Gives whether there were any.
+    pub(super) fn tcp_take(&mut self, id: FlowId) -> bool {
+        let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return false };
+        let (Some(session), State::Open { endpoint, .. }) = (&mut flow.session, &mut flow.state)
+        else {
+            return false;
+        };
+        let mut parts = Parts::new();
+        endpoint.waiting(&self.batch, &mut parts);
+        let mut count = 0;
+        for part in parts.as_slices() {
+            let fits = part.len().min(session.room());
+            session.put(&part[..fits]);
+            count += fits;
+        }
+        endpoint.consume(count, &mut self.memory.pool);
+        count > 0
+    }
+
+    /// Moves bytes of the session to the guest, and ends the connection when the guest
+    /// has and nothing is left to answer.
+    pub(super) fn tcp_serve(&mut self, now: Duration, id: FlowId) {
+        let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let (Some(session), State::Open { endpoint, host_finished, host_shut, .. }) =
+            (&mut flow.session, &mut flow.state)
+        else {
+            return;
+        };
+        let output = session.output();
+        while !output.is_empty() {
+            let room = self.memory.room(endpoint).min(output.len());
+            if room == 0 {
+                break;
+            }
+            endpoint.fill(room, &mut self.memory.pool, &mut |parts| {
+                let mut count = 0;
+                for part in parts {
+                    let fits = part.len().min(output.len());
+                    for (to, from) in part.iter_mut().zip(output.drain(..fits)) {
+                        *to = from;
+                    }
+                    count += fits;
+                }
+                count
+            });
+        }
+        if endpoint.status().guest_finished && endpoint.is_drained() && session.is_done() {
+            if !*host_finished {
+                flow.since = now;
+            }
+            (*host_finished, *host_shut) = (true, true);
+            endpoint.finish();
         }
         self.queue_sending(id);
     }
@@ -475,10 +542,13 @@ impl Netstack {
 
     /// Forgets the flow and closes the host's socket.
     fn tcp_remove(&mut self, id: FlowId, reset: bool) {
-        if let Some(super::Flow::Tcp(flow)) = self.flows.remove(id)
-            && let State::Open { endpoint, .. } = flow.state
-        {
-            self.memory.give_back(endpoint);
+        if let Some(super::Flow::Tcp(flow)) = self.flows.remove(id) {
+            if let State::Open { endpoint, .. } = flow.state {
+                self.memory.give_back(endpoint);
+            }
+            if flow.session.is_some() {
+                return self.dns_forget(id);
+            }
         }
         self.commands.push_back(HostCommand::Close { flow: id, reset });
     }
@@ -537,6 +607,7 @@ impl Flow {
             heard: now,
             probed: Duration::ZERO,
             since: now,
+            session: None,
         }
     }
 
