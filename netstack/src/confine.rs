@@ -130,6 +130,9 @@ const NETWORK: &[i64] = &[
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
     libc::SYS_close,
+    // The files of a capture, which begin anew.
+    libc::SYS_ftruncate,
+    libc::SYS_lseek,
     // Sockets that are there.
     libc::SYS_accept4,
     libc::SYS_bind,

@@ -1,4 +1,5 @@
-//! slirp4netns' API socket: ports published and withdrawn while the network runs.
+//! slirp4netns' API socket: ports published and withdrawn while the network runs; and,
+//! beside its commands, `list_flows`.
 //!
 //! # Theory of operation
 //!
@@ -21,9 +22,12 @@ use serde_json::{Value, json};
 
 use crate::config::{Config, Proto, Publish};
 use crate::forward::Forwards;
+use crate::stack::report::FlowInfo;
 
 /// Longest request, in bytes.
 pub const REQUEST_MAX: usize = 4095;
+/// Flows in one reply at most: it must fit into a socket's buffer.
+const FLOWS_MAX: usize = 500;
 /// Unfinished connections held at most.
 const CLIENTS_MAX: usize = 16;
 
@@ -82,6 +86,8 @@ struct Client {
     id: u64,
     stream: UnixStream,
     request: Vec<u8>,
+    /// It waits for the list of flows.
+    asked: bool,
 }
 
 impl Server {
@@ -101,51 +107,114 @@ impl Server {
         let id = self.next;
         // Below the bits that mark other kinds of tokens.
         self.next = (self.next + 1) & 0xffff_ffff;
-        self.clients.push_back(Client { id, stream, request: Vec::new() });
+        self.clients.push_back(Client { id, stream, request: Vec::new(), asked: false });
         self.clients.back().map(|client| (id, client.stream.as_fd()))
     }
 
-    /// Reads from a connection; answers and closes it once the request is
-    /// complete.
-    pub fn ready(&mut self, id: u64, config: &Config, forwards: &mut dyn Forwards) {
-        let Some(at) = self.clients.iter().position(|client| client.id == id) else { return };
+    /// Reads from a connection; answers and closes it once the request is complete.
+    /// A list of flows is not known here: gives what is asked for, and the connection
+    /// waits for [`Server::list_flows`].
+    pub fn ready(
+        &mut self,
+        id: u64,
+        config: &Config,
+        forwards: &mut dyn Forwards,
+    ) -> Option<FlowsWanted> {
+        let at = self.clients.iter().position(|client| client.id == id)?;
         let client = &mut self.clients[at];
         let mut part = [0; REQUEST_MAX + 1];
         let ended = match client.stream.read(&mut part) {
+            // It has half-closed, or says more than it may: the answer is on its way.
+            Ok(_) if client.asked => return None,
             Ok(0) => true,
             Ok(len) => {
                 client.request.extend_from_slice(&part[..len]);
                 false
             }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return None;
+            }
             Err(_) => {
                 self.clients.remove(at);
-                return;
+                return None;
             }
         };
         let long = client.request.len() > REQUEST_MAX;
         // Incomplete JSON is told from wrong JSON only at its end.
         let whole = serde_json::from_slice::<Value>(&client.request).is_ok();
         if ended || long || whole {
-            let reply = answer(&client.request, config, forwards);
-            // A client that does not read its reply has lost it.
-            client.stream.write_all(&reply).ok();
-            self.clients.remove(at);
+            match answer(&client.request, config, forwards) {
+                Answer::Reply(reply) => {
+                    // A client that does not read its reply has lost it.
+                    client.stream.write_all(&reply).ok();
+                    self.clients.remove(at);
+                }
+                Answer::Flows(skip) => {
+                    client.asked = true;
+                    return Some(FlowsWanted { client: id, skip });
+                }
+            }
         }
+        None
     }
+
+    /// Answers the connection that asked for flows, and closes it.
+    pub fn list_flows(&mut self, wanted: &FlowsWanted, flows: &[FlowInfo]) {
+        let Some(at) = self.clients.iter().position(|c| c.id == wanted.client) else { return };
+        let Some(mut client) = self.clients.remove(at) else { return };
+        let part: Vec<Value> = flows.iter().skip(wanted.skip).take(FLOWS_MAX).map(flow).collect();
+        let reply = json!({ "return": { "flows": part, "total": flows.len() } });
+        client.stream.write_all(reply.to_string().as_bytes()).ok();
+    }
+}
+
+fn flow(flow: &FlowInfo) -> Value {
+    json!({
+        "proto": flow.protocol,
+        "state": flow.state,
+        "guest": flow.guest.map(|guest| guest.to_string()),
+        "peer": flow.peer.map(|peer| peer.to_string()),
+    })
+}
+
+/// A connection that waits for the list of flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowsWanted {
+    client: u64,
+    /// Flows to leave out at the beginning.
+    skip: usize,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// This is sent.
+    Reply(Vec<u8>),
+    /// The list of flows is sent, without so many at the beginning.
+    Flows(usize),
 }
 
 /// Answers one request. Requests that cannot be carried out have
 /// `{"error":{"desc":"bad request: …"}}` for an answer.
-pub fn answer(request: &[u8], config: &Config, forwards: &mut dyn Forwards) -> Vec<u8> {
+pub fn answer(request: &[u8], config: &Config, forwards: &mut dyn Forwards) -> Answer {
     let reply = match execute(request, config, forwards) {
-        Ok(reply) => reply,
+        Ok(Executed::Reply(reply)) => reply,
+        Ok(Executed::Flows(skip)) => return Answer::Flows(skip),
         Err(why) => json!({ "error": { "desc": format!("bad request: {why}") } }),
     };
-    reply.to_string().into_bytes()
+    Answer::Reply(reply.to_string().into_bytes())
 }
 
-fn execute(request: &[u8], config: &Config, forwards: &mut dyn Forwards) -> Result<Value, String> {
+enum Executed {
+    Reply(Value),
+    Flows(usize),
+}
+
+fn execute(
+    request: &[u8],
+    config: &Config,
+    forwards: &mut dyn Forwards,
+) -> Result<Executed, String> {
     if request.len() > REQUEST_MAX {
         return Err(format!("longer than {REQUEST_MAX} bytes"));
     }
@@ -158,19 +227,28 @@ fn execute(request: &[u8], config: &Config, forwards: &mut dyn Forwards) -> Resu
         "add_hostfwd" => {
             let publish = publish(arguments, config)?;
             let id = forwards.add(publish).map_err(|error| format!("add_hostfwd: {error}"))?;
-            Ok(json!({ "return": { "id": id } }))
+            Ok(Executed::Reply(json!({ "return": { "id": id } })))
         }
         "remove_hostfwd" => {
             let id = arguments.get("id").and_then(Value::as_u64);
             let id = id.ok_or("remove_hostfwd: no \"id\"")?;
             forwards.remove(id).map_err(|error| format!("remove_hostfwd: {error}"))?;
-            Ok(json!({ "return": {} }))
+            Ok(Executed::Reply(json!({ "return": {} })))
         }
         "list_hostfwd" => {
             let entries: Vec<Value> = forwards.list().into_iter().map(entry).collect();
             // Clients know either form.
-            Ok(json!({ "return": { "entries": entries }, "entries": entries }))
+            let reply = json!({ "return": { "entries": entries }, "entries": entries });
+            Ok(Executed::Reply(reply))
         }
+        "list_flows" => match arguments.get("skip") {
+            None | Some(Value::Null) => Ok(Executed::Flows(0)),
+            Some(skip) => skip
+                .as_u64()
+                .and_then(|skip| usize::try_from(skip).ok())
+                .map(Executed::Flows)
+                .ok_or_else(|| "list_flows: \"skip\" is no number".to_owned()),
+        },
         other => Err(format!("unknown command {other:?}")),
     }
 }
@@ -266,7 +344,10 @@ mod tests {
 
     fn ask(ports: &mut Ports, request: &str) -> Value {
         let config = Config { enable_ipv6: true, ..Config::default() };
-        serde_json::from_slice(&answer(request.as_bytes(), &config, ports)).unwrap()
+        match answer(request.as_bytes(), &config, ports) {
+            Answer::Reply(reply) => serde_json::from_slice(&reply).unwrap(),
+            Answer::Flows(skip) => json!({ "flows from": skip }),
+        }
     }
 
     #[test]
@@ -301,6 +382,42 @@ mod tests {
         let v6 = r#"{"execute":"add_hostfwd","arguments":{"proto":"tcp","host_addr":"::1","host_port":1,"guest_port":2}}"#;
         ask(&mut ports, v6);
         assert_eq!(ports.ports[&1].guest, "[fd00::100]:2".parse().unwrap());
+    }
+
+    #[test]
+    fn flows_are_listed_in_parts() {
+        let config = Config::default();
+        let (path, mut server) = server("flows");
+        let mut ports = Ports::default();
+        let open = FlowInfo {
+            protocol: "tcp",
+            state: "open",
+            guest: Some("10.0.2.100:4000".parse().unwrap()),
+            peer: Some("192.0.2.1:80".parse().unwrap()),
+        };
+        let flows = vec![open; FLOWS_MAX + 3];
+        let longest = SocketAddr::from(([0xffff; 8], 65535));
+        let flows_v6 =
+            vec![FlowInfo { guest: Some(longest), peer: Some(longest), ..open }; FLOWS_MAX];
+        for (skip, flows, count) in
+            [(0, &flows, FLOWS_MAX), (FLOWS_MAX, &flows, 3), (0, &flows_v6, FLOWS_MAX)]
+        {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            let id = server.accept().unwrap().0;
+            let request = json!({ "execute": "list_flows", "arguments": { "skip": skip } });
+            stream.write_all(request.to_string().as_bytes()).unwrap();
+            let wanted = server.ready(id, &config, &mut ports).unwrap();
+            server.list_flows(&wanted, flows);
+            let reply: Value = serde_json::from_str(&reply_of(stream)).unwrap();
+            let list = reply["return"]["flows"].as_array().unwrap();
+            assert_eq!(
+                (list.len(), reply["return"]["total"].as_u64()),
+                (count, Some(flows.len() as u64))
+            );
+        }
+        let first = flow(&open);
+        assert_eq!(first["guest"], "10.0.2.100:4000");
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
@@ -361,14 +478,14 @@ mod tests {
             let mut stream = UnixStream::connect(&path).unwrap();
             let id = server.accept().unwrap().0;
             stream.write_all(br#"{"execute":"#).unwrap();
-            server.ready(id, &config, &mut ports);
+            assert_eq!(server.ready(id, &config, &mut ports), None);
             assert_eq!(server.clients.len(), 1);
             if half_close {
                 stream.shutdown(Shutdown::Write).unwrap();
             } else {
                 stream.write_all(br#""list_hostfwd"}"#).unwrap();
             }
-            server.ready(id, &config, &mut ports);
+            assert_eq!(server.ready(id, &config, &mut ports), None);
             assert!(server.clients.is_empty());
             let expected = if half_close { "error" } else { "entries" };
             assert!(reply_of(stream).contains(expected));
@@ -393,7 +510,7 @@ mod tests {
         let mut stream = UnixStream::connect(&path).unwrap();
         let id = server.accept().unwrap().0;
         stream.write_all(&[b'['; REQUEST_MAX + 1]).unwrap();
-        server.ready(id, &config, &mut ports);
+        assert_eq!(server.ready(id, &config, &mut ports), None);
         assert!(reply_of(stream).contains("4095"));
         std::fs::remove_file(path).unwrap();
     }
@@ -415,8 +532,42 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_get_a_json_answer(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let reply = answer(&bytes, &Config::default(), &mut Ports::default());
+            let Answer::Reply(reply) = answer(&bytes, &Config::default(), &mut Ports::default())
+            else { return Ok(()) };
             prop_assert!(serde_json::from_slice::<Value>(&reply).is_ok());
+        }
+
+        #[test]
+        fn arbitrary_arguments_are_answered(
+            command in prop::sample::select(vec!["add_hostfwd", "remove_hostfwd", "list_hostfwd", "list_flows", "x"]),
+            arguments in prop::collection::vec((
+                prop::sample::select(vec!["proto", "host_addr", "host_port", "guest_addr", "guest_port", "id", "skip"]),
+                prop_oneof![
+                    any::<i64>().prop_map(Value::from),
+                    any::<f64>().prop_map(Value::from),
+                    any::<u16>().prop_map(Value::from),
+                    prop::sample::select(vec!["tcp", "udp6", "", "::", "127.0.0.1", "10.0.2.100", "x"]).prop_map(Value::from),
+                    Just(Value::Null),
+                    Just(json!([])),
+                    any::<bool>().prop_map(Value::from),
+                ],
+            ), 0..6),
+        ) {
+            let arguments: serde_json::Map<_, _> =
+                arguments.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            let mut ports = Ports::default();
+            let request = json!({ "execute": command, "arguments": arguments }).to_string();
+            let reply = ask(&mut ports, &request);
+            let known = reply.get("error").is_some() || reply.get("return").is_some()
+                || reply.get("flows from").is_some();
+            prop_assert!(known, "{}", reply);
+            // A port is there exactly if it was said so.
+            let added = reply["return"].get("id").is_some();
+            prop_assert_eq!(added, ports.ports.len() == 1);
+            for port in ports.ports.values() {
+                prop_assert!(port.host.port() > 0 && port.guest.port() > 0);
+                prop_assert!(!port.guest.ip().is_unspecified());
+            }
         }
     }
 }

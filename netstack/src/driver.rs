@@ -17,12 +17,15 @@
 //!
 //! The loop sleeps without limit when the stack has no deadline.
 
-use std::io::ErrorKind;
+mod observe;
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -34,11 +37,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::config::Config;
 use crate::confine;
 use crate::control;
+use crate::egress;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
 use crate::inbox::{Contents, Inbox, Message};
+use crate::metrics::{self, Traffic};
+use crate::pcap::Capture;
 use crate::reader::{News, Reader};
 use crate::report;
+use crate::stack::egress::Egress;
 use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::random;
 use crate::tap::Offloads;
@@ -57,8 +64,11 @@ const SIGNAL: u64 = 2;
 const API: u64 = 3;
 const INBOX: u64 = 4;
 const NEWS: u64 = 5;
+const METRICS: u64 = 6;
 /// Marks an epoll token as an API client's; its id is below it.
 const API_CLIENT: u64 = 1 << 61;
+/// The same for a client that wants counters.
+const METRICS_CLIENT: u64 = 1 << 60;
 
 /// What the loop runs on.
 #[derive(Debug)]
@@ -75,6 +85,12 @@ pub struct Inputs {
     pub exit: Option<OwnedFd>,
     /// Listening UNIX stream socket of slirp4netns' API, of [`control::listen`].
     pub api: Option<OwnedFd>,
+    /// Where the guest may connect to.
+    pub egress: Option<Egress>,
+    /// Where frames are written to, besides.
+    pub capture: Option<Capture>,
+    /// Listening socket that gives counters out, of [`metrics::listen`].
+    pub metrics: Option<metrics::Listener>,
     /// What reads the host's files, to notice when its name servers change.
     pub reader: Reader,
     /// Gives up what the loop does not need, once all threads have been started.
@@ -112,11 +128,16 @@ fn os(what: &'static str) -> impl Fn(Errno) -> Error {
 /// # Errors
 /// A published port that cannot be bound, or a failing system call.
 pub fn run(inputs: Inputs) -> Result<(), Error> {
-    let Inputs { config, queues, offloads, ready, exit, api, reader, confine, guest_mac } = inputs;
+    let Inputs { config, queues, offloads, ready, exit, api, egress, .. } = inputs;
+    let Inputs { capture, metrics, reader, confine, guest_mac, .. } = inputs;
     raise_descriptor_limit();
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGINT);
+    if egress.is_some() {
+        // Otherwise it ends the process, as a terminal that hangs up shall.
+        mask.add(Signal::SIGHUP);
+    }
     mask.thread_block().map_err(os("blocking signals"))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(os("making a signal descriptor"))?;
@@ -124,6 +145,7 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     let inboxes = queues.iter().map(|_| Inbox::new()).collect::<Result<Vec<_>, _>>();
     let inboxes: Arc<[Inbox]> = inboxes.map_err(os("making an inbox"))?.into();
     let clock = Clock::start();
+    let capture = capture.map(|capture| Arc::new(capture.since(Clock::epoch())));
     let mut workers = Vec::new();
     let count = queues.len();
     for (index, tap) in queues.into_iter().enumerate() {
@@ -133,13 +155,19 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         if let Some(mac) = guest_mac {
             stack.set_guest_mac(mac);
         }
+        if let Some(egress) = &egress {
+            stack.set_egress(egress.clone());
+        }
         let inboxes = Arc::clone(&inboxes);
-        workers.push(Worker { index, tap, stack, inboxes, clock });
+        let capture = capture.clone();
+        let seen = observe::Tap { capture, vnet: offloads.vnet };
+        workers.push(Worker { index, tap, seen, stack, inboxes, clock });
     }
     let mut workers = workers.into_iter();
     let main = workers.next().ok_or(os("looking for a queue of the TAP")(Errno::ENODEV))?;
     let mut driver = Driver::new(main, &config)?;
     driver.reader = Some(reader);
+    driver.egress = egress;
     let watch = |fd: BorrowedFd<'_>, token: u64| driver.watch(fd, token);
     watch(signals.as_fd(), SIGNAL)?;
     if let Some(exit) = &exit {
@@ -151,7 +179,12 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     if let Some(reader) = &driver.reader {
         watch(reader.as_fd(), NEWS)?;
     }
+    driver.signals = Some(signals);
     driver.api = api.map(control::Server::new);
+    if let Some(metrics) = metrics {
+        driver.watch(metrics.as_fd(), METRICS)?;
+        driver.metrics = Some(metrics::Server::new(metrics));
+    }
     for publish in &config.publishes {
         driver.ports.add(*publish)?;
     }
@@ -159,11 +192,15 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         worker.stack.set_side();
         let config = config.clone();
         let main = Arc::clone(&inboxes);
+        let egress = driver.egress.clone();
         // Ends with the process.
         std::thread::Builder::new()
             .name(format!("queue {}", worker.index))
             .spawn(move || {
-                let result = Driver::new(worker, &config).and_then(|mut driver| driver.run());
+                let result = Driver::new(worker, &config).and_then(|mut driver| {
+                    driver.egress = egress;
+                    driver.run()
+                });
                 // Without an error the device is gone, which the main worker sees too.
                 if let (Err(error), Some(main)) = (result, main.first()) {
                     main.send(Message::Failed(error));
@@ -195,6 +232,7 @@ struct Worker {
     /// 0 is the main one.
     index: usize,
     tap: OwnedFd,
+    seen: observe::Tap,
     stack: Netstack,
     inboxes: Arc<[Inbox]>,
     clock: Clock,
@@ -213,12 +251,20 @@ impl Clock {
     fn now(&self) -> Duration {
         self.0.elapsed()
     }
+
+    /// The time now, since 1970: what is written for others to read is in their time.
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock")]
+    fn epoch() -> Duration {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    }
 }
 
 #[derive(Debug)]
 struct Driver {
     epoll: Rc<Epoll>,
     tap: OwnedFd,
+    seen: observe::Tap,
+    traffic: Traffic,
     /// A frame the device did not take, waiting for it to become writable.
     tap_full: Option<Vec<u8>>,
     stack: Netstack,
@@ -232,6 +278,12 @@ struct Driver {
     api: Option<control::Server>,
     /// The main worker watches the host's name servers.
     reader: Option<Reader>,
+    /// It tells what was denied, on whichever worker.
+    egress: Option<Egress>,
+    signals: Option<SignalFd>,
+    metrics: Option<metrics::Server>,
+    collections: VecDeque<observe::Collection>,
+    next_collection: u64,
     index: usize,
     /// Of all workers, by their index.
     inboxes: Arc<[Inbox]>,
@@ -258,7 +310,7 @@ enum Turn {
 
 impl Driver {
     fn new(worker: Worker, config: &Config) -> Result<Driver, Error> {
-        let Worker { index, tap, stack, inboxes, clock } = worker;
+        let Worker { index, tap, seen, stack, inboxes, clock } = worker;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("making an epoll"))?;
         let epoll = Rc::new(epoll);
         let flags = fcntl(&tap, FcntlArg::F_GETFL).map_err(os("asking for the TAP's flags"))?;
@@ -268,6 +320,8 @@ impl Driver {
             ports: Table::new(Rc::clone(&epoll)),
             epoll,
             tap,
+            seen,
+            traffic: Traffic::default(),
             tap_full: None,
             stack,
             host: Host::new(config.outbound_v4, config.outbound_v6),
@@ -277,6 +331,11 @@ impl Driver {
             spare: spare_descriptor(),
             api: None,
             reader: None,
+            egress: None,
+            signals: None,
+            metrics: None,
+            collections: VecDeque::new(),
+            next_collection: 0,
             index,
             inboxes,
         };
@@ -312,8 +371,10 @@ impl Driver {
                             self.tap_writable()?;
                         }
                     }
-                    EXIT | SIGNAL => return Ok(()),
+                    EXIT => return Ok(()),
+                    SIGNAL if self.is_ended_by_signal()? => return Ok(()),
                     API => self.api_accept(),
+                    METRICS => self.metrics_accept(),
                     INBOX => messages = true,
                     NEWS => self.read_news(now)?,
                     token if token & FLOW_TOKEN != 0 => {
@@ -323,11 +384,9 @@ impl Driver {
                     token if token & PUBLISH_TOKEN != 0 => {
                         self.published(now, token & !PUBLISH_TOKEN);
                     }
-                    token if token & API_CLIENT != 0 => {
-                        if let Some(api) = &mut self.api {
-                            let id = token & !API_CLIENT;
-                            api.ready(id, self.stack.config(), &mut self.ports);
-                        }
+                    token if token & API_CLIENT != 0 => self.api_ready(token & !API_CLIENT),
+                    token if token & METRICS_CLIENT != 0 => {
+                        self.metrics_ready(token & !METRICS_CLIENT);
                     }
                     _ => {}
                 }
@@ -359,15 +418,8 @@ impl Driver {
             self.write_frames(now)?;
             // Sending may have ended flows.
             self.execute(now);
+            self.tell_denied();
         }
-    }
-
-    fn api_accept(&mut self) {
-        let Some((id, client)) = self.api.as_mut().and_then(control::Server::accept) else {
-            return;
-        };
-        // A client that cannot be watched waits until it is dropped for another.
-        self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, API_CLIENT | id)).ok();
     }
 
     /// How long to sleep at most.
@@ -396,20 +448,53 @@ impl Driver {
             match nix::unistd::read(&self.tap, room) {
                 Ok(0) => return Ok((Turn::End, false)),
                 Ok(len) => {
+                    self.traffic.frames_in += 1;
+                    self.traffic.bytes_in += self.seen.see(now, &[IoSlice::new(&room[..len])], len);
                     if let Some(frame) = self.stack.handle_frame(now, len) {
                         self.inboxes[0].send(Message::Frame(frame.to_vec()));
                     }
                 }
                 Err(Errno::EAGAIN) => return Ok((Turn::GoOn, false)),
                 Err(Errno::EINTR) => {}
-                // The device was deleted, or its namespace is gone.
-                Err(Errno::EBADFD | Errno::ENODEV) => return Ok((Turn::End, false)),
+                // The device was deleted, its namespace or the peer is gone.
+                Err(Errno::EBADFD | Errno::ENODEV | Errno::ECONNRESET) => {
+                    return Ok((Turn::End, false));
+                }
                 // The link is down: wait for it to come up.
                 Err(Errno::EIO) => return Ok((Turn::GoOn, false)),
                 Err(errno) => return Err(os("reading from the TAP")(errno)),
             }
         }
         Ok((Turn::GoOn, true))
+    }
+
+    /// Takes a signal; gives whether it ends the run.
+    fn is_ended_by_signal(&mut self) -> Result<bool, Error> {
+        let Some(signals) = &self.signals else { return Ok(false) };
+        let signal = signals.read_signal().map_err(os("reading a signal"))?;
+        match signal.map(|info| info.ssi_signo.cast_signed()) {
+            Some(libc::SIGHUP) => {
+                match &self.reader {
+                    Some(reader) => reader.read_policy(),
+                    None => report::warn("the policy cannot be read again: who reads is gone"),
+                }
+                Ok(false)
+            }
+            signal => Ok(signal.is_some()),
+        }
+    }
+
+    /// A policy file was read again.
+    fn new_policy(&self, text: Result<String, String>) {
+        let Some(egress) = &self.egress else { return };
+        match text.and_then(|text| egress::parse(&text).map_err(|error| error.to_string())) {
+            Ok(policy) => {
+                let rules = policy.rules.len();
+                egress.replace(policy);
+                report::say(&format!("a policy of {rules} rules is in force"));
+            }
+            Err(why) => report::warn(&format!("the policy stays as it is: {why}")),
+        }
     }
 
     fn read_news(&mut self, now: Duration) -> Result<(), Error> {
@@ -420,7 +505,8 @@ impl Driver {
                 }
                 self.stack.set_name_servers(now, hosts);
             }
-            Some(News::Policy(_)) | None => {}
+            Some(News::Policy(text)) => self.new_policy(text),
+            None => {}
             Some(News::Gone) => {
                 if let Some(reader) = self.reader.take() {
                     self.epoll.delete(reader.as_fd()).map_err(os("watching a descriptor"))?;
@@ -448,6 +534,8 @@ impl Driver {
                     self.stack.handle_frame(now, frame.len());
                 }
                 Message::NameServers(hosts) => self.stack.set_name_servers(now, hosts),
+                Message::Report { number, list } => self.answer_report(number, list),
+                Message::Reported { number, answer } => self.collected(number, *answer),
                 Message::Failed(error) => return Err(error),
             }
         }
@@ -459,6 +547,8 @@ impl Driver {
             return Ok(());
         }
         while let Some(frame) = self.stack.poll_frame(now) {
+            self.traffic.frames_out += 1;
+            self.traffic.bytes_out += self.seen.see(now, frame.as_slices(), frame.len());
             match nix::sys::uio::writev(&self.tap, frame.as_slices()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {

@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::driver::Error;
+use crate::metrics::Traffic;
+use crate::stack::report::Report;
 
 /// Frames that wait at most.
 const FRAMES_MAX: usize = 1024;
@@ -25,6 +27,20 @@ pub(crate) enum Message {
     Frame(Vec<u8>),
     /// The host's name servers or search list have changed.
     NameServers(crate::resolv::Hosts),
+    /// What a worker has is wanted, with its flows one by one or not.
+    Report {
+        /// Of which collection.
+        number: u64,
+        /// Whether flows are listed.
+        list: bool,
+    },
+    /// What a worker has.
+    Reported {
+        /// For which collection.
+        number: u64,
+        /// It.
+        answer: Box<(Report, Traffic)>,
+    },
     /// A worker cannot go on.
     Failed(Error),
 }

@@ -6,7 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use netstack::cli::{self, Device, Invocation};
-use netstack::{confine, control, driver, fd, outbound, reader, report, resolv, sandbox, tap};
+use netstack::stack::egress::Egress;
+use netstack::{
+    confine, control, driver, egress, fd, metrics, outbound, pcap, reader, report, resolv, sandbox,
+    tap,
+};
 
 fn main() -> ExitCode {
     let invocation = match cli::parse(std::env::args_os()) {
@@ -70,9 +74,13 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
             tap::create(&request)?
         }
         Device::Inherited(raw) => {
-            let fd = inherited.take("--tap-fd", Some(raw))?.context("no --tap-fd")?;
+            let fd = inherited.take("the TAP device", Some(raw))?.context("no TAP device")?;
             tap::adopt(fd)?
         }
+        Device::Bess(path) => match tap::bess(&path, exit.as_ref())? {
+            Some(peer) => peer,
+            None => return Ok(()),
+        },
     };
     for remark in &tap.remarks {
         report::warn(remark);
@@ -81,12 +89,31 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         Some(path) => Some(control::listen(path)?),
         None => None,
     };
+    let metrics = match &invocation.metrics {
+        Some(address) => Some(metrics::listen(address).context("--metrics")?),
+        None => None,
+    };
+    let capture = match &invocation.capture {
+        Some(request) => Some(pcap::Capture::create(request).context("--pcap")?),
+        None => None,
+    };
     let mut resolv = resolv::Resolv::new("/etc/resolv.conf".into());
     let hosts = resolv.refresh().unwrap_or_else(|| resolv::parse(""));
     config.name_servers = hosts.servers;
     config.search = hosts.search;
     let confined = invocation.sandbox || invocation.seccomp;
-    let reader = reader::Reader::start(resolv, None, confined)
+    // By its full path: the child that reads it again may stand elsewhere.
+    let policy = match &invocation.policy {
+        Some(path) => Some(std::path::absolute(path).context("--policy")?),
+        None => None,
+    };
+    let egress = match &policy {
+        Some(path) => {
+            Some(read_policy(path).with_context(|| format!("--policy {}", path.display()))?)
+        }
+        None => None,
+    };
+    let reader = reader::Reader::start(resolv, policy, confined)
         .context("cannot start the process that reads files")?;
     if invocation.sandbox {
         sandbox::enter().context("--enable-sandbox")?;
@@ -99,15 +126,28 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         ready,
         exit,
         api,
+        egress,
+        capture,
+        metrics,
         reader,
         confine: if invocation.seccomp { confine::network } else { || Ok(()) },
         guest_mac: tap.mac,
     });
-    if let Some(path) = &invocation.api_socket {
+    let counters = match &invocation.metrics {
+        Some(metrics::Address::Unix(path)) => Some(path),
+        _ => None,
+    };
+    for path in invocation.api_socket.iter().chain(counters) {
         // Out of sight of the sandbox, where whoever chose the path removes it.
         std::fs::remove_file(path).ok();
     }
     Ok(result?)
+}
+
+fn read_policy(path: &std::path::Path) -> anyhow::Result<Egress> {
+    let text = reader::read(path).map_err(anyhow::Error::msg)?;
+    let text = String::from_utf8(text).context("not UTF-8")?;
+    Ok(Egress::new(egress::parse(&text)?))
 }
 
 /// Descriptors of the parent, each taken once.

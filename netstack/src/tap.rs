@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -123,6 +123,9 @@ pub enum Error {
     /// the stack reads and writes.
     #[error("cannot set the TAP's virtio-net header: {0}")]
     Header(Errno),
+    /// The socket for a peer cannot be made.
+    #[error("cannot wait for a peer at {0}: {1}")]
+    Bess(String, Errno),
     /// The descriptor is of no use.
     #[error("descriptor {0}: {1}")]
     Adopt(i32, String),
@@ -182,6 +185,44 @@ pub fn adopt(fd: OwnedFd) -> Result<Tap, Error> {
     let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0)?;
     let mac = mac_of(&fd);
     Ok(Tap { queues: vec![fd], offloads, mac, remarks: Vec::new() })
+}
+
+/// Waits at a UNIX socket for the one peer whose packets are frames (the transport
+/// "bess" of User Mode Linux: SOCK_SEQPACKET, an Ethernet frame a packet, no header).
+/// The socket is made for its owner only, and goes once the peer is there. None when
+/// `exit` hangs up first.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn bess(path: &Path, exit: Option<&OwnedFd>) -> Result<Option<Tap>, Error> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::socket::{Backlog, UnixAddr, accept4, bind, listen};
+    let failed = |errno: Errno| Error::Bess(path.display().to_string(), errno);
+    let addr = UnixAddr::new(path).map_err(failed)?;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(failed)?;
+    // The file's mode is that of the socket when it is bound.
+    nix::sys::stat::fchmod(&socket, Mode::from_bits_truncate(0o600)).map_err(failed)?;
+    bind(socket.as_raw_fd(), &addr).map_err(failed)?;
+    listen(&socket, Backlog::new(1).map_err(failed)?).map_err(failed)?;
+    loop {
+        let mut watched = vec![PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        watched.extend(exit.map(|exit| PollFd::new(exit.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut watched, PollTimeout::NONE) {
+            Ok(_) if watched.get(1).is_some_and(|exit| exit.any().unwrap_or(true)) => {
+                std::fs::remove_file(path).ok();
+                return Ok(None);
+            }
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    let peer = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(failed)?;
+    // Whoever comes now finds nobody.
+    std::fs::remove_file(path).ok();
+    let queues = vec![crate::sys::fd::own(peer)];
+    Ok(Some(Tap { queues, offloads: Offloads::default(), mac: None, remarks: Vec::new() }))
 }
 
 /// The driver answers this question on the device's own descriptor, wherever the

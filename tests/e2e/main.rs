@@ -10,8 +10,10 @@ mod harness;
 mod lifecycle;
 mod names;
 mod net;
+mod observe;
 mod overlay;
 mod owners;
+mod policy;
 mod root;
 mod run;
 mod secrets;
@@ -22,7 +24,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 15] = [
+    let tables: [&[Test]; 17] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
         slirp::TESTS,
         confine::TESTS,
         names::TESTS,
+        policy::TESTS,
+        observe::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }

@@ -5,6 +5,7 @@
 //! whenever `--tap-fd` is among the arguments.
 
 pub mod native;
+mod observe;
 pub mod slirp4netns;
 mod value;
 
@@ -16,6 +17,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::config::Config;
 use crate::tap::Request;
+use crate::{metrics, pcap};
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,12 @@ pub struct Invocation {
     pub sandbox: bool,
     /// Limit system calls to those of a running network.
     pub seccomp: bool,
+    /// Files that frames are written to.
+    pub capture: Option<pcap::Request>,
+    /// Where counters are given out.
+    pub metrics: Option<metrics::Address>,
+    /// File that says where the guest may connect to.
+    pub policy: Option<PathBuf>,
     /// Interfaces whose addresses outgoing connections take, IPv4 and IPv6; looked
     /// up at the start.
     pub outbound_interfaces: (Option<String>, Option<String>),
@@ -46,6 +54,9 @@ pub enum Device {
     Create(Request),
     /// It was made by the parent.
     Inherited(RawFd),
+    /// None: frames are packets of a connection that somebody makes to this UNIX
+    /// socket, as User Mode Linux does.
+    Bess(PathBuf),
 }
 
 /// The definition of slirp4netns' form, as manual pages and completions need it.

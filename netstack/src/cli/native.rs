@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use super::observe::Observe;
 use super::value::{self, PublishArg};
 use super::{Device, Invocation, refuse};
 use crate::config::{Config, MTU_MIN, V4Network};
@@ -44,8 +45,10 @@ pub struct Args {
     /// Allow no system calls but those of a running network
     #[arg(long)]
     enable_seccomp: bool,
-    /// Publish a port of the guest on the host
-    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/tcp|udp]", value_parser = value::publish)]
+    #[command(flatten)]
+    observe: Observe,
+    /// Publish a port of the guest, or as many as a range has, on the host
+    #[arg(short, long, value_name = "[IP:]HOSTPORT[-LAST]:PORT[-LAST][/tcp|udp]", value_parser = value::publish)]
     publish: Vec<PublishArg>,
 }
 
@@ -63,7 +66,7 @@ impl Args {
             disable_dns: self.disable_dns,
             ..Config::default()
         };
-        config.publishes = self.publish.into_iter().map(|p| p.resolve(&config)).collect();
+        config.publishes = self.publish.into_iter().flat_map(|p| p.resolve(&config)).collect();
         Ok(Invocation {
             config,
             device: Device::Inherited(self.tap_fd),
@@ -72,6 +75,9 @@ impl Args {
             api_socket: None,
             sandbox: self.enable_sandbox,
             seccomp: self.enable_seccomp,
+            capture: self.observe.capture(),
+            metrics: self.observe.metrics(),
+            policy: self.observe.policy,
             outbound_interfaces: (None, None),
         })
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
 
+use super::observe::Observe;
 use super::value::{self, PublishArg};
 use super::{Device, Invocation, refuse};
 use crate::config::{Config, MTU_MIN, V4Network};
@@ -19,13 +20,14 @@ use crate::tap::{Interface, Request};
     name = "netstack",
     version,
     disable_version_flag = true,
-    override_usage = "netstack [OPTION]... PID|PATH [TAPNAME]\n       netstack --tap-fd FD [OPTION]...",
+    override_usage = "netstack [OPTION]... PID|PATH|FD [TAPNAME]\n       netstack --tap-fd FD [OPTION]...",
     after_help = "With --tap-fd, the TAP device is one that the caller has opened; \
                   see netstack --tap-fd 3 --help."
 )]
 pub struct Args {
-    /// Process whose network namespace to join, or the namespace as a file
-    #[arg(value_name = "PID|PATH")]
+    /// Process whose network namespace to join, or the namespace as a file; an open TAP
+    /// device, or a socket's path, as --netns-type and --target-type say
+    #[arg(value_name = "PID|PATH|FD")]
     target: String,
     /// Name of the TAP device
     #[arg(value_name = "TAPNAME", value_parser = value::interface, default_value = "tap0")]
@@ -54,7 +56,7 @@ pub struct Args {
     /// The host's loopback is not reached at the gateway's address
     #[arg(long, alias = "no-host-loopback")]
     disable_host_loopback: bool,
-    /// What PID|PATH is
+    /// What PID|PATH|FD is
     #[arg(long, value_name = "TYPE", default_value = "pid")]
     netns_type: NetnsType,
     /// User namespace through which the network namespace is joined
@@ -78,11 +80,14 @@ pub struct Args {
     /// Ethernet address of the TAP device, with --configure
     #[arg(long, value_name = "MAC", value_parser = value::mac, requires = "configure")]
     macaddress: Option<[u8; 6]>,
-    /// What to connect to
+    /// What to connect to: a network namespace, or, as a server at PATH, one peer whose
+    /// packets are frames (SOCK_SEQPACKET; User Mode Linux: transport=bess)
     #[arg(long, value_name = "TYPE", default_value = "netns")]
     target_type: TargetType,
-    /// Publish a port of the guest on the host
-    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/tcp|udp]", value_parser = value::publish)]
+    #[command(flatten)]
+    observe: Observe,
+    /// Publish a port of the guest, or as many as a range has, on the host
+    #[arg(short, long, value_name = "[IP:]HOSTPORT[-LAST]:PORT[-LAST][/tcp|udp]", value_parser = value::publish)]
     publish: Vec<PublishArg>,
     /// Show the version and exit
     #[arg(short = 'v', long, action = clap::ArgAction::Version, value_parser = clap::value_parser!(bool))]
@@ -102,21 +107,24 @@ enum TargetType {
     Bess,
 }
 
+/// What the first argument is.
+enum Target {
+    Netns(PathBuf),
+    Tap(RawFd),
+    Bess,
+}
+
 impl Args {
     pub(super) fn into_invocation(self) -> Result<Invocation, clap::Error> {
         let bad = |message: String| refuse::<Args>(ErrorKind::ValueValidation, message);
-        if self.target_type == TargetType::Bess {
-            return Err(bad("--target-type=bess is not supported; leave it out to connect a \
-                            network namespace"
-                .into()));
-        }
         if self.enable_ipv6 && self.mtu < MTU_MIN {
             return Err(bad(format!("IPv6 needs an MTU of {MTU_MIN} at least")));
         }
-        let netns = match self.netns_type {
-            NetnsType::Path => PathBuf::from(&self.target),
-            NetnsType::Pid => match self.target.parse::<u32>() {
-                Ok(pid) if pid > 0 => format!("/proc/{pid}/ns/net").into(),
+        let target = match (self.target_type, self.netns_type) {
+            (TargetType::Bess, _) => Target::Bess,
+            (TargetType::Netns, NetnsType::Path) => Target::Netns(PathBuf::from(&self.target)),
+            (TargetType::Netns, NetnsType::Pid) => match self.target.parse::<u32>() {
+                Ok(pid) if pid > 0 => Target::Netns(format!("/proc/{pid}/ns/net").into()),
                 _ => {
                     return Err(bad(format!(
                         "{:?} is no process id; for a file, give --netns-type=path",
@@ -124,12 +132,13 @@ impl Args {
                     )));
                 }
             },
-            NetnsType::Tapfd => {
-                return Err(bad("--netns-type=tapfd is not supported; an open TAP device is \
-                                passed with --tap-fd"
-                    .into()));
+            (TargetType::Netns, NetnsType::Tapfd) => {
+                Target::Tap(value::fd(&self.target).map_err(&bad)?)
             }
         };
+        if self.configure && !matches!(target, Target::Netns(_)) {
+            return Err(bad("--configure is for a network namespace that is joined".into()));
+        }
         let mut config = Config {
             mtu: self.mtu,
             v4: self.cidr.unwrap_or_default(),
@@ -138,7 +147,7 @@ impl Args {
             disable_dns: self.disable_dns,
             ..Config::default()
         };
-        config.publishes = self.publish.into_iter().map(|p| p.resolve(&config)).collect();
+        config.publishes = self.publish.into_iter().flat_map(|p| p.resolve(&config)).collect();
         let mut interfaces = (None, None);
         if let Some(text) = self.outbound_addr {
             match text.parse::<Ipv4Addr>() {
@@ -159,20 +168,28 @@ impl Args {
             }
         }
         let interface = self.configure.then(|| Interface::new(&config, self.macaddress));
-        Ok(Invocation {
-            config,
-            device: Device::Create(Request {
+        let device = match target {
+            Target::Bess => Device::Bess(self.target.into()),
+            Target::Tap(fd) => Device::Inherited(fd),
+            Target::Netns(netns) => Device::Create(Request {
                 queues: 1,
                 netns,
                 userns: self.userns_path,
                 name: self.tap_name,
                 interface,
             }),
+        };
+        Ok(Invocation {
+            config,
+            device,
             ready_fd: self.ready_fd,
             exit_fd: self.exit_fd,
             api_socket: self.api_socket,
             sandbox: self.enable_sandbox,
             seccomp: self.enable_seccomp,
+            capture: self.observe.capture(),
+            metrics: self.observe.metrics(),
+            policy: self.observe.policy,
             outbound_interfaces: interfaces,
         })
     }

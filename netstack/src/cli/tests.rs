@@ -21,7 +21,7 @@ fn bad(args: &[&str]) -> String {
 fn request(invocation: &Invocation) -> &Request {
     match &invocation.device {
         Device::Create(request) => request,
-        Device::Inherited(fd) => panic!("descriptor {fd}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -142,8 +142,18 @@ fn bad_values_are_refused_with_a_reason() {
         (&["1", "-c", "--macaddress=02:00:00:00:00"], "six bytes"),
         (&["1", "-c", "--macaddress=03:00:00:00:00:01"], "group"),
         (&["1", "--macaddress=02:00:00:00:00:01"], "--configure"),
-        (&["1", "--target-type=bess"], "not supported"),
-        (&["1", "--netns-type=tapfd"], "not supported"),
+        (&["/s", "--target-type=bess", "-c"], "--configure"),
+        (&["tap0", "--netns-type=tapfd"], "3 or above"),
+        (&["5", "--netns-type=tapfd", "-c"], "--configure"),
+        (&["1", "--target-type=vde"], "possible values"),
+        (&["1", "-p", "8000-7999:80"], "ends before"),
+        (&["1", "-p", "8000-8002:80-81"], "3 ports of the host for 2"),
+        (&["1", "-p", "1-2000:1-2000"], "more than 1024"),
+        (&["1", "--pcap-size=1"], "--pcap"),
+        (&["1", "--pcap=f", "--pcap-files=3"], "--pcap-size"),
+        (&["1", "--pcap=f", "--pcap-size=0"], "MiB"),
+        (&["1", "--pcap=f", "--pcap-size=1", "--pcap-files=1"], "2 to 1000"),
+        (&["1", "--metrics=0.0.0.0:1"], "loopback"),
         (&["1", "--netns-type=name"], "possible values"),
         (&["/proc/1/ns/net"], "--netns-type=path"),
         (&["0"], "process id"),
@@ -153,17 +163,54 @@ fn bad_values_are_refused_with_a_reason() {
         (&["1", "tap0", "more"], "more"),
         (&["1", "--unknown"], "--unknown"),
         (&["1", "--outbound-addr=1:2"], "outbound-addr"),
-        (&["1", "-p", "80"], "HOSTPORT:PORT"),
+        (&["1", "-p", "80"], "HOSTPORT[-LAST]:PORT"),
         (&["1", "-p", "0:80"], "1 to 65535"),
         (&["1", "-p", "80:70000"], "1 to 65535"),
         (&["1", "-p", "80:80/sctp"], "sctp"),
         (&["1", "-p", "::1:80:80"], "brackets"),
         (&["1", "-p", "host:80:80"], "no IP address"),
         (&["--tap-fd=0"], "3 or above"),
-        (&["--tap-fd", "5", "-p", "[127.0.0.1]:80:80"], "HOSTPORT:PORT"),
+        (&["--tap-fd", "5", "-p", "[127.0.0.1]:80:80"], "HOSTPORT[-LAST]:PORT"),
     ] {
         let message = bad(args);
         assert!(message.contains(reason), "{args:?} says {message}");
+    }
+}
+
+#[test]
+fn other_targets_are_understood() {
+    let invocation = good(&["--target-type=bess", "/run/bess.sock"]);
+    assert_eq!(invocation.device, Device::Bess("/run/bess.sock".into()));
+    let invocation = good(&["--netns-type=tapfd", "7"]);
+    assert_eq!(invocation.device, Device::Inherited(7));
+}
+
+#[test]
+fn ranges_of_ports_are_published_one_by_one() {
+    let invocation = good(&["9", "-6", "-p", "[2001:db8::1]:8000-8002:65533-65535", "-p", "9:9"]);
+    let shown: Vec<String> =
+        invocation.config.publishes.iter().map(|p| format!("{} {}", p.host, p.guest)).collect();
+    assert_eq!(
+        shown,
+        [
+            "[2001:db8::1]:8000 [fd00::100]:65533",
+            "[2001:db8::1]:8001 [fd00::100]:65534",
+            "[2001:db8::1]:8002 [fd00::100]:65535",
+            "[::]:9 10.0.2.100:9",
+        ]
+    );
+}
+
+#[test]
+fn what_is_told_of_a_run_is_understood() {
+    let words = ["--pcap=a", "--pcap-size=2", "--pcap-files=3", "--metrics=9", "--policy=p"];
+    for target in [&["1"][..], &["--tap-fd", "5"]] {
+        let invocation = good(&[&words, target].concat());
+        let request = crate::pcap::Request { path: "a".into(), size: Some(2 << 20), files: 3 };
+        assert_eq!(invocation.capture, Some(request));
+        let at = "127.0.0.1:9".parse().unwrap();
+        assert_eq!(invocation.metrics, Some(crate::metrics::Address::Tcp(at)));
+        assert_eq!(invocation.policy, Some("p".into()));
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::RawFd;
 
 use crate::config::{Config, MTU_MAX, Proto, Publish, V4Network};
+use crate::pcap;
 
 /// Smallest MTU taken: what IPv4 asks of every link's end (RFC 791).
 pub(super) const MTU_MIN_V4: u16 = 576;
@@ -37,6 +38,19 @@ pub(super) fn mtu(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|mtu| (MTU_MIN_V4..=MTU_MAX).contains(mtu))
         .ok_or_else(|| format!("the MTU must be from {MTU_MIN_V4} to {MTU_MAX}"))
+}
+
+/// A `--pcap-size` value, in bytes.
+pub(super) fn mebibytes(text: &str) -> Result<u64, String> {
+    let mib = text.parse::<u32>().ok().filter(|mib| *mib > 0);
+    let mib = mib.ok_or("expected a number of MiB, 1 or above")?;
+    Ok(u64::from(mib) << 20)
+}
+
+/// A `--pcap-files` value.
+pub(super) fn pcap_files(text: &str) -> Result<u16, String> {
+    let count = text.parse().ok().filter(|count| (2..=pcap::FILES_MAX).contains(count));
+    count.ok_or_else(|| format!("expected a number of files from 2 to {}", pcap::FILES_MAX))
 }
 
 /// A descriptor's number.
@@ -78,18 +92,25 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
     Ok(text.into())
 }
 
+/// Ports of a range at most: each takes a descriptor.
+const PORTS_MAX: u16 = 1024;
+
 /// A `--publish` value, before the guest's address is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PublishArg {
     host_ip: Option<IpAddr>,
+    /// First port of the host, and of the guest.
     host_port: u16,
     guest_port: u16,
+    /// How many there are.
+    count: u16,
     proto: Proto,
 }
 
-/// `[IP:]HOST:CONTAINER[/tcp|udp]`, an IPv6 address in brackets.
+/// `[IP:]HOST:CONTAINER[/tcp|udp]`, an IPv6 address in brackets; the ports may be ranges
+/// of one length.
 pub(super) fn publish(text: &str) -> Result<PublishArg, String> {
-    let form = "expected [IP:]HOSTPORT:PORT[/tcp|udp]";
+    let form = "expected [IP:]HOSTPORT[-LAST]:PORT[-LAST][/tcp|udp]";
     let (ports, proto) = match text.rsplit_once('/') {
         None => (text, Proto::Tcp),
         Some((ports, "tcp")) => (ports, Proto::Tcp),
@@ -115,14 +136,27 @@ pub(super) fn publish(text: &str) -> Result<PublishArg, String> {
         Ok(port) if port > 0 => Ok(port),
         _ => Err(format!("{text:?} is no port number from 1 to 65535; {form}")),
     };
-    Ok(PublishArg { host_ip, host_port: port(host_port)?, guest_port: port(guest_port)?, proto })
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (port(first)?, port(last)?);
+        match last.checked_sub(first) {
+            Some(more) if more < PORTS_MAX => Ok((first, more + 1)),
+            Some(_) => Err(format!("{text:?} has more than {PORTS_MAX} ports")),
+            None => Err(format!("{text:?} ends before it begins")),
+        }
+    };
+    let ((host_port, count), (guest_port, guests)) = (range(host_port)?, range(guest_port)?);
+    if count != guests {
+        return Err(format!("{host_port}: {count} ports of the host for {guests} of the guest"));
+    }
+    Ok(PublishArg { host_ip, host_port, guest_port, count, proto })
 }
 
 impl PublishArg {
     /// With the guest's address. Without an address of the host, all of them are
     /// listened on: of both families when IPv6 is on. An address of either family
     /// leads to the guest's address of the same, or to IPv4 when IPv6 is off.
-    pub(super) fn resolve(self, config: &Config) -> Publish {
+    pub(super) fn resolve(self, config: &Config) -> impl Iterator<Item = Publish> + use<> {
         let all: IpAddr = match config.enable_ipv6 {
             true => std::net::Ipv6Addr::UNSPECIFIED.into(),
             false => Ipv4Addr::UNSPECIFIED.into(),
@@ -132,10 +166,10 @@ impl PublishArg {
             IpAddr::V6(ip) if config.enable_ipv6 && !ip.is_unspecified() => config.v6.guest.into(),
             _ => config.v4.guest.into(),
         };
-        Publish {
+        (0..self.count).map(move |n| Publish {
             proto: self.proto,
-            host: SocketAddr::new(host, self.host_port),
-            guest: SocketAddr::new(guest, self.guest_port),
-        }
+            host: SocketAddr::new(host, self.host_port + n),
+            guest: SocketAddr::new(guest, self.guest_port + n),
+        })
     }
 }

@@ -150,6 +150,11 @@ impl<T> FlowTable<T> {
         Some(&mut slot.flow.as_mut()?.1)
     }
 
+    /// All flows. For reports: nothing that a packet waits for walks through them.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.flow.as_ref().map(|(_, flow)| flow))
+    }
+
     /// Takes a flow out.
     pub fn remove(&mut self, id: FlowId) -> Option<T> {
         let slot = self.slots.get_mut(id.index()).filter(|s| s.generation == id.generation)?;

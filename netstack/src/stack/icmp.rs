@@ -11,9 +11,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::egress::Protocol;
 use super::flow::{FlowId, Key};
 use super::frame::{self, Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
+use super::report::FlowInfo;
 use super::{HostCommand, Netstack};
 
 const EXPIRY: Duration = Duration::from_secs(60);
@@ -35,6 +37,10 @@ impl Flow {
     pub(super) fn expires(&self) -> Duration {
         self.last + EXPIRY
     }
+
+    pub(super) fn info(&self) -> FlowInfo {
+        FlowInfo::open("icmp", (self.guest, self.ident))
+    }
 }
 
 impl Netstack {
@@ -54,7 +60,11 @@ impl Netstack {
             return self.push_echo_reply(packet.dst, packet.src, ident, seq, data);
         }
         // Any port but 0 and 53 will do: the policy looks at addresses.
-        let to = match policy::decide(&self.config, SocketAddr::new(packet.dst, 7)) {
+        let peer = SocketAddr::new(packet.dst, 7);
+        let to = match policy::decide(&self.config, peer) {
+            Verdict::To(_) if self.forbids(now, Protocol::Icmp, peer) => {
+                return self.unreachable(packet, Unreachable::Prohibited);
+            }
             Verdict::To(to) => to.ip(),
             Verdict::Deny(why) => {
                 self.counters.denied += 1;

@@ -37,6 +37,7 @@ mod batch;
 mod buffer;
 pub mod dhcp;
 pub mod dns;
+pub mod egress;
 pub mod flow;
 pub mod frame;
 mod icmp;
@@ -44,6 +45,7 @@ mod outbox;
 pub mod policy;
 pub mod ra;
 mod reassembly;
+pub mod report;
 mod services;
 mod tcp;
 mod udp;
@@ -57,6 +59,7 @@ use crate::tap::Offloads;
 
 use batch::Batch;
 pub use buffer::Parts;
+use egress::{Egress, Protocol};
 pub use flow::FlowId;
 use flow::FlowTable;
 use frame::{Frame, Link, Mac, Packet, Payload, proto};
@@ -219,6 +222,8 @@ pub struct Counters {
     pub table_full: u64,
     /// Frames dropped because a queue was full.
     pub queue_full: u64,
+    /// TCP segments with data sent to the guest again.
+    pub retransmitted: u64,
 }
 
 /// One flow of any kind.
@@ -252,6 +257,8 @@ pub struct Netstack {
     services: services::Services,
     random: Random,
     counters: Counters,
+    /// Where the guest may connect to; None allows all that the addresses allow.
+    egress: Option<Egress>,
 }
 
 impl Netstack {
@@ -283,6 +290,7 @@ impl Netstack {
             services: services::Services::new(&config, random.next()),
             random,
             counters: Counters::default(),
+            egress: None,
             config,
         }
     }
@@ -304,6 +312,19 @@ impl Netstack {
     pub fn set_side(&mut self) {
         self.side = true;
         self.services.be_silent();
+    }
+
+    /// Puts a policy in force, shared with the guest's other stacks.
+    pub fn set_egress(&mut self, egress: Egress) {
+        self.egress = Some(egress);
+    }
+
+    /// Whether the policy forbids the guest to send to `to`.
+    fn forbids(&mut self, now: Duration, protocol: Protocol, to: SocketAddr) -> bool {
+        let forbidden =
+            self.egress.as_ref().is_some_and(|egress| !egress.allows(now, protocol, to));
+        self.counters.denied += u64::from(forbidden);
+        forbidden
     }
 
     /// What the stack was configured with.

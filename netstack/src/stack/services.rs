@@ -21,6 +21,7 @@ use std::time::Duration;
 use super::flow::{FlowId, Key};
 use super::frame::Packet;
 use super::policy::{self, Verdict};
+use super::report::FlowInfo;
 use super::{Flow, HostCommand, Netstack, arp_ndp, dhcp, dns, ra};
 use crate::resolv::Hosts;
 
@@ -42,6 +43,12 @@ pub(super) struct DnsFlow {
     server: SocketAddr,
     /// Of a connection.
     stream: Option<Stream>,
+}
+
+impl DnsFlow {
+    pub(super) fn info(&self) -> FlowInfo {
+        FlowInfo { protocol: "dns", state: "open", guest: None, peer: Some(self.server) }
+    }
 }
 
 /// A connection to a name server.
@@ -161,8 +168,7 @@ impl Netstack {
         if policy::decide(&self.config, peer) == Verdict::Dns {
             if guest.port() != 0 {
                 let client = dns::Client::Udp { guest, alias: peer };
-                self.services.dns.handle_query(now, client, data);
-                self.dns_actions(now);
+                self.dns_query(now, client, data);
             }
             return true;
         }
@@ -176,6 +182,31 @@ impl Netstack {
             self.out.push_udp(&self.link, from, reply.to.into(), &reply.bytes);
         }
         true
+    }
+
+    /// A query of the guest, which the policy may forbid.
+    fn dns_query(&mut self, now: Duration, client: dns::Client, message: &[u8]) {
+        let forbidden = self.egress.as_ref().is_some_and(|egress| {
+            dns::asked(message).is_some_and(|name| !egress.allows_name(now, &name))
+        });
+        if forbidden {
+            self.counters.denied += 1;
+            self.services.dns.refuse(client, message, dns::REFUSED);
+        } else {
+            self.services.dns.handle_query(now, client, message);
+        }
+        self.dns_actions(now);
+    }
+
+    /// Before the guest knows an address by a name, the policy does.
+    fn pin(&self, now: Duration, answer: &[u8]) {
+        if let Some(egress) = &self.egress
+            && let Some(name) = dns::asked(answer)
+        {
+            for (addr, ttl) in dns::addresses(answer) {
+                egress.pin(now, &name, addr, ttl);
+            }
+        }
     }
 
     /// A datagram came to the socket of a query. Gives whether `flow` is one.
@@ -309,8 +340,7 @@ impl Netstack {
                         return self.tcp_reset(now, id);
                     }
                     session.waiting += 1;
-                    self.services.dns.handle_query(now, dns::Client::Tcp(id), &message);
-                    self.dns_actions(now);
+                    self.dns_query(now, dns::Client::Tcp(id), &message);
                 }
                 None if self.tcp_take(id) => {}
                 None => break,
@@ -327,9 +357,11 @@ impl Netstack {
                 }
                 dns::Action::Close { query } => self.dns_close(query),
                 dns::Action::Reply { client: dns::Client::Udp { guest, alias }, bytes } => {
+                    self.pin(now, &bytes);
                     self.out.push_udp(&self.link, alias, guest, &bytes);
                 }
                 dns::Action::Reply { client: dns::Client::Tcp(flow), bytes } => {
+                    self.pin(now, &bytes);
                     if let Some(session) = self.tcp_session(flow) {
                         session.waiting = session.waiting.saturating_sub(1);
                         session.output.extend((bytes.len() as u16).to_be_bytes());

@@ -16,9 +16,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::egress::Protocol;
 use super::flow::{FlowId, Key};
 use super::frame::{Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
+use super::report::FlowInfo;
 use super::{HostCommand, Netstack};
 
 const EXPIRY: Duration = Duration::from_secs(180);
@@ -38,6 +40,10 @@ pub(super) struct Flow {
 impl Flow {
     pub(super) fn expires(&self) -> Duration {
         self.last + EXPIRY
+    }
+
+    pub(super) fn info(&self) -> FlowInfo {
+        FlowInfo::open("udp", (self.guest.ip(), self.guest.port()))
     }
 }
 
@@ -102,6 +108,9 @@ impl Netstack {
             return;
         }
         let to = match policy::decide(&self.config, peer) {
+            Verdict::To(_) if self.forbids(now, Protocol::Udp, peer) => {
+                return self.unreachable(packet, Unreachable::Prohibited);
+            }
             Verdict::To(to) => to,
             Verdict::Deny(why) => {
                 self.counters.denied += 1;

@@ -21,3 +21,9 @@ pub fn inherited(raw: RawFd) -> Result<OwnedFd, Errno> {
     // before the process has opened descriptors of its own that are kept.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
+
+/// Takes ownership of a descriptor that a system call has just made for us.
+pub(crate) fn own(raw: RawFd) -> OwnedFd {
+    // SAFETY: the caller has it from the kernel a moment ago; nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}

@@ -348,6 +348,11 @@ impl Endpoint {
         self.receive.release(pool);
     }
 
+    /// The number of the next byte that was never sent.
+    pub(crate) fn sent(&self) -> Seq {
+        self.send.nxt()
+    }
+
     /// The next segment for the guest, if one is due; it counts as sent then. Call
     /// until None after every change, and at [`Endpoint::deadline`].
     pub(crate) fn poll(&mut self, now: Duration, pool: &mut Pool) -> Option<Outgoing> {

@@ -42,9 +42,11 @@ use std::time::Duration;
 
 use super::batch::Batch;
 use super::buffer::Parts;
+use super::egress::Protocol;
 use super::flow::{FlowId, Key};
 use super::frame::{self, Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
+use super::report::FlowInfo;
 use super::services::Session;
 use super::{HostCommand, Netstack};
 use endpoint::{Endpoint, Limits, Outgoing};
@@ -174,6 +176,11 @@ impl Netstack {
         packet: &Packet<'_>,
     ) {
         let to = match policy::decide(&self.config, peer) {
+            // An ICMP error, not a reset: Linux ends connect(2) at once with EHOSTUNREACH
+            // (IPv4) or EACCES (IPv6), which nobody takes for a closed port.
+            Verdict::To(_) if self.forbids(now, Protocol::Tcp, peer) => {
+                return self.unreachable(packet, Unreachable::Prohibited);
+            }
             Verdict::To(to) => Some(to),
             Verdict::Dns => None,
             Verdict::Deny(why) => {
@@ -476,7 +483,10 @@ impl Netstack {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return None };
         flow.sending = false;
         let State::Open { endpoint, host_shut, .. } = &mut flow.state else { return None };
+        let sent = endpoint.sent();
         if let Some(segment) = endpoint.poll(now, &mut self.memory.pool) {
+            let again = segment.len > 0 && segment.header.seq.before(sent);
+            self.counters.retransmitted += u64::from(again);
             // Others take their turn before this flow's next frame.
             flow.sending = true;
             self.sending.push_back(id);
@@ -609,6 +619,15 @@ impl Flow {
             since: now,
             session: None,
         }
+    }
+
+    pub(super) fn info(&self) -> FlowInfo {
+        let opening = match &self.state {
+            State::Connecting { .. } => true,
+            State::Open { endpoint, .. } => endpoint.status().opening,
+        };
+        let state = if opening { "connecting" } else { "open" };
+        FlowInfo { protocol: "tcp", state, guest: Some(self.guest), peer: Some(self.peer) }
     }
 
     fn aborted(&self) -> bool {

@@ -1,0 +1,193 @@
+//! What netstack tells about itself: frames, counters, flows.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tests::harness::{Test, World};
+use tests::lab::Outside;
+use tests::servers::{ECHO_PORT, HELLO};
+
+use crate::fixtures::blob;
+use crate::slirp::{Guest, LIMIT, request, start};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("observe/pcap", pcap).lab(),
+    Test::new("observe/pcap-ring", pcap_ring).lab(),
+    Test::new("observe/metrics-and-flows", metrics).lab(),
+    Test::new("observe/bad-places", bad_places),
+];
+
+/// The frames of a capture with nanoseconds, in this machine's byte order.
+fn frames(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let bytes = std::fs::read(path)?;
+    let word = |at: usize| -> Result<u32> {
+        let word = bytes.get(at..at + 4).with_context(|| format!("cut at {at}"))?;
+        Ok(u32::from_ne_bytes(word.try_into()?))
+    };
+    ensure!(word(0)? == 0xa1b2_3c4d && word(20)? == 1, "no capture of Ethernet");
+    let mut at = 24;
+    let mut all = Vec::new();
+    while at < bytes.len() {
+        ensure!(word(at + 4)? < 1_000_000_000, "nanoseconds");
+        let len = word(at + 8)? as usize;
+        all.push(bytes.get(at + 16..at + 16 + len).context("a cut frame")?.to_vec());
+        at += 16 + len;
+    }
+    Ok(all)
+}
+
+fn pcap(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let file = world.dir().join("a.pcap");
+    let path = file.display().to_string();
+    let pid = guest.pid();
+    let options = ["--pcap", &path, "--enable-sandbox", "--enable-seccomp", "-c", &pid, "tap0"];
+    let net = start(world, &options)?;
+    let script = format!("curl -sSf -m 20 http://{}/hello", Outside::V4);
+    guest.cmd(world, &script).run()?.ok()?.stdout_is(HELLO)?;
+    net.stop()?;
+    let frames = frames(&file)?;
+    let has = |what: &[u8]| frames.iter().any(|f| f.windows(what.len()).any(|w| w == what));
+    ensure!(has(b"GET /hello HTTP") && has(HELLO.as_bytes()), "both ways of a connection");
+    for frame in &frames {
+        let kind = frame.get(12..14).context("a short frame")?;
+        ensure!([[8, 0], [8, 6], [0x86, 0xdd]].iter().any(|k| k == kind), "type {kind:?}");
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    ensure!(std::fs::metadata(&file)?.permissions().mode() & 0o77 == 0, "readable by others");
+    Ok(())
+}
+
+fn pcap_ring(world: &World<'_>) -> Result<()> {
+    let (path, _) = blob(world, 8_000_000)?;
+    let name = path.file_name().and_then(|name| name.to_str()).context("no name")?;
+    let guest = Guest::start(world)?;
+    let file = world.dir().join("a.pcap");
+    let path = file.display().to_string();
+    let pid = guest.pid();
+    let options = [
+        "--pcap",
+        &path,
+        "--pcap-size",
+        "1",
+        "--pcap-files",
+        "3",
+        "--enable-sandbox",
+        "--enable-seccomp",
+        "-c",
+        &pid,
+        "tap0",
+    ];
+    let net = start(world, &options)?;
+    let script = format!("curl -sSf -m 20 -o /dev/null http://{}/{name}", Outside::V4);
+    guest.cmd(world, &script).run()?.ok()?;
+    net.stop()?;
+    for name in ["a.pcap", "a.pcap.1", "a.pcap.2"] {
+        let file = world.dir().join(name);
+        let len = std::fs::metadata(&file)?.len();
+        ensure!(len <= 1 << 20, "{name} has {len} bytes");
+        ensure!(!frames(&file)?.is_empty(), "{name} has no frames");
+    }
+    ensure!(!world.dir().join("a.pcap.3").exists());
+    Ok(())
+}
+
+fn value(text: &str, sample: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.with_context(|| format!("no {sample} in\n{text}"))?.parse().context("a value")
+}
+
+fn metrics(world: &World<'_>) -> Result<()> {
+    world.write("policy.toml", "default = 'allow'\n[[rule]]\naction = 'deny'\nport = [9]\n")?;
+    let policy = world.dir().join("policy.toml").display().to_string();
+    let guest = Guest::start(world)?;
+    let (socket, api) = (world.dir().join("metrics"), world.dir().join("api"));
+    let (path, api_path) = (socket.display().to_string(), api.display().to_string());
+    let pid = guest.pid();
+    let options =
+        ["--metrics", &path, "-a", &api_path, "--policy", &policy, "-c", "-6", &pid, "tap0"];
+    let net = start(world, &options)?;
+    let script = format!(
+        "exec python3 -u -c \"import socket\n\
+         all = [socket.create_connection(('{0}', {ECHO_PORT}), 15) for n in range(20)]\n\
+         for s in all: s.sendall(b'x' * 1000)\n\
+         for s in all:\n\
+         \x20 n = 0\n\
+         \x20 while n < 1000: n += len(s.recv(1000))\n\
+         try: socket.create_connection(('{0}', 9), 15)\n\
+         except OSError: print('up')\n\
+         input()\"",
+        Outside::V4
+    );
+    let client = guest.cmd(world, &script).stdin_open().spawn()?;
+    client.stdout_until("up\n", LIMIT)?;
+    let ask = || -> Result<String> {
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: netstack\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        ensure!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        Ok(text)
+    };
+    let text = ask()?;
+    ensure!(value(&text, "netstack_flows{protocol=\"tcp\"}")? == 20, "{text}");
+    for direction in ["from_guest", "to_guest"] {
+        let bytes = value(&text, &format!("netstack_bytes_total{{direction=\"{direction}\"}}"))?;
+        ensure!((20_000..200_000).contains(&bytes), "{text}");
+    }
+    ensure!(value(&text, "netstack_policy_decisions_total{rule=\"1\"}")? == 1, "{text}");
+    ensure!(value(&text, "netstack_policy_decisions_total{rule=\"default\"}")? == 20, "{text}");
+    ensure!(value(&text, "netstack_drops_total{reason=\"denied\"}")? == 1, "{text}");
+
+    let list = request(&api, r#"{"execute":"list_flows"}"#)?;
+    let flows = list["return"]["flows"].as_array().context("no flows")?;
+    let tcp: Vec<_> = flows.iter().filter(|flow| flow["proto"] == "tcp").collect();
+    ensure!(tcp.len() == 20, "{list}");
+    for flow in tcp {
+        ensure!(flow["peer"] == format!("{}:{ECHO_PORT}", Outside::V4), "{flow}");
+        ensure!(flow["guest"].as_str().is_some_and(|g| g.starts_with("10.0.2.100:")), "{flow}");
+        ensure!(flow["state"] == "open", "{flow}");
+    }
+    let skipped = request(&api, r#"{"execute":"list_flows","arguments":{"skip":15}}"#)?;
+    let total = skipped["return"]["total"].as_u64().context("no total")?;
+    let rest = skipped["return"]["flows"].as_array().context("no flows")?.len() as u64;
+    ensure!(rest + 15 == total, "{skipped}");
+    // Clients that say nothing, or go away, keep nobody waiting.
+    let _silent = UnixStream::connect(&socket)?;
+    UnixStream::connect(&socket)?.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    ask()?;
+    drop(client);
+    net.stop()?;
+    ensure!(!socket.exists() && !api.exists(), "sockets are left");
+
+    let net = start(world, &["--metrics", "127.0.0.1:19100", "-c", &pid, "tap0"])?;
+    let mut stream = TcpStream::connect(("127.0.0.1", 19100))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    value(&text, "netstack_workers")?;
+    ensure!(!text.contains("policy"), "{text}");
+    net.stop()
+}
+
+fn bad_places(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    for (option, place, says) in [
+        ("--pcap", "/nonexistent/a", "/nonexistent/a"),
+        ("--metrics", "/nonexistent/a", "/nonexistent/a"),
+        ("--metrics", "0.0.0.0:19100", "loopback"),
+    ] {
+        world
+            .ours("netstack")
+            .args([option, place, "-c", &guest.pid(), "tap0"])
+            .limit(LIMIT)
+            .run()?
+            .fails_with(1, says)?;
+    }
+    Ok(())
+}
