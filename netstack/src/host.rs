@@ -128,6 +128,12 @@ impl Host {
             HostCommand::EchoSend { flow, to, seq, data } => {
                 self.send_echo(stack, now, epoll, flow, to, seq, &data);
             }
+            HostCommand::SetTtl { flow, to, ttl, ping } => {
+                // Who cannot have a socket is told with what is sent next.
+                if let Ok(socket) = self.datagram_socket(epoll, flow, to.ip(), ping) {
+                    set_ttl(socket, to.ip(), ttl);
+                }
+            }
             HostCommand::Close { flow, reset } => {
                 if let Some(socket) = self.remove(flow)
                     && reset
@@ -369,14 +375,9 @@ impl Host {
         to: SocketAddr,
         data: &[u8],
     ) {
-        if self.find(flow).is_none() {
-            let made = self
-                .udp_socket(to.ip())
-                .and_then(|udp| self.insert(epoll, flow, Kind::Datagram(udp)));
-            if let Err(errno) = made {
-                let why = unreachable(errno);
-                return stack.handle_host(now, HostEvent::UdpUnreachable { flow, to, why });
-            }
+        if let Err(errno) = self.datagram_socket(epoll, flow, to.ip(), false) {
+            let why = unreachable(errno);
+            return stack.handle_host(now, HostEvent::UdpUnreachable { flow, to, why });
         }
         let Some(Socket { kind: Kind::Datagram(udp), .. }) = self.find(flow) else { return };
         for _ in 0..2 {
@@ -395,6 +396,28 @@ impl Host {
                     return;
                 }
             }
+        }
+    }
+
+    /// The flow's socket, made when there is none.
+    fn datagram_socket(
+        &mut self,
+        epoll: &Epoll,
+        flow: FlowId,
+        to: IpAddr,
+        ping: bool,
+    ) -> Result<&UdpSocket, Errno> {
+        if self.find(flow).is_none() {
+            let kind = if ping {
+                Kind::Ping(ping_socket(to)?)
+            } else {
+                Kind::Datagram(self.udp_socket(to)?)
+            };
+            self.insert(epoll, flow, kind)?;
+        }
+        match self.find(flow).map(|socket| &socket.kind) {
+            Some(Kind::Datagram(udp) | Kind::Ping(udp)) => Ok(udp),
+            _ => Err(Errno::ENOTSOCK),
         }
     }
 
@@ -433,7 +456,7 @@ impl Host {
                     return;
                 }
                 let why = unreachable(errno);
-                stack.handle_host(now, HostEvent::EchoUnreachable { flow, to, why });
+                stack.handle_host(now, HostEvent::EchoUnreachable { flow, to, seq, why });
             }
         }
     }
@@ -446,15 +469,7 @@ impl Host {
         seq: u16,
         data: &[u8],
     ) -> Result<(), Errno> {
-        if self.find(flow).is_none() {
-            let protocol = if to.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
-            let fd = new_socket(to, SockType::Datagram, Some(protocol))?;
-            match to {
-                IpAddr::V4(_) => setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?,
-                IpAddr::V6(_) => setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?,
-            }
-            self.insert(epoll, flow, Kind::Ping(UdpSocket::from(fd)))?;
-        }
+        self.datagram_socket(epoll, flow, to, true)?;
         let Some(Socket { kind: Kind::Ping(ping), .. }) = self.find(flow) else { return Ok(()) };
         // The kernel fills in identifier and checksum.
         let mut message = vec![if to.is_ipv4() { 8 } else { 128 }, 0, 0, 0, 0, 0];
@@ -499,6 +514,26 @@ impl Host {
         self.open -= 1;
         self.sockets.get_mut(flow.index())?.take()
     }
+}
+
+fn ping_socket(to: IpAddr) -> Result<UdpSocket, Errno> {
+    let protocol = if to.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
+    let fd = new_socket(to, SockType::Datagram, Some(protocol))?;
+    match to {
+        IpAddr::V4(_) => setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?,
+        IpAddr::V6(_) => setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?,
+    }
+    Ok(UdpSocket::from(fd))
+}
+
+/// Failing costs a hop in a trace, not a datagram.
+fn set_ttl(socket: &UdpSocket, to: IpAddr, ttl: Option<u8>) {
+    // -1 is the route's own (ip(7), ipv6(7)).
+    let ttl = ttl.map_or(-1, i32::from);
+    match to {
+        IpAddr::V4(_) => setsockopt(socket, sockopt::Ipv4Ttl, &ttl).ok(),
+        IpAddr::V6(_) => setsockopt(socket, sockopt::Ipv6Ttl, &ttl).ok(),
+    };
 }
 
 fn new_socket(
@@ -560,21 +595,44 @@ fn report_errors(
         any = true;
         let Some(to) = message.address.as_ref().and_then(std_address) else { continue };
         let Ok(mut messages) = message.cmsgs() else { continue };
-        let error = messages.find_map(|message| match message {
-            ControlMessageOwned::Ipv4RecvErr(error, _)
-            | ControlMessageOwned::Ipv6RecvErr(error, _) => Some(error),
+        let Some(why) = messages.find_map(|message| match message {
+            ControlMessageOwned::Ipv4RecvErr(error, by) => {
+                let by = by.map(|by| Ipv4Addr::from(u32::from_be(by.sin_addr.s_addr)).into());
+                Some(reported(&error, by))
+            }
+            ControlMessageOwned::Ipv6RecvErr(error, by) => {
+                Some(reported(&error, by.map(|by| Ipv6Addr::from(by.sin6_addr.s6_addr).into())))
+            }
             _ => None,
-        });
-        let Some(error) = error else { continue };
-        let why = unreachable(Errno::from_raw(error.ee_errno.cast_signed()));
+        }) else {
+            continue;
+        };
+        let whole = message.bytes >= 8;
         let event = if ping {
-            HostEvent::EchoUnreachable { flow, to: to.ip(), why }
+            // The queue gives the request from its ICMP header on.
+            let seq = if whole { u16::from_be_bytes([data[6], data[7]]) } else { 0 };
+            HostEvent::EchoUnreachable { flow, to: to.ip(), seq, why }
         } else {
             HostEvent::UdpUnreachable { flow, to, why }
         };
         stack.handle_host(now, event);
     }
     any
+}
+
+/// What an entry of the error queue means (ip(7), IP_RECVERR); `by` is who said it.
+fn reported(error: &libc::sock_extended_err, by: Option<IpAddr>) -> Unreachable {
+    let errno = Errno::from_raw(error.ee_errno.cast_signed());
+    match (error.ee_origin, error.ee_type, by) {
+        // ICMP_TIME_EXCEEDED, ICMPV6_TIME_EXCEED.
+        (libc::SO_EE_ORIGIN_ICMP, 11, Some(at)) | (libc::SO_EE_ORIGIN_ICMP6, 3, Some(at)) => {
+            Unreachable::Expired { at }
+        }
+        _ if errno == Errno::EMSGSIZE && error.ee_info > 0 => {
+            Unreachable::TooBig { mtu: error.ee_info }
+        }
+        _ => unreachable(errno),
+    }
 }
 
 /// An IP socket address; None for other families.

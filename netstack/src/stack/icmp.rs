@@ -6,7 +6,12 @@
 //! Echo requests to the gateway and the DNS address are answered here. Others go
 //! out through an unprivileged ping socket, one for each identifier of the guest;
 //! where the host's `net.ipv4.ping_group_range` forbids it, the guest is told
-//! "administratively prohibited". Errors carry the gateway's address.
+//! "administratively prohibited". Errors carry the gateway's address, or that of the
+//! router that said so.
+//!
+//! We are a router: what comes with a time to live of 1 ends here, and what has less
+//! than [`TTL_ORDINARY`] leaves with one less. So traceroute sees the gateway, and then
+//! the host's own path, as far as the host's kernel tells (IP_RECVERR).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -20,6 +25,9 @@ use super::{HostCommand, Netstack};
 
 const EXPIRY: Duration = Duration::from_secs(60);
 
+/// From here on a time to live is taken for a default, and the host's is used.
+const TTL_ORDINARY: u8 = 64;
+
 const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
 const V6_ECHO_REQUEST: u8 = 128;
@@ -31,6 +39,8 @@ pub(super) struct Flow {
     guest: IpAddr,
     ident: u16,
     last: Duration,
+    /// What the socket sends with; None is the host's default.
+    ttl: Option<u8>,
 }
 
 impl Flow {
@@ -41,6 +51,11 @@ impl Flow {
     pub(super) fn info(&self) -> FlowInfo {
         FlowInfo::open("icmp", (self.guest, self.ident))
     }
+}
+
+/// The time to live with which a packet leaves the host; None is the host's default.
+pub(super) fn onward(hop_limit: u8) -> Option<u8> {
+    (hop_limit < TTL_ORDINARY).then(|| hop_limit.saturating_sub(1).max(1))
 }
 
 impl Netstack {
@@ -62,6 +77,7 @@ impl Netstack {
         // Any port but 0 and 53 will do: the policy looks at addresses.
         let peer = SocketAddr::new(packet.dst, 7);
         let to = match policy::decide(&self.config, peer) {
+            Verdict::To(_) if self.expires_here(packet) => return,
             Verdict::To(_) if self.forbids(now, Protocol::Icmp, peer) => {
                 return self.unreachable(packet, Unreachable::Prohibited);
             }
@@ -76,7 +92,7 @@ impl Netstack {
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                let flow = Flow { guest: packet.src, ident, last: now };
+                let flow = Flow { guest: packet.src, ident, last: now, ttl: None };
                 match self.flows.insert(key, super::Flow::Echo(flow)) {
                     Some(id) => id,
                     None => {
@@ -87,7 +103,24 @@ impl Netstack {
             }
         };
         self.echo_touch(now, id);
+        let ttl = onward(packet.hop_limit);
+        if let Some(super::Flow::Echo(flow)) = self.flows.get_mut(id)
+            && std::mem::replace(&mut flow.ttl, ttl) != ttl
+        {
+            let to = SocketAddr::new(to, 0);
+            self.commands.push_back(HostCommand::SetTtl { flow: id, to, ttl, ping: true });
+        }
         self.commands.push_back(HostCommand::EchoSend { flow: id, to, seq, data: data.to_vec() });
+    }
+
+    /// Whether the packet gets no further than here; then the guest is told.
+    pub(super) fn expires_here(&mut self, packet: &Packet<'_>) -> bool {
+        let ends = packet.hop_limit <= 1;
+        if ends {
+            let at = self.config.gateway_for(packet.src);
+            self.unreachable(packet, Unreachable::Expired { at });
+        }
+        ends
     }
 
     fn is_ours(&self, ip: IpAddr) -> bool {
@@ -121,7 +154,7 @@ impl Netstack {
         self.push_echo_reply(from, guest, ident, seq, data);
     }
 
-    pub(super) fn echo_unreachable(&mut self, id: FlowId, to: IpAddr, why: Unreachable) {
+    pub(super) fn echo_unreachable(&mut self, id: FlowId, to: IpAddr, seq: u16, why: Unreachable) {
         let Some(super::Flow::Echo(flow)) = self.flows.get(id) else { return };
         let (guest, ident) = (flow.guest, flow.ident);
         let to = policy::shown(&self.config, to, guest);
@@ -129,6 +162,7 @@ impl Netstack {
         let mut quoted = [0; 8];
         quoted[0] = if v6 { V6_ECHO_REQUEST } else { ECHO_REQUEST };
         quoted[4..6].copy_from_slice(&ident.to_be_bytes());
+        quoted[6..8].copy_from_slice(&seq.to_be_bytes());
         let proto = if v6 { proto::ICMPV6 } else { proto::ICMP };
         self.quote_unreachable(guest, to, proto, &quoted, why);
     }
@@ -179,26 +213,33 @@ impl Netstack {
     fn push_unreachable(&mut self, guest: IpAddr, packet: &[u8], why: Unreachable) {
         // As much of the packet as fits the smallest link (RFC 1812 section
         // 4.3.2.3, RFC 4443 section 3.1).
-        let (kind, code, room) = if guest.is_ipv6() {
-            let code = match why {
-                Unreachable::Net => 0,
-                Unreachable::Prohibited => 1,
-                Unreachable::Host => 3,
-                Unreachable::Port => 4,
-            };
-            (1, code, 1280 - 40 - 8)
-        } else {
-            let code = match why {
-                Unreachable::Net => 0,
-                Unreachable::Host => 1,
-                Unreachable::Port => 3,
-                Unreachable::Prohibited => 13,
-            };
-            (3, code, 576 - 20 - 8)
+        let v6 = guest.is_ipv6();
+        let (kind, code) = match (why, v6) {
+            (Unreachable::Net, false) => (3, 0),
+            (Unreachable::Host, false) => (3, 1),
+            (Unreachable::Port, false) => (3, 3),
+            (Unreachable::TooBig { .. }, false) => (3, 4),
+            (Unreachable::Prohibited, false) => (3, 13),
+            (Unreachable::Expired { .. }, false) => (11, 0),
+            (Unreachable::Net, true) => (1, 0),
+            (Unreachable::Prohibited, true) => (1, 1),
+            (Unreachable::Host, true) => (1, 3),
+            (Unreachable::Port, true) => (1, 4),
+            (Unreachable::TooBig { .. }, true) => (2, 0),
+            (Unreachable::Expired { .. }, true) => (3, 0),
         };
+        let room = if v6 { 1280 - 40 - 8 } else { 576 - 20 - 8 };
         let mut icmp = vec![kind, code, 0, 0, 0, 0, 0, 0];
+        if let Unreachable::TooBig { mtu } = why {
+            // In IPv4 the upper half is unused (RFC 1191 section 4).
+            let mtu = if v6 { mtu.max(1280) } else { mtu.clamp(68, 65535) };
+            icmp[4..8].copy_from_slice(&mtu.to_be_bytes());
+        }
         icmp.extend_from_slice(&packet[..packet.len().min(room)]);
-        let from = self.config.gateway_for(guest);
+        let from = match why {
+            Unreachable::Expired { at } => policy::shown(&self.config, at, guest),
+            _ => self.config.gateway_for(guest),
+        };
         self.push_icmp(from, guest, icmp);
     }
 }

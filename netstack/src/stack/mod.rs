@@ -115,6 +115,17 @@ pub enum HostCommand {
         /// The payload.
         data: Vec<u8>,
     },
+    /// What is sent from the flow's own socket has this time to live from now on.
+    SetTtl {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where the next datagram goes to, if there is no socket yet.
+        to: SocketAddr,
+        /// None is the host's default.
+        ttl: Option<u8>,
+        /// The socket is one for echo requests.
+        ping: bool,
+    },
     /// Send an echo request from the flow's own ping socket.
     EchoSend {
         /// Names the socket.
@@ -206,6 +217,8 @@ pub enum HostEvent<'a> {
         flow: FlowId,
         /// Where it was sent to.
         to: IpAddr,
+        /// Its sequence number.
+        seq: u16,
         /// Why.
         why: Unreachable,
     },
@@ -457,7 +470,9 @@ impl Netstack {
             HostEvent::EchoReply { flow, from, seq, data } => {
                 self.echo_reply(now, flow, from, seq, data);
             }
-            HostEvent::EchoUnreachable { flow, to, why } => self.echo_unreachable(flow, to, why),
+            HostEvent::EchoUnreachable { flow, to, seq, why } => {
+                self.echo_unreachable(flow, to, seq, why);
+            }
         }
     }
 

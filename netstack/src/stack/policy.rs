@@ -33,8 +33,18 @@ pub enum Unreachable {
     Host,
     /// ECONNREFUSED on a UDP socket: ICMP 3/3, ICMPv6 1/4.
     Port,
-    /// Forbidden by the host: ICMP 3/13, ICMPv6 1/1.
+    /// Forbidden by the host or the policy: ICMP 3/13, ICMPv6 1/1.
     Prohibited,
+    /// EMSGSIZE: longer than what the path takes, in bytes: ICMP 3/4, ICMPv6 2/0.
+    TooBig {
+        /// What the path takes.
+        mtu: u32,
+    },
+    /// Its time to live ended: ICMP 11/0, ICMPv6 3/0.
+    Expired {
+        /// Where.
+        at: IpAddr,
+    },
 }
 
 /// Decides on a packet of the guest to `dst`.

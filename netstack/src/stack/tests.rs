@@ -719,9 +719,85 @@ fn echo_is_answered_here_or_by_the_host() {
         assert_eq!(packet(&all[0]).payload[4..], [0x12, 0x34, 0, 9, b'd', b'a']);
 
         let why = Unreachable::Prohibited;
-        stack.handle_host(at(2), HostEvent::EchoUnreachable { flow, to: from, why });
+        stack.handle_host(at(2), HostEvent::EchoUnreachable { flow, to: from, seq: 9, why });
         let (kind, code, _) = icmp_error(&mut stack);
         assert_eq!((kind, code), if reply == 0 { (3, 13) } else { (1, 1) });
+    }
+}
+
+/// A frame with another time to live; IPv4's header checksum is not looked at.
+fn with_ttl(mut frame: Vec<u8>, ttl: u8) -> Vec<u8> {
+    let ip = frame::HEAD;
+    let at = if frame[ip] >> 4 == 6 { ip + 7 } else { ip + 8 };
+    frame[at] = ttl;
+    frame
+}
+
+#[test]
+fn a_path_is_traced_through_us_and_the_host() {
+    for (guest, gateway, far, hop, request) in [
+        ("10.0.2.100", "10.0.2.2", "192.0.2.1", "198.51.100.1", 8),
+        ("fd00::100", "fd00::2", "2001:db8::1", "2001:db8:1::1", 128),
+    ] {
+        let v6 = request == 128;
+        let expired = if v6 { (3, 0) } else { (11, 0) };
+        let at_hop = |stack: &mut Netstack, hop: &str| {
+            let all = frames(stack, at(0));
+            let packet = packet(&all[0]);
+            assert_eq!(packet.src.to_string(), hop);
+            assert_eq!((packet.payload[0], packet.payload[1]), expired);
+            // The original's upper layer, eight bytes of it at least.
+            packet.payload[8 + if v6 { 40 } else { 20 }..].to_vec()
+        };
+        let mut stack = stack();
+        arrive(&mut stack, at(0), &with_ttl(echo(guest, far, request), 1));
+        assert_eq!(commands(&mut stack), []);
+        assert_eq!(at_hop(&mut stack, gateway)[4..8], [0x12, 0x34, 0, 9]);
+
+        arrive(&mut stack, at(0), &with_ttl(echo(guest, far, request), 3));
+        let sent = commands(&mut stack);
+        let [
+            HostCommand::SetTtl { ttl: Some(2), ping: true, .. },
+            HostCommand::EchoSend { flow, to, seq, .. },
+        ] = sent[..]
+        else {
+            panic!("{sent:?}")
+        };
+        let why = Unreachable::Expired { at: hop.parse().unwrap() };
+        stack.handle_host(at(1), HostEvent::EchoUnreachable { flow, to, seq, why });
+        assert_eq!(at_hop(&mut stack, hop)[4..8], [0x12, 0x34, 0, 9]);
+        arrive(&mut stack, at(0), &with_ttl(echo(guest, far, request), 3));
+        assert_eq!(commands(&mut stack).len(), 1, "it is set once");
+        arrive(&mut stack, at(0), &with_ttl(echo(guest, far, request), 64));
+        let sent = commands(&mut stack);
+        assert!(matches!(sent[0], HostCommand::SetTtl { ttl: None, .. }), "{sent:?}");
+
+        let (from, to) = (
+            SocketAddr::new(guest.parse().unwrap(), 4000),
+            SocketAddr::new(far.parse().unwrap(), 33434),
+        );
+        let datagram = |ttl| with_ttl(udp_frame(from, to, b"trace"), ttl);
+        arrive(&mut stack, at(0), &datagram(1));
+        assert_eq!(commands(&mut stack), []);
+        assert_eq!(at_hop(&mut stack, gateway)[..4], [0x0f, 0xa0, 0x82, 0x9a]);
+        arrive(&mut stack, at(0), &datagram(2));
+        let sent = commands(&mut stack);
+        let [
+            HostCommand::SetTtl { ttl: Some(1), ping: false, .. },
+            HostCommand::UdpSend { flow, .. },
+        ] = sent[..]
+        else {
+            panic!("{sent:?}")
+        };
+        stack.handle_host(at(1), HostEvent::UdpUnreachable { flow, to, why });
+        assert_eq!(at_hop(&mut stack, hop)[..4], [0x0f, 0xa0, 0x82, 0x9a]);
+
+        let why = Unreachable::TooBig { mtu: 1400 };
+        stack.handle_host(at(1), HostEvent::UdpUnreachable { flow, to, why });
+        let all = frames(&mut stack, at(1));
+        let told = packet(&all[0]);
+        assert_eq!(told.payload[..2], if v6 { [2, 0] } else { [3, 4] });
+        assert_eq!(told.payload[4..8], 1400u32.to_be_bytes());
     }
 }
 

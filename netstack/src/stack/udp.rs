@@ -21,7 +21,7 @@ use super::flow::{FlowId, Key};
 use super::frame::{Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
 use super::report::FlowInfo;
-use super::{HostCommand, Netstack};
+use super::{HostCommand, Netstack, icmp};
 
 const EXPIRY: Duration = Duration::from_secs(180);
 /// Clients of published ports remembered at most.
@@ -35,6 +35,8 @@ const COMMANDS_MAX: usize = 8192;
 pub(super) struct Flow {
     guest: SocketAddr,
     last: Duration,
+    /// What the socket sends with; None is the host's default.
+    ttl: Option<u8>,
 }
 
 impl Flow {
@@ -108,6 +110,7 @@ impl Netstack {
             return;
         }
         let to = match policy::decide(&self.config, peer) {
+            Verdict::To(_) if self.expires_here(packet) => return,
             Verdict::To(_) if self.forbids(now, Protocol::Udp, peer) => {
                 return self.unreachable(packet, Unreachable::Prohibited);
             }
@@ -121,15 +124,24 @@ impl Netstack {
         let key = Key::Udp(guest);
         let id = match self.flows.find(&key) {
             Some(id) => id,
-            None => match self.flows.insert(key, super::Flow::Udp(Flow { guest, last: now })) {
-                Some(id) => id,
-                None => {
-                    self.counters.table_full += 1;
-                    return;
+            None => {
+                match self.flows.insert(key, super::Flow::Udp(Flow { guest, last: now, ttl: None }))
+                {
+                    Some(id) => id,
+                    None => {
+                        self.counters.table_full += 1;
+                        return;
+                    }
                 }
-            },
+            }
         };
         self.udp_touch(now, id);
+        let ttl = icmp::onward(packet.hop_limit);
+        if let Some(super::Flow::Udp(flow)) = self.flows.get_mut(id)
+            && std::mem::replace(&mut flow.ttl, ttl) != ttl
+        {
+            self.command(HostCommand::SetTtl { flow: id, to, ttl, ping: false });
+        }
         for data in datagrams(data, segment) {
             self.command(HostCommand::UdpSend { flow: id, to, data: data.to_vec() });
         }

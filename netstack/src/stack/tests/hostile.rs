@@ -56,6 +56,11 @@ fn answer(stack: &mut Netstack, now: Duration, command: &HostCommand, dice: u8) 
         }
         HostCommand::EchoSend { flow, to, seq, ref data } => {
             stack.handle_host(now, HostEvent::EchoReply { flow, from: to, seq, data });
+            let why = match dice {
+                0..100 => Unreachable::Expired { at: to },
+                _ => Unreachable::TooBig { mtu: u32::from(dice) },
+            };
+            stack.handle_host(now, HostEvent::EchoUnreachable { flow, to, seq, why });
         }
         _ => {}
     }
