@@ -31,6 +31,10 @@ Joins directories into one, copy-on-write, without privilege.
                               user.containers.override_stat to UID:GID
   unmapped_root               show owners of no user of the namespace as 0
   public_lower                show only what every user of the host may read
+  redirect_dir=on|off|nofollow
+                              on: directories that a lower has can be renamed; off:
+                              EXDEV (tools copy instead), but what was renamed is
+                              shown; nofollow: not even that
   volatile                    never sync
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)

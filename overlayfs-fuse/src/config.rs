@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use crate::overlay::xattr::Permissions;
-use crate::overlay::{IdMap, Options};
+use crate::overlay::{IdMap, Options, RedirectDir};
 
 /// Most lower directories that are accepted, as with the peers.
 pub const MAX_LOWERS: usize = 500;
@@ -203,8 +203,10 @@ impl Config {
             "noacl" => self.options.no_acl = true,
             "noxattrs" => self.options.no_xattrs = value != Some(b"0"),
             "redirect_dir" => match text()?.as_str() {
-                "off" | "nofollow" => {}
-                _ => return Err(bad("only off is possible")),
+                "on" => self.options.redirect_dir = RedirectDir::On,
+                "off" | "follow" => self.options.redirect_dir = RedirectDir::Follow,
+                "nofollow" => self.options.redirect_dir = RedirectDir::NoFollow,
+                _ => return Err(bad("the value is on, off, follow or nofollow")),
             },
             "ro" => self.flags.read_only = true,
             "dev" => self.flags.dev = Some(true),
@@ -235,6 +237,12 @@ impl Config {
         }
         if self.lowers.len() > MAX_LOWERS {
             return Err(ConfigError::TooManyLowers(self.lowers.len()));
+        }
+        if self.options.redirect_dir == RedirectDir::On && self.options.public_lower {
+            return Err(ConfigError::Value {
+                option: "redirect_dir".to_owned(),
+                reason: "on cannot be combined with public_lower".to_owned(),
+            });
         }
         if let Some(dirs) = &self.upper {
             if dirs.upper.as_os_str().is_empty() {
@@ -414,13 +422,15 @@ mod tests {
             "xattr_permissions=3",
             "upperdir=",
             "fsync",
-            "redirect_dir=on",
+            "redirect_dir=maybe",
         ] {
             let error = Config::default().apply(text.as_bytes()).unwrap_err().to_string();
             let key = text.split('=').next().unwrap();
             assert!(error.contains(key), "{text}: {error}");
         }
         assert_eq!(config("upperdir=/u").check().unwrap_err(), ConfigError::NoLower);
+        let both = config("lowerdir=/a,redirect_dir=on,public_lower").check().unwrap_err();
+        assert!(both.to_string().contains("redirect_dir"), "{both}");
         assert_eq!(config("lowerdir=/a,upperdir=/u").check().unwrap_err(), ConfigError::NoWork);
         let many = vec!["/l"; MAX_LOWERS + 1].join(":");
         assert!(config(&format!("lowerdir={many}")).check().is_err());

@@ -22,9 +22,17 @@ pub enum Error {
     /// There is no upper layer.
     #[error("the union has no upper layer")]
     ReadOnly,
-    /// A directory that exists in a lower layer cannot be moved.
+    /// A directory that exists in a lower layer cannot be moved, or only by copying.
     #[error("a directory of a lower layer cannot be renamed")]
     CrossDevice,
+    /// A directory says that its lower part is elsewhere, and is not followed there.
+    #[error("redirected directory: {reason}")]
+    Redirect {
+        /// Why not.
+        reason: &'static str,
+        /// `EPERM` when it is not allowed, `EINVAL` when it names no place.
+        errno: Errno,
+    },
     /// The name is taken.
     #[error("file exists")]
     Exists,
@@ -59,7 +67,7 @@ impl Error {
     #[must_use]
     pub fn errno(&self) -> i32 {
         let errno = match self {
-            Self::Layer { errno, .. } => *errno,
+            Self::Layer { errno, .. } | Self::Redirect { errno, .. } => *errno,
             Self::NotFound => Errno::ENOENT,
             Self::ReadOnly => Errno::EROFS,
             Self::CrossDevice => Errno::EXDEV,

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use super::init::{self, Granted, Wishes};
 use super::wire::{self, Answer, Body, Request, fattr, op};
 use crate::error::Error;
-use crate::overlay::{Attr, Caller, Changes, New, Overlay, SetTime};
+use crate::overlay::{Attr, Caller, Changes, New, Overlay, SetTime, UNKNOWN};
 
 /// What a request comes to.
 pub(crate) enum Verdict {
@@ -317,8 +317,9 @@ impl Adapter {
         let (cookie, limit) = (need(body.u64())?, need(body.u32())? as usize);
         let plus = request.opcode == op::READDIRPLUS;
         self.overlay.read_dir(request.node, cookie, plus, &mut |cookie, name, attr| {
-            // The kernel makes no entry of `.` and `..`.
-            let node = if name == "." || name == ".." { 0 } else { attr.ino };
+            // The kernel makes no entry of `.` and `..`, nor of what is not known.
+            let unknown = name == "." || name == ".." || attr.ino == UNKNOWN;
+            let node = if unknown { 0 } else { attr.ino };
             answer.dirent(limit, cookie, name, attr, plus.then_some(node))
         })?;
         Ok(())

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use super::{EntryKind, Layer, Listing, Named, RawEntry};
+use super::{Below, EntryKind, Layer, Listing, Named, RawEntry};
 use crate::error::{During, Error, Result};
 use crate::overlay::whiteout;
 use crate::sys;
@@ -174,8 +174,7 @@ pub(crate) fn find_at(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Named> {
     match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => {
             if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-                let opaque = whiteout::is_opaque(parent, name)?;
-                return Ok(Named::Present(stat, opaque));
+                return Ok(Named::Present(stat, whiteout::below(parent, name)?));
             }
             // Only an empty file can be a whiteout made of attributes.
             let empty = stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_size == 0;
@@ -183,7 +182,7 @@ pub(crate) fn find_at(parent: BorrowedFd<'_>, name: &OsStr) -> Result<Named> {
             if whiteout::is_whiteout(parent, name, &stat, by_attribute)? {
                 Ok(Named::Whiteout)
             } else {
-                Ok(Named::Present(stat, false))
+                Ok(Named::Present(stat, Below::Merged))
             }
         }
         Err(Errno::ENOENT) => {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -10,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{FileStat, fstat};
 
-use super::{EntryKind, Layer, Listing, Named, RawEntry};
+use super::{Below, EntryKind, Layer, Listing, Named, RawEntry};
 use crate::error::{During, Error, Result};
 
 #[derive(Debug)]
@@ -70,6 +71,16 @@ impl MemLayer {
     #[must_use]
     pub fn opaque(mut self, path: &str) -> Self {
         self.put(path, Object::Directory { opaque: true }, 0o755);
+        self
+    }
+
+    /// Adds a directory whose lower part is at `to`.
+    #[must_use]
+    pub fn redirected(mut self, path: &str, to: &str) -> Self {
+        self.put(path, Object::Directory { opaque: false }, 0o755);
+        if let Some(inode) = self.inodes.get_mut(Path::new(path)) {
+            inode.attributes.insert("user.overlay.redirect".into(), to.into());
+        }
         self
     }
 
@@ -154,8 +165,13 @@ impl Layer for MemLayer {
             None => Named::Absent,
             Some(Inode { object: Object::Whiteout, .. }) => Named::Whiteout,
             Some(inode) => {
-                let opaque = matches!(inode.object, Object::Directory { opaque: true });
-                Named::Present(self.stat_of(inode)?, opaque)
+                let redirect = inode.attributes.get(OsStr::new("user.overlay.redirect"));
+                let below = match (&inode.object, redirect) {
+                    (Object::Directory { opaque: true }, _) => Below::Hidden,
+                    (_, Some(to)) => Below::Redirected(OsString::from_vec(to.clone())),
+                    _ => Below::Merged,
+                };
+                Named::Present(self.stat_of(inode)?, below)
             }
         })
     }

@@ -20,6 +20,17 @@ pub use dir::DirLayer;
 pub(crate) use dir::{find_at, list_at, open_beneath};
 pub use mem::MemLayer;
 
+/// What a directory of a layer has to say about the layers below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Below {
+    /// The directory of the same name there belongs to it.
+    Merged,
+    /// Nothing there does: it is opaque.
+    Hidden,
+    /// The directory there that this value names does (a redirect, unchecked).
+    Redirected(OsString),
+}
+
 /// What a name in a layer is, as far as merging needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
@@ -50,14 +61,14 @@ pub struct Listing {
 }
 
 /// What a layer says about a single name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Named {
     /// Nothing: ask the next layer.
     Absent,
     /// It is hidden in the layers below.
     Whiteout,
-    /// It is here. The flag says whether a directory is opaque.
-    Present(FileStat, bool),
+    /// It is here; with what a directory says of those below.
+    Present(FileStat, Below),
 }
 
 /// A tree that can be merged. Implementations must never leave their root,

@@ -22,6 +22,10 @@ use crate::layer::list_at;
 /// Cookies 1 and 2 are `.` and `..`.
 pub(crate) const FIRST_COOKIE: u64 = 3;
 
+/// Inode number of an entry of which no attributes are known (as with libfuse);
+/// no node has it.
+pub const UNKNOWN: Ino = 0xffff_ffff;
+
 /// Missing names looked up in a directory after which it gets its index: each
 /// costs two system calls a layer, and there will be more.
 const MISSES: u8 = 8;
@@ -300,6 +304,14 @@ impl Overlay {
                 let found = match self.entry(&node, &entry.name) {
                     Ok(Some(found)) => found,
                     Ok(None) | Err(Error::Stale) => continue,
+                    // There is such a name, but nothing can be said of it.
+                    Err(Error::Redirect { .. }) => {
+                        let attr = Attr { ino: UNKNOWN, mode: entry.kind, ..Attr::default() };
+                        if !add(cookie, &entry.name, &attr) {
+                            return Ok(());
+                        }
+                        continue;
+                    }
                     Err(e) => return Err(e),
                 };
                 let (child, attr) = self.intern(found, count);

@@ -332,7 +332,9 @@ impl Table {
             }
             Lower::None => None,
         };
-        if let Some(id) = place.as_ref().and_then(|p| self.alt.get(p)) {
+        if let Some(id) = place.as_ref().and_then(|p| self.alt.get(p))
+            && self.nodes.get(id).is_some_and(|slot| same_object(&slot.node, found))
+        {
             return (*id, None);
         }
         let (id, alt) = self.natural(found.origin);
@@ -358,8 +360,8 @@ impl Table {
         let (device, ino) = origin;
         let index = self.device_index(device);
         let id = index << INO_BITS | ino;
-        // 0 is no inode, 1 is the root of the union.
-        if ino >> INO_BITS == 0 && index < 0xffff && id > ROOT {
+        // 0 is no inode, 1 is the root of the union, UNKNOWN stands for none.
+        if ino >> INO_BITS == 0 && index < 0xffff && id > ROOT && id != super::UNKNOWN {
             return (id, None);
         }
         let key = AltKey::Raw(origin);
@@ -384,7 +386,12 @@ fn same_object(node: &Node, found: &Identity) -> bool {
     if node.is_dir() {
         return match (&body.lower, &found.lower) {
             (Lower::Dirs(a, _), Lower::Dirs(b, _)) if !a.is_empty() || !b.is_empty() => {
-                a.first() == b.first()
+                // Two directories of the upper may claim one lower directory.
+                let same_place = || match (&body.place, &found.place) {
+                    (Some((p1, n1)), Some((p2, n2))) => Arc::ptr_eq(p1, p2) && n1 == n2,
+                    _ => false,
+                };
+                a.first() == b.first() && (body.upper_ino == found.upper_ino || same_place())
             }
             _ => body.upper_ino == found.upper_ino,
         };

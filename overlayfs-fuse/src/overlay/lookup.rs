@@ -1,5 +1,6 @@
 //! Finding a name in the stack of layers.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -11,11 +12,12 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use super::directory::{Indexed, Place};
 use super::inode::{Identity, Ino, Lower, LowerDir, Node, UpperAt};
+use super::redirect::{Trail, walk};
 use super::upper::Origin;
 use super::xattr::OverrideStat;
 use super::{Attr, Overlay, dev_ino};
 use crate::error::{Error, Result};
-use crate::layer::{Named, find_at};
+use crate::layer::{Below, Named, find_at};
 use crate::sys;
 
 /// Longest name of any file system here, bytes (limits.h).
@@ -102,11 +104,14 @@ impl Overlay {
         let (upper, lowers) = self.dir_layers(dir)?;
         let in_upper = match (&upper, known) {
             (None, _) | (_, Some(Place { lower: Some(_), .. })) => Named::Absent,
-            // No whiteout, and opaque or not is the same.
+            // No whiteout, and opaque or not is the same; it may be redirected.
             (Some(upper), Some(Place { merged: false, .. })) => {
                 let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
                 match fstatat(upper.as_fd(), name, flags) {
-                    Ok(stat) => Named::Present(stat, true),
+                    Ok(stat) => {
+                        let below = self.below_alone(upper.as_fd(), name, &stat)?;
+                        Named::Present(stat, below)
+                    }
                     Err(Errno::ENOENT) => return Ok(None),
                     Err(errno) => return Err(Error::Layer { op: "look up a name", errno }),
                 }
@@ -116,7 +121,7 @@ impl Overlay {
         let place = || Some((Arc::clone(dir), name.to_owned()));
         match in_upper {
             Named::Whiteout => Ok(None),
-            Named::Present(stat, opaque) => {
+            Named::Present(stat, below) => {
                 let upper = upper.as_ref().ok_or(Error::Stale)?.as_fd();
                 let kept = self.kept_in_upper(upper, name, &stat)?;
                 let kind = shown_kind(&stat, kept.as_ref());
@@ -131,8 +136,8 @@ impl Overlay {
                     lower_links: false,
                 };
                 if kind == libc::S_IFDIR {
-                    if !opaque {
-                        let found = self.find_lower(&lowers, name, known)?;
+                    if below != Below::Hidden {
+                        let found = self.find_lower(&lowers, name, &below, known)?;
                         if let (Some(first), false) = (&found.stat, found.blank)
                             && !found.dirs.is_empty()
                         {
@@ -163,7 +168,7 @@ impl Overlay {
                 Ok(Some(Found { identity, stat, kept, present }))
             }
             Named::Absent => {
-                let found = self.find_lower(&lowers, name, known)?;
+                let found = self.find_lower(&lowers, name, &Below::Merged, known)?;
                 let Some(stat) = found.stat else { return Ok(None) };
                 if let Some(layer) = found.file {
                     return self.found_lower_file(dir, name, &lowers, layer, stat);
@@ -241,54 +246,132 @@ impl Overlay {
         Ok(Some(found))
     }
 
-    /// What the lowers have under `name`. Stops at the first that decides.
+    /// What a directory of the upper that is the only one of its name says of
+    /// the lowers: nothing, unless it was renamed.
+    fn below_alone(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &FileStat) -> Result<Below> {
+        if stat.st_mode & libc::S_IFMT != libc::S_IFDIR
+            || self.lowers.is_empty()
+            || !self.follows_redirects()
+        {
+            return Ok(Below::Hidden);
+        }
+        match super::whiteout::below_by_attributes(dir, name)? {
+            Below::Merged => Ok(Below::Hidden),
+            other => Ok(other),
+        }
+    }
+
+    /// The same for a directory of lower `dir`.
+    fn lower_alone(&self, dir: &LowerDir, name: &OsStr) -> Result<Named> {
+        let layer = &self.lowers[dir.layer];
+        let stat = layer.stat(&dir.path, name)?;
+        if stat.st_mode & libc::S_IFMT == libc::S_IFDIR
+            && dir.layer + 1 < self.lowers.len()
+            && self.follows_redirects()
+            // Only of what has attributes can there be more to say.
+            && !layer.listxattr(&dir.path, name)?.is_empty()
+            && let Named::Present(stat, Below::Redirected(to)) = layer.find(&dir.path, name)?
+        {
+            return Ok(Named::Present(stat, Below::Redirected(to)));
+        }
+        Ok(Named::Present(stat, Below::Hidden))
+    }
+
+    /// What the lowers have under `name`, of which the layers above say `above`.
+    /// Stops at the first that decides.
     fn find_lower(
         &self,
         lowers: &[LowerDir],
         name: &OsStr,
+        above: &Below,
         known: Option<Place>,
     ) -> Result<LowerFound> {
         let mut out = LowerFound::default();
         let mut child: Option<Arc<Path>> = None;
         let top = known.and_then(|k| k.lower).map(usize::from);
-        let start = top.and_then(|l| lowers.iter().position(|d| d.layer == l)).unwrap_or(0);
+        let mut at = top.and_then(|l| lowers.iter().position(|d| d.layer == l)).unwrap_or(0);
         let alone = top.is_some() && known.is_some_and(|k| !k.merged);
-        for dir in &lowers[start..] {
+        let mut trail = Trail::Name(Cow::Borrowed(name));
+        let mut redirected = false;
+        let roots = std::cell::OnceCell::new();
+        let mut stack = lowers;
+        if let Below::Redirected(to) = above {
+            trail = trail.follow(to)?;
+            redirected = true;
+            if let Trail::Path(_) = trail {
+                (stack, at) = (roots.get_or_init(|| self.root_lowers()), 0);
+            }
+        }
+        while let Some(dir) = stack.get(at) {
+            at += 1;
             let layer = &self.lowers[dir.layer];
-            let named = if alone {
-                // No whiteout, and nothing below that it could hide.
-                Named::Present(layer.stat(&dir.path, name)?, true)
-            } else {
-                layer.find(&dir.path, name)?
+            let (named, path) = match &trail {
+                Trail::Name(name) if alone && !redirected => {
+                    // No whiteout, and nothing below that it could hide.
+                    (self.lower_alone(dir, name)?, None)
+                }
+                Trail::Name(name) => (layer.find(&dir.path, name)?, None),
+                Trail::Path(path) => {
+                    let walked = walk(layer.as_ref(), path)?;
+                    let path = path.clone();
+                    trail = Trail::Path(walked.below);
+                    if walked.last && !matches!(walked.named, Named::Present(..)) {
+                        break;
+                    }
+                    (walked.named, Some(path))
+                }
             };
-            match named {
-                Named::Absent => {}
+            let (stat, below) = match named {
+                Named::Absent => continue,
                 Named::Whiteout => break,
-                Named::Present(stat, opaque) => {
-                    let public = !self.options.public_lower || is_public(&stat);
-                    if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
-                        if out.dirs.is_empty() && public {
-                            out.file = Some(dir.layer);
-                            out.stat = Some(stat);
-                        }
-                        break;
+                Named::Present(stat, below) => (stat, below),
+            };
+            let public = !self.options.public_lower || is_public(&stat);
+            if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
+                if out.dirs.is_empty() && public && !redirected {
+                    out.file = Some(dir.layer);
+                    out.stat = Some(stat);
+                }
+                break;
+            }
+            if redirected && !self.follows_redirects() {
+                return Err(Error::Redirect { reason: "not followed here", errno: Errno::EPERM });
+            }
+            if !public && !out.dirs.is_empty() {
+                break;
+            }
+            let path: Arc<Path> = match (path, &trail) {
+                (Some(path), _) => path.into(),
+                (None, Trail::Name(name)) => match &child {
+                    Some(path)
+                        if path.parent() == Some(&dir.path)
+                            && path.file_name() == Some(name.as_ref()) =>
+                    {
+                        Arc::clone(path)
                     }
-                    if !public && !out.dirs.is_empty() {
-                        break;
-                    }
-                    let path = match &child {
-                        Some(path) if path.parent() == Some(&dir.path) => Arc::clone(path),
-                        _ => Arc::from(dir.path.join(name)),
-                    };
-                    child = Some(Arc::clone(&path));
-                    out.stat.get_or_insert(stat);
-                    out.dirs.push(LowerDir { layer: dir.layer, path });
-                    if !public {
-                        out.blank = true;
-                        break;
-                    }
-                    if opaque {
-                        break;
+                    _ => dir.path.join(name).into(),
+                },
+                (None, Trail::Path(_)) => return Err(Error::Stale),
+            };
+            child = Some(Arc::clone(&path));
+            out.stat.get_or_insert(stat);
+            out.dirs.push(LowerDir { layer: dir.layer, path });
+            if !public {
+                out.blank = true;
+                break;
+            }
+            match below {
+                Below::Hidden => break,
+                Below::Merged => {}
+                // Of the bottom layer nothing is below.
+                Below::Redirected(_) if dir.layer + 1 == self.lowers.len() => break,
+                Below::Redirected(to) => {
+                    redirected = true;
+                    let layer = dir.layer;
+                    trail = trail.follow(&to)?;
+                    if let Trail::Path(_) = trail {
+                        stack = roots.get_or_init(|| self.root_lowers());
+                        at = stack.partition_point(|d| d.layer <= layer);
                     }
                 }
             }
@@ -298,7 +381,7 @@ impl Overlay {
 
     /// Whether the lowers show `name`.
     pub(crate) fn lower_shows(&self, lowers: &[LowerDir], name: &OsStr) -> Result<bool> {
-        Ok(self.find_lower(lowers, name, None)?.stat.is_some())
+        Ok(self.find_lower(lowers, name, &Below::Merged, None)?.stat.is_some())
     }
 
     /// Whether a lower has `name`, be it seen or not: then removing the name

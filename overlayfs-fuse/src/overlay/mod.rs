@@ -36,7 +36,7 @@ pub mod inode;
 mod lookup;
 pub mod merge;
 mod object;
-mod redirect;
+pub mod redirect;
 mod remove;
 mod rename;
 mod upper;
@@ -45,9 +45,11 @@ pub mod xattr;
 
 pub use attr::{Changes, SetTime};
 pub use create::{Caller, New};
+pub use directory::UNKNOWN;
 pub use idmap::{IdMap, Owners};
 pub use inode::{Ino, Node, ROOT};
 pub use lookup::Found;
+pub use redirect::RedirectDir;
 pub use upper::Upper;
 
 use inode::{Inodes, Lower, LowerDir, UpperAt};
@@ -92,6 +94,8 @@ pub struct Options {
     pub public_lower: bool,
     /// Never sync.
     pub volatile: bool,
+    /// What is done about renamed directories that a lower has.
+    pub redirect_dir: RedirectDir,
     /// `.`-entries of the upper are accepted without POSIX ACLs.
     pub no_acl: bool,
     /// Extended attributes are neither shown nor accepted.

@@ -3,7 +3,8 @@
 //! The source is copied up first; then one renameat2(2) in the upper does it,
 //! leaving a whiteout behind where a lower has the old name
 //! (`RENAME_WHITEOUT`). What else is needed is done before, in an order in which
-//! every state in between shows the old tree.
+//! every state in between shows the old tree. A directory that a lower has first
+//! says where its lower part stays (see [`super::redirect`]).
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::directory::DirState;
 use super::inode::{Ino, Node, UpperAt};
 use super::object::Object;
-use super::redirect::may_move;
+use super::redirect::has_lower_part;
 use super::remove::upper_kind;
 use super::upper::Upper;
 use super::{Overlay, check_name, whiteout};
@@ -38,7 +39,7 @@ impl Overlay {
     /// renameat2(2), without `RENAME_WHITEOUT`.
     ///
     /// # Errors
-    /// `CrossDevice` for a directory that a lower has; `Exists` with
+    /// `CrossDevice` for a directory that a lower has, unless redirects are written; `Exists` with
     /// `RENAME_NOREPLACE`; `NotEmpty`; or what the upper says.
     pub fn rename(
         &self,
@@ -92,12 +93,14 @@ impl Overlay {
             if exchange {
                 let target = target.as_ref().ok_or(Error::NotFound)?;
                 self.exchange(up, &source, target, &old, &new)?;
-                state.add(name, target.kind, false);
-                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind, false);
+                state.add(name, target.kind, has_lower_part(target));
+                let merged = has_lower_part(&source);
+                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind, merged);
             } else {
                 self.replace(up, &source, target.as_ref(), &old, &new)?;
+                let merged = has_lower_part(&source);
                 state.remove(name);
-                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind, false);
+                new_state_ref.unwrap_or(&mut state).add(new_name, source.kind, merged);
             }
             drop((shared, exclusive));
             Ok(())
@@ -117,7 +120,7 @@ impl Overlay {
     }
 
     fn ready_to_move(&self, node: &Arc<Node>) -> Result<()> {
-        if node.is_dir() { may_move(node) } else { self.copy_up(node, None) }
+        if node.is_dir() { self.ready_to_redirect(node) } else { self.copy_up(node, None) }
     }
 
     fn end<'a>(&self, parent: &Arc<Node>, name: &'a OsStr) -> Result<End<'a>> {
@@ -175,9 +178,7 @@ impl Overlay {
             }
             gone = Some((held, links));
         }
-        if source.is_dir() && new.covered {
-            mark_opaque(up, old.dir.as_fd(), old.name)?;
-        }
+        self.say_what_is_below(up, source, old, new)?;
         let over_whiteout = match fstatat(new.dir.as_fd(), new.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => whiteout::is_whiteout_device(&stat),
             Err(Errno::ENOENT) => false,
@@ -218,6 +219,28 @@ impl Overlay {
         if old.covered { up.place_whiteout(from, old.name, None) } else { Ok(()) }
     }
 
+    /// Prepares a directory for its move: what it shows of the lowers must not
+    /// change with the place.
+    fn say_what_is_below(
+        &self,
+        up: &Upper,
+        node: &Arc<Node>,
+        from: &End<'_>,
+        to: &End<'_>,
+    ) -> Result<()> {
+        if !node.is_dir() {
+            return Ok(());
+        }
+        if has_lower_part(node) {
+            let fd = reach_dir(from.dir.as_fd(), from.name)?;
+            self.redirect(up, node, fd.as_fd(), Arc::ptr_eq(&from.parent, &to.parent))
+        } else if to.covered {
+            mark_opaque(up, from.dir.as_fd(), from.name)
+        } else {
+            Ok(())
+        }
+    }
+
     fn exchange(
         &self,
         up: &Upper,
@@ -227,12 +250,8 @@ impl Overlay {
         new: &End<'_>,
     ) -> Result<()> {
         self.materialise(up, target, new)?;
-        if source.is_dir() && new.covered {
-            mark_opaque(up, old.dir.as_fd(), old.name)?;
-        }
-        if target.is_dir() && old.covered {
-            mark_opaque(up, new.dir.as_fd(), new.name)?;
-        }
+        self.say_what_is_below(up, source, old, new)?;
+        self.say_what_is_below(up, target, new, old)?;
         let flags = RenameFlags::RENAME_EXCHANGE;
         renameat2(old.dir.as_fd(), old.name, new.dir.as_fd(), new.name, flags)
             .during("exchange")?;

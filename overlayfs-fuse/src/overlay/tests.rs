@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use nix::errno::Errno;
 
-use super::{Attr, Options, Overlay, ROOT};
+use super::{Attr, Options, Overlay, ROOT, RedirectDir};
 use crate::layer::{Layer, MemLayer};
 
 fn union(lowers: Vec<MemLayer>, options: Options) -> Overlay {
@@ -125,4 +125,76 @@ fn forgotten_nodes_leave_the_table_with_their_parents() {
     union.forget(c, 7);
     union.forget(ROOT, 1);
     assert!(union.getattr(ROOT).is_ok());
+}
+
+/// Where a directory was renamed in one layer and what it holds is in those below.
+#[test]
+fn redirects_are_followed_through_the_layers() {
+    let old = || MemLayer::new(9).dir("a", 0o755).dir("a/s", 0o755).file("a/s/f", b"old", 0o644);
+    let top = |path: &str, to: &str| MemLayer::new(1).redirected(path, to);
+    for (layers, want) in [
+        (vec![top("b", "a"), old()], Ok("s")),
+        (vec![top("b", "/a"), old()], Ok("s")),
+        (vec![top("b", "/a/s"), old()], Ok("f")),
+        // What the layer above says of the old name does not matter: it moved away.
+        (vec![top("b", "a").whiteout("a"), old()], Ok("s")),
+        // Renamed twice, in two layers; the path is one of the layer below.
+        (vec![top("c", "b"), MemLayer::new(2).redirected("b", "a").whiteout("a"), old()], Ok("s")),
+        (
+            vec![top("c", "/b/s"), MemLayer::new(2).redirected("b", "/a").whiteout("a"), old()],
+            Ok("f"),
+        ),
+        (vec![top("c", "/b/s"), MemLayer::new(2).redirected("b", "a"), old()], Ok("f")),
+        // A layer in between that has nothing there.
+        (vec![top("b", "/a/s"), MemLayer::new(2).dir("x", 0o755), old()], Ok("f")),
+        // Hidden on the way, or the thing itself.
+        (vec![top("b", "/a/s"), MemLayer::new(2).whiteout("a"), old()], Ok("")),
+        (vec![top("b", "/a/s"), MemLayer::new(2).opaque("a"), old()], Ok("")),
+        (vec![top("b", "/a/s"), MemLayer::new(2).file("a", b"", 0o644), old()], Ok("")),
+        (
+            vec![
+                top("b", "/a/s").dir("b/own", 0o755),
+                MemLayer::new(2).dir("a", 0o755).opaque("a/s").file("a/s/x", b"", 0o644),
+                old(),
+            ],
+            Ok("own x"),
+        ),
+        // An absolute redirect leads out of what was opaque.
+        (
+            vec![top("b", "/o/d"), MemLayer::new(2).opaque("o").redirected("o/d", "/a"), old()],
+            Ok("s"),
+        ),
+        // In the bottom layer it says nothing.
+        (vec![old(), MemLayer::new(2).redirected("b", "a")], Ok("")),
+        // It names no place, or a file, or nothing.
+        (vec![top("b", "../a"), old()], Err(libc::EINVAL)),
+        (vec![top("b", "/a/s/f"), old()], Ok("")),
+        (vec![top("b", "/nowhere"), old()], Ok("")),
+    ] {
+        let shown = format!("{layers:?}");
+        let union = union(layers, Options::default());
+        let dir = ["c", "b"].into_iter().map(|n| find(&union, n)).find(|r| *r != Err(libc::ENOENT));
+        let got = dir.unwrap().map(|d| names(&union, d.ino).join(" "));
+        assert_eq!(got.as_deref().map_err(|e| *e), want, "{shown}");
+    }
+}
+
+#[test]
+fn redirects_are_refused_where_they_could_show_what_is_hidden() {
+    let layers = || {
+        vec![
+            MemLayer::new(1).redirected("b", "/p/s").dir("d", 0o755).redirected("gone", "/no"),
+            MemLayer::new(2).dir("p", 0o700).dir("p/s", 0o755).file("p/s/f", b"", 0o644),
+        ]
+    };
+    for options in [
+        Options { redirect_dir: RedirectDir::NoFollow, ..Options::default() },
+        Options { public_lower: true, ..Options::default() },
+    ] {
+        let union = union(layers(), options);
+        // By its name alone, and known from the directory's index.
+        assert_eq!(find(&union, "b").map(|_| ()), Err(libc::EPERM));
+        assert!(names(&union, ROOT).contains(&"b".to_owned()));
+        assert!(find(&union, "d").is_ok() && find(&union, "gone").is_ok());
+    }
 }

@@ -198,6 +198,12 @@ impl Upper {
         }
     }
 
+    /// Has the directory behind `fd` say where its lower part is. Where that
+    /// cannot be kept the directory cannot be renamed.
+    pub(crate) fn set_redirect(&self, fd: BorrowedFd<'_>, value: &[u8]) -> Result<()> {
+        sys::setxattr(fd, &self.attribute("redirect"), value, 0).map_err(|_| Error::CrossDevice)
+    }
+
     /// Whether the root hides all lowers.
     pub(crate) fn root_is_opaque(&self) -> Result<bool> {
         Ok(whiteout::dir_marks(self.root.as_fd())?.opaque)

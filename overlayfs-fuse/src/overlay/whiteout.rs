@@ -5,22 +5,26 @@
 //! whose `overlay.opaque` is `x` (Documentation/filesystems/overlayfs.rst).
 //! Opaque: `trusted.overlay.opaque`, `user.overlay.opaque`,
 //! `user.fuseoverlayfs.opaque` with value `y`, or a file `.wh..wh..opq`.
+//! Beside them may be `overlay.redirect`: where the directory is in the layers below.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstatat};
 
 use crate::error::{During, Error, Result};
+use crate::layer::Below;
 use crate::sys;
 
 const PREFIX: &[u8] = b".wh.";
 const OPAQUE_FILE: &str = ".wh..wh..opq";
 const OPAQUE_ATTRIBUTES: [&str; 3] =
     ["user.overlay.opaque", "trusted.overlay.opaque", "user.fuseoverlayfs.opaque"];
+/// The first counts: where both are readable the privileged one is written.
+const REDIRECT_ATTRIBUTES: [&str; 2] = ["trusted.overlay.redirect", "user.overlay.redirect"];
 const WHITEOUT_ATTRIBUTES: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 /// What a name that starts with `.wh.` stands for.
@@ -64,17 +68,19 @@ pub fn is_reserved(name: &OsStr) -> bool {
 }
 
 /// What the attributes of a directory say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DirMarks {
     /// Hides all directories of the same name below.
     pub(crate) opaque: bool,
     /// Its empty files may be whiteouts made of attributes.
     pub(crate) xattr_whiteouts: bool,
+    /// Where it is in the layers below, unchecked.
+    pub(crate) redirect: Option<OsString>,
 }
 
 /// The meaning of the values of the opaque attributes.
 fn marks_of(value: &[u8]) -> DirMarks {
-    DirMarks { opaque: value == b"y", xattr_whiteouts: value == b"x" }
+    DirMarks { opaque: value == b"y", xattr_whiteouts: value == b"x", redirect: None }
 }
 
 /// Reads the marks of the directory behind `fd` from its attributes.
@@ -107,21 +113,41 @@ fn marks_by(
             }
         }
     }
+    for name in REDIRECT_ATTRIBUTES.iter().filter(|n| names.iter().any(|name| name == *n)) {
+        match read(OsStr::new(name)) {
+            Err(errno) if nothing(&errno) => {}
+            other => {
+                marks.redirect = Some(OsString::from_vec(other.during("read a redirect")?));
+                break;
+            }
+        }
+    }
     Ok(marks)
 }
 
-/// Whether directory `name` in `dir` is opaque, by attribute or marker file.
-pub(crate) fn is_opaque(dir: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+/// What the attributes of directory `name` in `dir` say of the layers below.
+pub(crate) fn below_by_attributes(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Below> {
     let names = sys::listxattr_at(dir, name);
-    if marks_by(names, |attribute| sys::getxattr_at(dir, name, attribute))?.opaque {
-        return Ok(true);
+    let marks = marks_by(names, |attribute| sys::getxattr_at(dir, name, attribute))?;
+    Ok(match marks {
+        DirMarks { opaque: true, .. } => Below::Hidden,
+        DirMarks { redirect: Some(to), .. } => Below::Redirected(to),
+        _ => Below::Merged,
+    })
+}
+
+/// The same by attributes or marker file.
+pub(crate) fn below(dir: BorrowedFd<'_>, name: &OsStr) -> Result<Below> {
+    let by_attributes = below_by_attributes(dir, name)?;
+    if by_attributes == Below::Hidden {
+        return Ok(by_attributes);
     }
     let mut marker = name.as_bytes().to_vec();
     marker.push(b'/');
     marker.extend_from_slice(OPAQUE_FILE.as_bytes());
     match fstatat(dir, OsStr::from_bytes(&marker), AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENOENT | Errno::EACCES | Errno::ENOTDIR) => Ok(false),
+        Ok(_) => Ok(Below::Hidden),
+        Err(Errno::ENOENT | Errno::EACCES | Errno::ENOTDIR) => Ok(by_attributes),
         Err(errno) => Err(Error::Layer { op: "look for the opaque marker", errno }),
     }
 }
@@ -177,8 +203,9 @@ mod tests {
 
     #[test]
     fn opaque_values_are_told_apart() {
-        assert_eq!(marks_of(b"y"), DirMarks { opaque: true, xattr_whiteouts: false });
-        assert_eq!(marks_of(b"x"), DirMarks { opaque: false, xattr_whiteouts: true });
+        let none = DirMarks::default();
+        assert_eq!(marks_of(b"y"), DirMarks { opaque: true, ..none.clone() });
+        assert_eq!(marks_of(b"x"), DirMarks { xattr_whiteouts: true, ..none.clone() });
         assert_eq!(marks_of(b""), DirMarks::default());
         assert_eq!(marks_of(b"yy"), DirMarks::default());
     }

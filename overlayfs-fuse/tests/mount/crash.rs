@@ -54,6 +54,10 @@ const OPERATIONS: &[&str] = &[
     "mv -T u/own u/own2",
     "mv -T u/own u/gone",
     "mv -T u/own u/empty",
+    "mv -T u/d u/renamed",
+    "mv -T u/d/sub u/empty",
+    "mv u/nodir u/own/moved",
+    "mv -T u/d u/gone",
     "mv u/f u/g",
     "printf more >>u/g2",
     "ln u/f u/d/y",
@@ -142,7 +146,7 @@ pub(crate) fn at_every_step() {
     }
     sh(BEFORE);
     sh("mkdir upper work");
-    let options = "lowerdir=lower,upperdir=upper,workdir=work";
+    let options = "lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=on";
     {
         let _union = Mounted::new(options, "u");
         sh(PREPARED);

@@ -5,7 +5,8 @@
 //! its own: the test binary starts itself again through setpriv(1) (when it is
 //! root: as the user `coracle-test`) and unshare(1). All layers are on a tmpfs
 //! that vanishes with the namespace. Where that is not possible every case is
-//! skipped, says so, and is counted.
+//! skipped, says so, and is counted. A few compare with what the kernel's overlay
+//! does for real root only; they run when the tests do, in a mount namespace.
 
 #![allow(clippy::unwrap_used, reason = "a test: it fails by panicking")]
 
@@ -14,6 +15,7 @@ mod crash;
 mod lab;
 mod model;
 mod promises;
+mod redirect;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -53,15 +55,28 @@ const CASES: &[Case] = &[
     ("promises::layers_cannot_be_left", promises::layers_cannot_be_left),
     ("promises::pjdfstest", promises::pjdfstest),
     ("crash::at_every_step", crash::at_every_step),
+    ("redirect::renamed_directories", redirect::renamed_directories),
+    ("redirect::what_is_not_followed", redirect::what_is_not_followed),
     ("model::random_operations_match_the_kernel", model::random_operations),
+    ("model::random_operations_match_a_plain_directory", model::plain_directory),
 ];
+
+/// Cases that take the machine's root.
+const PRIVILEGED: &[Case] = &[
+    ("redirect::on_disk_as_the_kernels", redirect::on_disk_as_the_kernels),
+    ("model::random_renames_match_the_kernel", model::redirects),
+];
+
+fn cases() -> impl Iterator<Item = &'static Case> {
+    CASES.iter().chain(PRIVILEGED)
+}
 
 /// Names the case in a process that has its namespaces.
 const INSIDE: &str = "OVERLAYFS_FUSE_TEST_CASE";
 
 fn main() -> ExitCode {
     if let Ok(name) = std::env::var(INSIDE) {
-        let case = CASES.iter().find(|c| c.0 == name).expect("the parent names a case");
+        let case = cases().find(|c| c.0 == name).expect("the parent names a case");
         lab::enter();
         (case.1)();
         return ExitCode::SUCCESS;
@@ -69,7 +84,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.iter().any(|a| a == "--list") {
         if !args.iter().any(|a| a == "--ignored") {
-            CASES.iter().for_each(|c| println!("{}: test", c.0));
+            cases().for_each(|c| println!("{}: test", c.0));
         }
         return ExitCode::SUCCESS;
     }
@@ -81,13 +96,19 @@ fn main() -> ExitCode {
     };
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let place = prepare();
-    for (name, _) in CASES.iter().filter(|c| wanted(c.0)) {
+    let root = nix::unistd::geteuid().is_root();
+    for (name, _) in cases().filter(|c| wanted(c.0)) {
+        let privileged = PRIVILEGED.iter().any(|c| c.0 == *name);
         match &place {
+            _ if privileged && !root => {
+                println!("test {name} ... SKIPPED: it takes root");
+                skipped += 1;
+            }
             Err(reason) => {
                 println!("test {name} ... SKIPPED: {reason}");
                 skipped += 1;
             }
-            Ok(place) => match place.run(name) {
+            Ok(place) => match place.run(name, privileged) {
                 Some(0) => {
                     println!("test {name} ... ok");
                     passed += 1;
@@ -115,15 +136,20 @@ struct Place {
 }
 
 impl Place {
-    fn command(&self, program: &Path) -> Command {
+    fn command(&self, program: &Path, privileged: bool) -> Command {
+        if privileged {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--"]).arg(program).current_dir("/");
+            return command;
+        }
         let mut command = Command::new(&self.prefix[0]);
         command.args(&self.prefix[1..]).arg(program).current_dir("/");
         command
     }
 
     /// The exit code of a case; `None` when a signal ended it.
-    fn run(&self, name: &str) -> Option<i32> {
-        let mut command = self.command(Path::new("env"));
+    fn run(&self, name: &str, privileged: bool) -> Option<i32> {
+        let mut command = self.command(Path::new("env"), privileged);
         command.arg(format!("{INSIDE}={name}"));
         for key in ["CORACLE_MODEL_SEQUENCES", "CORACLE_MODEL_SEED", "CORACLE_STRESS_SECONDS"] {
             if let Ok(value) = std::env::var(key) {
@@ -168,7 +194,7 @@ fn prepare() -> Result<Place, String> {
     let unshare = ["unshare", "--user", "--mount", "--map-root-user", "--map-auto", "--"];
     prefix.extend(unshare.map(str::to_owned));
     let place = Place { directory, prefix };
-    match place.command(Path::new("true")).output() {
+    match place.command(Path::new("true"), false).output() {
         Ok(out) if out.status.success() => Ok(place),
         Ok(out) => Err(format!(
             "no user namespace with subordinate ids: {}",

@@ -1,16 +1,22 @@
-//! Random operations on the same layers through us and through the kernel's
-//! overlay (`userxattr`): every errno and the whole tree must be the same, while
-//! mounted, after a remount, and with each one's upper mounted by the other.
+//! Random operations through us and through something that is known to be right:
+//! every errno and the whole tree must be the same, while mounted and after a
+//! remount. What is right is
+//! * the kernel's overlay on the same layers, as root of a user namespace
+//!   (`userxattr`); each one's upper is mounted by the other as well;
+//! * the same as root of the machine, which alone may have `redirect_dir=on`;
+//! * a plain directory that holds what the layers together show. It knows neither
+//!   EXDEV nor hard links that break, which the kernel's overlay has without its
+//!   index; so these lowers have some.
 //!
 //! `CORACLE_MODEL_SEQUENCES` says how many sequences (20), `CORACLE_MODEL_SEED`
-//! with which to start (1). Lower hard links are left out: without its index the
-//! kernel's overlay breaks them, we do not (`corners::hard_links_are_one_inode`).
+//! with which to start (1).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -52,12 +58,13 @@ enum Step {
     Owner(PathBuf, u32),
     Fifo(PathBuf),
     Truncate(PathBuf, u64),
+    Attribute(PathBuf, u64),
     List(PathBuf),
 }
 
 impl Step {
     fn random(r: &mut Random) -> Self {
-        match r.below(17) {
+        match r.below(18) {
             0 | 1 => Self::Write(r.path(), r.below(5000), r.below(3) == 0),
             2 => Self::Make(r.path()),
             3 => Self::MakeDir(
@@ -77,13 +84,14 @@ impl Step {
             13 => Self::Owner(r.path(), u32::try_from(r.below(5)).unwrap()),
             14 => Self::Fifo(r.path()),
             15 => Self::Truncate(r.path(), r.below(3000)),
+            16 => Self::Attribute(r.path(), r.below(100)),
             _ => Self::List(r.path()),
         }
     }
 
-    /// Whether it makes two names of one file change places.
-    fn exchanges_links(&self, root: &Path) -> bool {
-        let Self::Rename(from, to, libc::RENAME_EXCHANGE) = self else { return false };
+    /// Whether it renames one name of a file to another of its names.
+    fn renames_to_itself(&self, root: &Path) -> bool {
+        let Self::Rename(from, to, 0 | libc::RENAME_EXCHANGE) = self else { return false };
         let ino = |path: &Path| fs::symlink_metadata(root.join(path)).ok().map(|m| m.ino());
         ino(from).is_some() && ino(from) == ino(to)
     }
@@ -144,6 +152,14 @@ impl Step {
                 Ok(_) => Ok(()),
                 Err(e) => Err(e),
             },
+            Self::Attribute(path, value) => {
+                let out = Command::new("setfattr")
+                    .args(["-h", "-n", "user.model", "-v", &value.to_string()])
+                    .arg(root.join(path))
+                    .output()
+                    .unwrap();
+                return format!("attribute {:?}", out.status.code());
+            }
             Self::List(path) => {
                 return match fs::read_dir(root.join(path)) {
                     Ok(dir) => {
@@ -193,19 +209,42 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
     }
     let mut out = BTreeMap::new();
     walk(root, Path::new(""), &mut out);
+    // One process for all: what it says of a file ends with an empty line.
+    let said = Command::new("getfattr").args(["-Rdh", "."]).current_dir(root).output().unwrap();
+    for file in String::from_utf8_lossy(&said.stdout).split("\n\n").filter(|f| !f.is_empty()) {
+        let (name, values) = file.split_once('\n').unwrap();
+        let name = name.strip_prefix("# file: ").unwrap().trim_start_matches("./");
+        let name = Path::new(if name == "." { "" } else { name });
+        out.get_mut(name).unwrap().push_str(values);
+    }
     out
 }
 
-fn same(what: &str, seed: u64, log: &[String], ours: &Path, kernel: &Path) {
-    let (ours, kernel) = (tree(ours), tree(kernel));
-    if ours != kernel {
-        for path in ours.keys().chain(kernel.keys()) {
-            if ours.get(path) != kernel.get(path) {
+/// Which names are one file: each is told the first of them.
+fn with_links(root: &Path, mut tree: BTreeMap<PathBuf, String>) -> BTreeMap<PathBuf, String> {
+    let mut first = BTreeMap::new();
+    for (path, line) in &mut tree {
+        let m = fs::symlink_metadata(root.join(path)).unwrap();
+        if !m.is_dir() {
+            *line += &format!(" is {}", first.entry(m.ino()).or_insert(path.clone()).display());
+        }
+    }
+    tree
+}
+
+fn same(what: &str, seed: u64, log: &[String], ours: &Path, right: &Path, links: bool) {
+    let (mut one, mut other) = (tree(ours), tree(right));
+    if links {
+        (one, other) = (with_links(ours, one), with_links(right, other));
+    }
+    if one != other {
+        for path in one.keys().chain(other.keys()) {
+            if one.get(path) != other.get(path) {
                 eprintln!(
-                    "{}: ours {:?}, kernel {:?}",
+                    "{}: ours {:?}, right {:?}",
                     path.display(),
-                    ours.get(path),
-                    kernel.get(path)
+                    one.get(path),
+                    other.get(path)
                 );
             }
         }
@@ -218,8 +257,7 @@ struct Kernel(PathBuf);
 impl Kernel {
     fn new(options: &str, at: &str) -> Self {
         fs::create_dir_all(at).unwrap();
-        let options = format!("userxattr,{options}");
-        mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options))
             .unwrap_or_else(|e| panic!("kernel overlay {options}: {e}"));
         Self(fs::canonicalize(at).unwrap())
     }
@@ -239,14 +277,19 @@ fn number(key: &str, default: u64) -> u64 {
 }
 
 /// Random lowers, made by random steps and a few whiteouts.
-fn lowers(r: &mut Random, dir: &str) -> String {
-    let n = 1 + r.below(4);
+fn lowers(r: &mut Random, dir: &str, right: Right) -> String {
+    let links = right == Right::Plain;
+    let space = if right == Right::KernelWithRedirects { "trusted" } else { "user" };
+    let n = 1 + r.below(5);
     let mut names = Vec::new();
     for i in 0..n {
         let root = PathBuf::from(format!("{dir}/l{i}"));
         fs::create_dir_all(&root).unwrap();
         for _ in 0..25 {
             let step = match r.below(6) {
+                // Only at the top, where no other layer hides one of the names: what is
+                // hidden still counts as a link.
+                3 if links && i == 0 => Step::Link(r.path(), r.path()),
                 0 | 1 => Step::MakeDir(r.path(), 0o755),
                 2 => Step::Symlink(r.path(), r.path()),
                 3 => Step::Fifo(r.path()),
@@ -262,7 +305,7 @@ fn lowers(r: &mut Random, dir: &str) -> String {
         }
         if r.below(2) == 0 {
             sh(&format!(
-                "d={}/{}; test ! -d $d || setfattr -n user.overlay.opaque -v y $d",
+                "d={}/{}; test ! -d $d || setfattr -n {space}.overlay.opaque -v y $d",
                 root.display(),
                 r.name()
             ));
@@ -273,44 +316,97 @@ fn lowers(r: &mut Random, dir: &str) -> String {
     names.join(":")
 }
 
+/// What our mounts are compared with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Right {
+    Kernel,
+    KernelWithRedirects,
+    Plain,
+}
+
 pub(crate) fn random_operations() {
+    sequences(Right::Kernel);
+}
+
+pub(crate) fn redirects() {
+    sequences(Right::KernelWithRedirects);
+}
+
+pub(crate) fn plain_directory() {
+    sequences(Right::Plain);
+}
+
+/// The mount or directory that is right.
+enum Reference {
+    Kernel(Kernel),
+    Plain(PathBuf),
+}
+
+impl Reference {
+    fn new(right: Right, layers: &str, dir: &str) -> Self {
+        match right {
+            Right::Kernel => Self::Kernel(Kernel::new(&format!("userxattr,{layers}"), "kernel")),
+            Right::KernelWithRedirects => {
+                Self::Kernel(Kernel::new(&format!("redirect_dir=on,{layers}"), "kernel"))
+            }
+            Right::Plain => Self::Plain(fs::canonicalize(dir).unwrap().join("plain")),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kernel(kernel) => &kernel.0,
+            Self::Plain(path) => path,
+        }
+    }
+}
+
+fn sequences(right: Right) {
     let first = number("CORACLE_MODEL_SEED", 1);
+    let ours_only = if right == Right::Kernel { "" } else { ",redirect_dir=on" };
+    let links = right == Right::Plain;
     for seed in first..first + number("CORACLE_MODEL_SEQUENCES", 20) {
         let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let dir = format!("s{seed}");
-        let lower = lowers(&mut r, &dir);
+        let lower = lowers(&mut r, &dir, right);
         sh(&format!("mkdir {dir}/u1 {dir}/w1 {dir}/u2 {dir}/w2"));
         let ours_at = format!("lowerdir={lower},upperdir={dir}/u1,workdir={dir}/w1");
-        let kernel_at = format!("lowerdir={lower},upperdir={dir}/u2,workdir={dir}/w2");
+        let right_at = format!("lowerdir={lower},upperdir={dir}/u2,workdir={dir}/w2");
+        let ours_now = || Mounted::new(&(ours_at.clone() + ours_only), "ours");
+        if right == Right::Plain {
+            let shown = Mounted::new(&format!("lowerdir={lower}"), "ours");
+            sh(&format!("cp -a {} {dir}/plain", shown.0.display()));
+        }
         let mut log = Vec::new();
         for round in 0..3 {
-            let ours = Mounted::new(&ours_at, "ours");
-            let kernel = Kernel::new(&kernel_at, "kernel");
+            let ours = ours_now();
+            let reference = Reference::new(right, &right_at, &dir);
             for _ in 0..40 {
                 let step = Step::random(&mut r);
-                let idle = step.exchanges_links(&ours.0);
-                let (a, mut b) = (step.run(&ours.0), step.run(&kernel.0));
-                // Two names of one file that change places: nothing happens
+                let idle = step.renames_to_itself(&ours.0);
+                let (a, mut b) = (step.run(&ours.0), step.run(reference.path()));
+                // One name of a file replaces or changes places with another: nothing happens
                 // (rename(2)), but the kernel's overlay says ESTALE where a FIFO
                 // was copied up and linked, and the two have different inodes.
                 if idle && b == format!("{:?}", Err::<(), _>(Some(libc::ESTALE))) {
                     b = "Ok(())".to_owned();
                 }
                 log.push(format!("{step:?}: {a}"));
-                assert_eq!(a, b, "seed {seed}: ours, kernel; after\n{}", log.join("\n"));
+                assert_eq!(a, b, "seed {seed}: ours, right; after\n{}", log.join("\n"));
             }
-            same("while mounted", seed, &log, &ours.0, &kernel.0);
-            drop((ours, kernel));
+            same("while mounted", seed, &log, &ours.0, reference.path(), links);
+            drop((ours, reference));
             assert_eq!(fs::read_dir(format!("{dir}/w1/work")).unwrap().count(), 0, "seed {seed}");
             log.push(format!("-- remount {round}"));
-            let (ours, kernel) =
-                (Mounted::new(&ours_at, "ours"), Kernel::new(&kernel_at, "kernel"));
-            same("after a remount", seed, &log, &ours.0, &kernel.0);
+            let (ours, reference) = (ours_now(), Reference::new(right, &right_at, &dir));
+            same("after a remount", seed, &log, &ours.0, reference.path(), links);
         }
         // Each one's upper, mounted by the other.
-        let (ours, kernel) = (Mounted::new(&kernel_at, "ours"), Kernel::new(&ours_at, "kernel"));
-        same("with exchanged uppers", seed, &log, &ours.0, &kernel.0);
-        drop((ours, kernel));
+        if right != Right::Plain {
+            let ours = Mounted::new(&right_at, "ours");
+            let reference = Reference::new(right, &ours_at, &dir);
+            same("with exchanged uppers", seed, &log, &ours.0, reference.path(), links);
+        }
         sh(&format!("chmod -R u+rwx {dir}; rm -rf {dir}"));
     }
 }
