@@ -18,6 +18,8 @@ Joins directories into one, copy-on-write, without privilege.
   -d, --debug     log every failed operation on stderr; implies -f
   --ready-fd FD   write 1 to FD and close it once the mount is live
   --exit-fd FD    unmount and exit when FD hangs up
+  --upper-quota SIZE
+                  as the option upper_quota
   -V, --version   print the version
   -h, --help      print this
 
@@ -35,6 +37,8 @@ Joins directories into one, copy-on-write, without privilege.
                               on: directories that a lower has can be renamed; off:
                               EXDEV (tools copy instead), but what was renamed is
                               shown; nofollow: not even that
+  upper_quota=SIZE            the files of the upper take at most SIZE bytes (K, M,
+                              G, T: units of 1024); beyond it ENOSPC
   volatile                    never sync
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)
@@ -141,6 +145,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, CliErr
             "-h" | "--help" => return Ok(Command::Help),
             "--ready-fd" => mount.ready_fd = Some(descriptor()?),
             "--exit-fd" => mount.exit_fd = Some(descriptor()?),
+            "--upper-quota" => {
+                let value = match inline {
+                    Some(value) => value,
+                    None => args
+                        .next()
+                        .ok_or(CliError::NoArgument(flag))?
+                        .to_string_lossy()
+                        .into_owned(),
+                };
+                mount.config.apply(format!("upper_quota={value}").as_bytes())?;
+            }
             "-o" => {
                 let value = args.next().ok_or_else(|| CliError::NoArgument("-o".to_owned()))?;
                 mount.config.apply(value.as_bytes())?;
@@ -191,6 +206,17 @@ mod tests {
         let m = mount("-f --ready-fd 3 --exit-fd=4 -o lowerdir=/a /m");
         assert_eq!((m.ready_fd, m.exit_fd, m.foreground), (Some(3), Some(4), true));
         for line in ["--ready-fd x /m", "--ready-fd", "--exit-fd=-1 /m"] {
+            assert!(parse(line.split_whitespace().map(OsString::from)).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn quota() {
+        for line in ["--upper-quota 5M", "--upper-quota=5M", "-o upper_quota=5M"] {
+            let m = mount(&format!("{line} -o lowerdir=/a,upperdir=/u,workdir=/w /m"));
+            assert_eq!(m.config.options.upper_quota, Some(5 << 20), "{line}");
+        }
+        for line in ["--upper-quota", "--upper-quota x /m", "--upper-quota= /m"] {
             assert!(parse(line.split_whitespace().map(OsString::from)).is_err(), "{line}");
         }
     }

@@ -198,6 +198,11 @@ impl Config {
                 };
             }
             "stats" => self.stats = Some(path()?),
+            "upper_quota" => {
+                let size = text()?;
+                let bad = || bad("the value is a number of bytes, or one with K, M, G or T");
+                self.options.upper_quota = Some(parse_size(&size).ok_or_else(bad)?);
+            }
             "volatile" => self.options.volatile = true,
             "fsync" => self.options.volatile = number()? == 0,
             "noacl" => self.options.no_acl = true,
@@ -252,8 +257,29 @@ impl Config {
                 return Err(ConfigError::NoWork);
             }
         }
+        if self.options.upper_quota.is_some() && self.upper.is_none() {
+            return Err(ConfigError::Value {
+                option: "upper_quota".to_owned(),
+                reason: "there is no upperdir to bound".to_owned(),
+            });
+        }
         Ok(self)
     }
+}
+
+/// Bytes: a positive number, with K, M, G or T in units of 1024, 1024² …
+fn parse_size(text: &str) -> Option<u64> {
+    let (number, shift) = match text.as_bytes().last()?.to_ascii_uppercase() {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        b'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    // parse() would take a sign.
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    let number: u64 = if digits { number.parse().ok()? } else { return None };
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
 }
 
 /// Splits at commas that are neither escaped nor inside a quoted context.
@@ -408,6 +434,23 @@ mod tests {
     }
 
     #[test]
+    fn sizes() {
+        for (text, want) in [
+            ("1", 1),
+            ("4096", 4096),
+            ("3k", 3 << 10),
+            ("64M", 64 << 20),
+            ("2G", 2 << 30),
+            ("1T", 1 << 40),
+        ] {
+            let c = config(&format!("upper_quota={text}"));
+            assert_eq!(c.options.upper_quota, Some(want), "{text}");
+        }
+        let error = config("lowerdir=/a,upper_quota=1M").check().unwrap_err().to_string();
+        assert!(error.contains("upperdir"), "{error}");
+    }
+
+    #[test]
     fn unknown_options_are_kept_for_naming() {
         let c = config("lowerdir=/a,frobnicate=1,nosuchthing");
         assert_eq!(c.ignored, ["frobnicate=1", "nosuchthing"]);
@@ -423,6 +466,12 @@ mod tests {
             "upperdir=",
             "fsync",
             "redirect_dir=maybe",
+            "upper_quota=",
+            "upper_quota=0",
+            "upper_quota=-1",
+            "upper_quota=1X",
+            "upper_quota=M",
+            "upper_quota=99999999999999T",
         ] {
             let error = Config::default().apply(text.as_bytes()).unwrap_err().to_string();
             let key = text.split('=').next().unwrap();

@@ -329,8 +329,8 @@ impl Adapter {
         let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let (counts, sizes) = match self.overlay.statfs()? {
             Some(s) => (
-                [s.blocks(), s.blocks_free(), s.blocks_available(), s.files(), s.files_free()],
-                [small(s.block_size()), small(s.name_max()), small(s.fragment_size())],
+                [s.blocks, s.free, s.available, s.files, s.files_free],
+                [small(s.block_size), small(s.name_max), small(s.unit)],
             ),
             None => ([0; 5], [4096, 255, 4096]),
         };

@@ -197,7 +197,8 @@ impl Overlay {
         let size = i64::try_from(size)
             .map_err(|_| Error::Layer { op: "change the size of a file", errno: Errno::EFBIG })?;
         let file = self.file(node, true)?;
-        ftruncate(file.as_fd(), size).during("change the size of a file")
+        ftruncate(file.as_fd(), size).during("change the size of a file")?;
+        self.settle(file.as_fd())
     }
 
     /// Owner and mode live in an attribute: what chown(2) and chmod(2) would

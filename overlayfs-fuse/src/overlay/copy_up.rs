@@ -93,6 +93,7 @@ impl Overlay {
         let made = self.make_copy(up, node, &temp, layer, &path, &name, keep);
         let result = made.and_then(|copy| self.install(up, node, &temp, layer, copy));
         if result.is_err() {
+            self.not_kept(up, &temp);
             up.discard(&temp)?;
         }
         result
@@ -137,7 +138,11 @@ impl Overlay {
                         return Err(Error::Stale);
                     }
                     let refused = &self.refused[layer];
+                    let room = self.room_for_copy(&real, keep.min(size))?;
                     copy_data(source.as_fd(), target.as_fd(), &real, keep.min(size), refused)?;
+                    if let Some(room) = room {
+                        room.settle(target.as_fd())?;
+                    }
                 }
                 file = Some(target);
             }
@@ -267,6 +272,7 @@ impl Overlay {
         let named = node.body().place.is_some();
         let shown = links.saturating_add(node.body().nlink_delta);
         let mut at = UpperAt::Named;
+        let mut indexed = None;
         // One name of the copy stands for all names that lowers have.
         let mut delta = shown - 1;
         if links > 1 && shown > 0 {
@@ -278,6 +284,7 @@ impl Overlay {
                 let work = up.work.try_clone().during("duplicate a descriptor")?;
                 let spot = Spot::At(Arc::new(work), temp.to_owned());
                 super::create::link_spot(&spot, up.links.as_fd(), &key)?;
+                indexed = Some(key.clone());
                 at = UpperAt::Linked(key);
                 delta = by_index;
             }
@@ -302,6 +309,10 @@ impl Overlay {
             body.nlink_delta = delta;
         }
         self.switch(node, &stat);
+        if let Some(key) = indexed {
+            up.set_lost_names(&key, || None)?;
+        }
+        self.name_was_last(node, object.as_fd())?;
         if let Object::Open(file) = object {
             self.keep_file(node, OpenFile::of_upper(node.epoch(), file));
         }

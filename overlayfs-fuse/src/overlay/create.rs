@@ -197,7 +197,13 @@ impl Overlay {
         let stat = fstat(&fd).during("stat what was made")?;
         let kept = self.kept(|attribute| sys::getxattr(fd.as_fd(), OsStr::new(attribute)))?;
         let held = UpperAt::Held(Arc::new(fd));
-        Ok(self.intern(new_in_upper(libc::S_IFREG, stat, kept, held, None), true).1)
+        let (node, attr) = self.intern(new_in_upper(libc::S_IFREG, stat, kept, held, None), true);
+        if let Ok(object) = self.upper_spot(&node).and_then(|spot| spot.ok_or(Error::Stale))
+            && let Spot::Fd(fd) = &object
+        {
+            self.name_was_last(&node, fd.as_fd())?;
+        }
+        Ok(attr)
     }
 
     /// What is in the way of making `name` in a directory of the upper.
@@ -484,6 +490,7 @@ impl Overlay {
             }
         }
         state.add(name, node.kind, false);
+        self.has_name_again(&node);
         {
             // The new name will do as well as any, if it has none.
             let mut body = node.body();

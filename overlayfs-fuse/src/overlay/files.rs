@@ -201,6 +201,15 @@ impl Overlay {
                 file.plain = true;
             }
         }
+        let room = self.room(file.as_fd(), offset, data.len() as u64)?;
+        let mut data = data;
+        if let Some(room) = &room {
+            let len = room.prefix(offset, data.len() as u64);
+            if len == 0 && !data.is_empty() {
+                return Err(super::quota::full());
+            }
+            data = &data[..usize::try_from(len).unwrap_or(usize::MAX).min(data.len())];
+        }
         let mut done = 0;
         while done < data.len() {
             let at = offset_of(offset, done)?;
@@ -212,6 +221,9 @@ impl Overlay {
                 Err(_) if done > 0 => break,
                 Err(errno) => return Err(Error::Layer { op: "write", errno }),
             }
+        }
+        if let Some(room) = room {
+            room.settle(file.as_fd())?;
         }
         Ok(done)
     }
@@ -273,8 +285,19 @@ impl Overlay {
         let node = self.file_node(id)?;
         let file = self.file(&node, true)?;
         let mode = FallocateFlags::from_bits_retain(mode);
+        let takes = !mode.intersects(
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
+                | FallocateFlags::FALLOC_FL_COLLAPSE_RANGE
+                | FallocateFlags::FALLOC_FL_INSERT_RANGE,
+        );
+        let room = if takes { self.room(file.as_fd(), offset, len)? } else { None };
+        let room = room.map(super::quota::Grant::in_full).transpose()?;
         let (offset, len) = (offset_of(offset, 0)?, offset_of(len, 0)?);
-        fallocate(file.as_fd(), mode, offset, len).during("allocate space")
+        fallocate(file.as_fd(), mode, offset, len).during("allocate space")?;
+        match room {
+            Some(room) => room.settle(file.as_fd()),
+            None => self.settle(file.as_fd()),
+        }
     }
 
     /// lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
@@ -300,9 +323,29 @@ impl Overlay {
         let source = self.file(&self.file_node(from.0)?, false)?;
         let (mut at, mut into) = (offset_of(from.1, 0)?, offset_of(to.1, 0)?);
         // The reply counts in 32 bits.
-        let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-        copy_file_range(source.as_fd(), Some(&mut at), target.as_fd(), Some(&mut into), len)
-            .during("copy a range")
+        let mut len = len.min(1 << 30);
+        let mut room = None;
+        if self.quota.is_some() {
+            let size = nix::sys::stat::fstat(source.as_fd()).during("stat a file")?.st_size;
+            len = len.min(size.cast_unsigned().saturating_sub(from.1));
+            let granted = self.room(target.as_fd(), to.1, len)?;
+            if let Some(granted) = &granted {
+                let part = granted.prefix(to.1, len);
+                if part == 0 && len > 0 {
+                    return Err(super::quota::full());
+                }
+                len = part;
+            }
+            room = granted;
+        }
+        let len = usize::try_from(len).unwrap_or(1 << 30);
+        let copied =
+            copy_file_range(source.as_fd(), Some(&mut at), target.as_fd(), Some(&mut into), len)
+                .during("copy a range")?;
+        if let Some(room) = room {
+            room.settle(target.as_fd())?;
+        }
+        Ok(copied)
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::directory::DirState;
 use super::files::OpenFile;
+use super::quota::Last;
 
 /// A node id and inode number.
 pub type Ino = u64;
@@ -98,6 +99,9 @@ pub(crate) struct Body {
 /// One object of the union.
 #[derive(Debug)]
 pub struct Node {
+    /// Space it gives back with its end. The first to be dropped: by then nothing
+    /// else can have got its inode number.
+    last: Mutex<Option<Last>>,
     /// Node id and `st_ino`.
     pub id: Ino,
     /// `S_IFMT` bits, as shown.
@@ -120,6 +124,10 @@ pub struct Node {
 impl Node {
     pub(crate) fn body(&self) -> MutexGuard<'_, Body> {
         self.body.lock().expect("no panic while a body is locked")
+    }
+
+    pub(crate) fn last(&self) -> MutexGuard<'_, Option<Last>> {
+        self.last.lock().expect("no panic while it is locked")
     }
 
     pub(crate) fn file(&self) -> MutexGuard<'_, Option<OpenFile>> {
@@ -297,6 +305,7 @@ impl Inodes {
 fn new_node(id: Ino, kind: u32, body: Body) -> Arc<Node> {
     let dir = (kind == libc::S_IFDIR).then(Box::default);
     Arc::new(Node {
+        last: Mutex::new(None),
         id,
         kind,
         epoch: AtomicU32::new(0),

@@ -239,7 +239,7 @@ impl Overlay {
                     })?;
                     found.stat = stat;
                 }
-                Err(Errno::ENOENT) => {}
+                Err(Errno::ENOENT) => found.identity.nlink_delta = -up.lost_names(&key)?,
                 Err(errno) => return Err(Error::Layer { op: "look into the link index", errno }),
             }
         }

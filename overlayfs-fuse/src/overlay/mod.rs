@@ -36,6 +36,7 @@ pub mod inode;
 mod lookup;
 pub mod merge;
 mod object;
+mod quota;
 pub mod redirect;
 mod remove;
 mod rename;
@@ -83,6 +84,27 @@ pub struct Attr {
     pub ctime: (i64, u32),
 }
 
+/// Space and inodes of a file system (statvfs(3)).
+#[derive(Clone, Copy, Debug)]
+pub struct Space {
+    /// What blocks are counted in, bytes.
+    pub unit: u64,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// Free blocks for the unprivileged.
+    pub available: u64,
+    /// Inodes in all.
+    pub files: u64,
+    /// Free inodes.
+    pub files_free: u64,
+    /// Preferred size of an access, bytes.
+    pub block_size: u64,
+    /// Longest name, bytes.
+    pub name_max: u64,
+}
+
 /// What decides how the union behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -94,6 +116,8 @@ pub struct Options {
     pub public_lower: bool,
     /// Never sync.
     pub volatile: bool,
+    /// At most so many bytes may the files of the upper take.
+    pub upper_quota: Option<u64>,
     /// What is done about renamed directories that a lower has.
     pub redirect_dir: RedirectDir,
     /// `.`-entries of the upper are accepted without POSIX ACLs.
@@ -109,6 +133,8 @@ pub struct Overlay {
     lower_devices: Vec<u64>,
     upper: Option<Upper>,
     options: Options,
+    /// The bound on the upper's space, if there is one.
+    quota: Option<Arc<quota::Quota>>,
     inodes: Inodes,
     files: files::Files,
     /// By lower: how data cannot be copied from it.
@@ -167,12 +193,17 @@ impl Overlay {
             return Err(Error::Invalid("a union needs at least one layer"));
         }
         let inodes = Inodes::new(devices, (at, upper_ino, Lower::Dirs(stack.into(), blank)));
+        let quota = match (&upper, options.upper_quota) {
+            (Some(up), Some(limit)) => Some(quota::Quota::new(limit, up)?),
+            _ => None,
+        };
         let refused = lowers.iter().map(|_| copy_up::Refused::default()).collect();
         Ok(Self {
             lowers,
             lower_devices,
             upper,
             options,
+            quota,
             inodes,
             files: files::Files::default(),
             refused,
@@ -200,12 +231,16 @@ impl Overlay {
 
     /// What there is at the moment, and what was done, by name.
     #[must_use]
-    pub fn gauges(&self) -> [(&'static str, u64); 3] {
-        [
+    pub fn gauges(&self) -> Vec<(&'static str, u64)> {
+        let mut gauges = vec![
             ("nodes", self.known_nodes() as u64),
             ("open_files", self.files.len() as u64),
             ("copy_ups", self.copied.load(Ordering::Relaxed)),
-        ]
+        ];
+        if let Some(quota) = &self.quota {
+            gauges.extend([("upper.bytes", quota.taken()), ("upper.quota", quota.limit())]);
+        }
+        gauges
     }
 
     fn tree_shared(&self) -> RwLockReadGuard<'_, ()> {
@@ -229,13 +264,31 @@ impl Overlay {
         self.inodes.forget(id, count);
     }
 
-    /// Space and inodes of the file system that changes go to.
+    /// Space and inodes of the file system that changes go to, within the quota.
     ///
     /// # Errors
     /// What fstatvfs(3) says.
-    pub fn statfs(&self) -> Result<Option<nix::sys::statvfs::Statvfs>> {
+    pub fn statfs(&self) -> Result<Option<Space>> {
         let Some(up) = &self.upper else { return Ok(None) };
-        nix::sys::statvfs::fstatvfs(up.root.as_fd()).during("statfs of the upper").map(Some)
+        let s = nix::sys::statvfs::fstatvfs(up.root.as_fd()).during("statfs of the upper")?;
+        let unit = s.fragment_size().max(1);
+        let mut space = Space {
+            unit,
+            blocks: s.blocks(),
+            free: s.blocks_free(),
+            available: s.blocks_available(),
+            files: s.files(),
+            files_free: s.files_free(),
+            block_size: s.block_size(),
+            name_max: s.name_max(),
+        };
+        if let Some(quota) = &self.quota {
+            let free = quota.limit().saturating_sub(quota.taken()) / unit;
+            space.blocks = space.blocks.min(quota.limit() / unit);
+            space.free = space.free.min(free);
+            space.available = space.available.min(free);
+        }
+        Ok(Some(space))
     }
 
     /// A descriptor (`O_PATH`) of the upper directory behind `node`, which keeps it:

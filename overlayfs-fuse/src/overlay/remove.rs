@@ -129,6 +129,10 @@ impl Overlay {
                 if here {
                     body.place = None;
                 }
+                drop(body);
+                if links > 1 {
+                    self.lower_name_gone(up, node)?;
+                }
             }
             UpperAt::Linked(key) => {
                 // Another name may be known by then; none is needed to reach it.
@@ -142,8 +146,10 @@ impl Overlay {
                 if let Some(fd) = held
                     && here
                 {
-                    body.upper = UpperAt::Held(fd);
+                    body.upper = UpperAt::Held(Arc::clone(&fd));
                     body.place = None;
+                    drop(body);
+                    self.name_was_last(node, fd.as_fd())?;
                 } else if !here && !matches!(body.lower, Lower::None) {
                     // A name that only a lower had, of a node copied up by
                     // another name and not in the index.
@@ -153,6 +159,23 @@ impl Overlay {
             UpperAt::Held(_) => {}
         }
         Ok(())
+    }
+
+    /// A lower file of several names that was not copied up has lost one: those
+    /// that are left are to show it, also when the node is forgotten.
+    fn lower_name_gone(&self, up: &Upper, node: &Arc<Node>) -> Result<()> {
+        let Ok((layer, path, name)) = super::attr::lower_of(node) else { return Ok(()) };
+        if node.is_dir() {
+            return Ok(());
+        }
+        let stat = self.lowers[layer].stat(&path, &name)?;
+        let Some(origin) = self.origin_of(layer, &stat) else { return Ok(()) };
+        let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
+        up.set_lost_names(&origin.key(), || {
+            let body = node.body();
+            let left = links.saturating_add(body.nlink_delta);
+            (matches!(body.upper, UpperAt::None) && left > 0).then_some(-body.nlink_delta)
+        })
     }
 
     /// A copied-up hard link lost a name: counts, and when it was the last,
@@ -176,7 +199,8 @@ impl Overlay {
             body.upper = UpperAt::Held(Arc::clone(object.descriptor()));
             body.place = None;
             body.nlink_delta = 0;
-            return Ok(());
+            drop(body);
+            return self.name_was_last(node, object.as_fd());
         }
         up.set_nlink_delta(&object, delta)?;
         node.body().nlink_delta = delta;

@@ -5,21 +5,23 @@
 //! and removed then. An object is made there complete and renamed into place, so
 //! that a crash leaves the old state or the new one. `WORKDIR/links.coracle` is
 //! the index of copied-up hard links: an entry per inode of a lower that had
-//! several names, itself one more hard link to the copy.
+//! several names, itself one more hard link to the copy. Where names were removed
+//! before anything was copied up, `KEY.lost` there is a symbolic link whose target is
+//! their number; an entry of the index makes it void.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, readlinkat, renameat2};
 use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat,
 };
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::object::Object;
 use super::whiteout;
@@ -107,6 +109,8 @@ pub struct Upper {
     /// mknod of a whiteout device was refused: `.wh.NAME` files instead.
     marker_files: AtomicBool,
     counter: AtomicU64,
+    /// Held while a number of lost names is changed.
+    lost: Mutex<()>,
     _lock: Option<Flock<OwnedFd>>,
     /// Another instance holds the work directory.
     pub shared_work: bool,
@@ -156,6 +160,7 @@ impl Upper {
             namespace,
             marker_files: AtomicBool::new(false),
             counter: AtomicU64::new(0),
+            lost: Mutex::new(()),
             _lock: lock,
             shared_work,
         })
@@ -258,6 +263,36 @@ impl Upper {
         }
     }
 
+    /// How many names a lower file has lost that was never copied up.
+    pub(crate) fn lost_names(&self, key: &OsStr) -> Result<i64> {
+        match readlinkat(&self.links, lost_name(key).as_os_str()) {
+            Ok(number) => Ok(number.to_str().and_then(|n| n.parse().ok()).unwrap_or(0)),
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(0),
+            Err(errno) => Err(Error::Layer { op: "look into the link index", errno }),
+        }
+    }
+
+    /// Records what `number` says then; with `None` that there is nothing to record.
+    pub(crate) fn set_lost_names(
+        &self,
+        key: &OsStr,
+        number: impl FnOnce() -> Option<i64>,
+    ) -> Result<()> {
+        const OP: &str = "record how many names are lost";
+        let _lost = self.lost.lock().expect("no panic while it is locked");
+        let name = lost_name(key);
+        let Some(number) = number() else {
+            return match unlinkat(&self.links, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => Ok(()),
+                Err(errno) => Err(Error::Layer { op: OP, errno }),
+            };
+        };
+        let temp = self.temp_name();
+        symlinkat(number.to_string().as_str(), &self.work, temp.as_os_str()).during(OP)?;
+        let flags = RenameFlags::empty();
+        renameat2(&self.work, temp.as_os_str(), &self.links, name.as_os_str(), flags).during(OP)
+    }
+
     pub(crate) fn linked_nlink_delta(&self, key: &OsStr) -> Result<Option<i64>> {
         Ok(parse_delta(self.private_at(self.links.as_fd(), key, "coracle.nlink")?))
     }
@@ -355,6 +390,12 @@ impl Upper {
     }
 }
 
+fn lost_name(key: &OsStr) -> OsString {
+    let mut name = key.to_owned();
+    name.push(".lost");
+    name
+}
+
 fn parse_delta(value: Option<Vec<u8>>) -> Option<i64> {
     std::str::from_utf8(&value?).ok()?.parse().ok()
 }
@@ -390,7 +431,7 @@ pub(crate) fn has_entries(dir: BorrowedFd<'_>) -> Result<bool> {
     names_in(dir).map(|names| !names.is_empty())
 }
 
-fn names_in(dir: BorrowedFd<'_>) -> Result<Vec<OsString>> {
+pub(crate) fn names_in(dir: BorrowedFd<'_>) -> Result<Vec<OsString>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let fd = openat(dir, ".", flags, Mode::empty()).during("read a directory of the upper")?;
     let mut stream = nix::dir::Dir::from_fd(fd).during("read a directory of the upper")?;

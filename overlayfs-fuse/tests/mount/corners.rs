@@ -110,6 +110,24 @@ pub(crate) fn hard_links_are_one_inode() {
     check(&union, &["d/e"], "123");
     sh("rm union/d/e");
     assert_eq!(fs::read_dir("work/links.coracle").unwrap().count(), 0);
+    drop(union);
+    // Names removed before anything was copied up: nothing is, and yet it is known,
+    // also when the kernel has forgotten the file.
+    sh("printf 1 >lower/p; ln lower/p lower/q; ln lower/p lower/r; ln lower/p lower/s");
+    let union = Mounted::new(&options, "union");
+    sh("rm union/p");
+    check(&union, &["q", "r", "s"], "1");
+    assert!(stat("upper/p").file_type().is_char_device());
+    drop(union);
+    let union = Mounted::new(&options, "union");
+    check(&union, &["q", "r", "s"], "1");
+    sh("rm union/q; printf 2 >>union/r");
+    check(&union, &["r", "s"], "12");
+    drop(union);
+    let union = Mounted::new(&options, "union");
+    check(&union, &["r", "s"], "12");
+    sh("rm union/r union/s");
+    assert_eq!(fs::read_dir("work/links.coracle").unwrap().count(), 0);
 }
 
 pub(crate) fn set_gid_directories() {

@@ -45,6 +45,7 @@ const OPERATIONS: &[&str] = &[
     "mv u/f u/f2",
     "rm u/f",
     "rm u/d/x",
+    "rm u/g2",
     "printf n >u/d/y",
     "mkdir u/gone",
     "mkdir u/new",

@@ -15,6 +15,7 @@ mod crash;
 mod lab;
 mod model;
 mod promises;
+mod quota;
 mod redirect;
 
 use std::os::unix::fs::PermissionsExt;
@@ -55,6 +56,8 @@ const CASES: &[Case] = &[
     ("promises::layers_cannot_be_left", promises::layers_cannot_be_left),
     ("promises::pjdfstest", promises::pjdfstest),
     ("crash::at_every_step", crash::at_every_step),
+    ("quota::space_is_bounded", quota::space_is_bounded),
+    ("quota::bounded_for_many_at_once", quota::bounded_for_many_at_once),
     ("redirect::renamed_directories", redirect::renamed_directories),
     ("redirect::what_is_not_followed", redirect::what_is_not_followed),
     ("model::random_operations_match_the_kernel", model::random_operations),
