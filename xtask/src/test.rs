@@ -1,14 +1,18 @@
 //! `cargo xtask test`: every check and test, counted.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tests::clock;
+use tests::{clock, lab};
 
 use crate::prepare::{self, Purpose};
 use crate::{cargo, target_dir};
+
+/// Suites for file systems, as crates with their versions.
+const SUITES: [(&str, &str); 2] = [("pjdfstest", "0.2.2"), ("fsx", "0.3.2")];
 
 #[derive(Default)]
 struct Tally {
@@ -33,6 +37,7 @@ pub(crate) fn run(e2e: &[String]) -> Result<bool> {
         let mut tests = cargo();
         if e2e.is_empty() {
             tests.args(["test", "--workspace", "--no-fail-fast"]);
+            tests.env("PATH", tally.suites()?);
         } else {
             tests.args(["test", "--package", "tests", "--test", "e2e", "--"]).args(e2e);
         }
@@ -76,6 +81,26 @@ impl Tally {
             self.skip("deny", "cargo-deny is not installed: cargo install cargo-deny");
         }
         Ok(())
+    }
+
+    /// Test suites that are programs of their own, from crates.io; the search path
+    /// with which they are found. What cannot be got is skipped by name.
+    fn suites(&mut self) -> Result<OsString> {
+        let tools = target_dir()?.join("tools");
+        for (name, version) in SUITES {
+            if lab::find(name).is_some() || tools.join("bin").join(name).exists() {
+                continue;
+            }
+            println!("installing {name} {version}");
+            let mut install = cargo();
+            install.args(["install", "--quiet", "--locked", "--version", version, "--root"]);
+            if !install.arg(&tools).arg(name).stdin(Stdio::null()).status()?.success() {
+                self.skip(name, "it cannot be installed from crates.io");
+            }
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::env::split_paths(&path).chain([tools.join("bin")]);
+        std::env::join_paths(all).context("the search path")
     }
 
     fn skip(&mut self, name: &str, why: &str) {

@@ -147,8 +147,11 @@ pub(crate) fn most(offset: u64, len: u64) -> u64 {
 pub(crate) fn missing(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<u64> {
     let stat = fstat(fd).during("stat a file of the upper")?;
     let size = stat.st_size.cast_unsigned().max(offset.saturating_add(len));
-    // Also where space was allocated that a hole is still reported for.
-    if bytes_of(&stat) >= size.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX) {
+    // Where space was allocated and nothing written, a hole is still reported. But the
+    // file cannot lack more than it would have without any hole.
+    let whole = size.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
+    let lacks = whole.saturating_sub(bytes_of(&stat));
+    if lacks == 0 {
         return Ok(0);
     }
     let to_i64 = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -172,7 +175,7 @@ pub(crate) fn missing(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<u64> 
             Err(errno) => return Err(Error::Layer { op: "find the holes of a file", errno }),
         };
     }
-    Ok(holes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX))
+    Ok(holes.checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX).min(lacks))
 }
 
 impl Quota {

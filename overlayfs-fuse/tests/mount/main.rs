@@ -55,6 +55,9 @@ const CASES: &[Case] = &[
     ("promises::few_descriptors_are_enough", promises::few_descriptors),
     ("promises::layers_cannot_be_left", promises::layers_cannot_be_left),
     ("promises::pjdfstest", promises::pjdfstest),
+    ("promises::fsx", promises::fsx),
+    ("promises::file_operations_as_on_a_plain_file", promises::file_operations),
+    ("promises::locks_and_syncing", promises::locks_and_syncing),
     ("crash::at_every_step", crash::at_every_step),
     ("quota::space_is_bounded", quota::space_is_bounded),
     ("quota::bounded_for_many_at_once", quota::bounded_for_many_at_once),
@@ -154,7 +157,12 @@ impl Place {
     fn run(&self, name: &str, privileged: bool) -> Option<i32> {
         let mut command = self.command(Path::new("env"), privileged);
         command.arg(format!("{INSIDE}={name}"));
-        for key in ["CORACLE_MODEL_SEQUENCES", "CORACLE_MODEL_SEED", "CORACLE_STRESS_SECONDS"] {
+        for key in [
+            "CORACLE_MODEL_SEQUENCES",
+            "CORACLE_MODEL_SEED",
+            "CORACLE_STRESS_SECONDS",
+            "CORACLE_FSX_OPERATIONS",
+        ] {
             if let Ok(value) = std::env::var(key) {
                 command.arg(format!("{key}={value}"));
             }
@@ -179,14 +187,15 @@ fn prepare() -> Result<Place, String> {
         std::fs::copy(&from, &to).map_err(|e| format!("{}: {e}", from.display()))?;
         std::fs::set_permissions(&to, open.clone()).map_err(|e| e.to_string())?;
     }
-    // A suite that is not built here comes along if it is installed.
+    // Suites that are not built here come along if they are installed.
     let path = std::env::var_os("PATH").unwrap_or_default();
-    if let Some(suite) =
-        std::env::split_paths(&path).map(|d| d.join("pjdfstest")).find(|p| p.is_file())
-    {
-        let to = directory.path().join("pjdfstest");
-        std::fs::copy(&suite, &to).map_err(|e| format!("{}: {e}", suite.display()))?;
-        std::fs::set_permissions(&to, open.clone()).map_err(|e| e.to_string())?;
+    for suite in ["pjdfstest", "fsx"] {
+        let found = std::env::split_paths(&path).map(|d| d.join(suite)).find(|p| p.is_file());
+        if let Some(from) = found {
+            let to = directory.path().join(suite);
+            std::fs::copy(&from, &to).map_err(|e| format!("{}: {e}", from.display()))?;
+            std::fs::set_permissions(&to, open.clone()).map_err(|e| e.to_string())?;
+        }
     }
     let mut prefix: Vec<String> = Vec::new();
     if nix::unistd::geteuid().is_root() {

@@ -289,7 +289,16 @@ fn lowers(r: &mut Random, dir: &str, right: Right) -> String {
             let step = match r.below(6) {
                 // Only at the top, where no other layer hides one of the names: what is
                 // hidden still counts as a link.
-                3 if links && i == 0 => Step::Link(r.path(), r.path()),
+                3 if links && i == 0 => {
+                    // Of files only: a copied-up symbolic link or FIFO cannot hold what
+                    // the index needs.
+                    let from = r.path();
+                    if fs::symlink_metadata(root.join(&from)).is_ok_and(|m| m.is_file()) {
+                        Step::Link(from, r.path())
+                    } else {
+                        Step::Make(from)
+                    }
+                }
                 0 | 1 => Step::MakeDir(r.path(), 0o755),
                 2 => Step::Symlink(r.path(), r.path()),
                 3 => Step::Fifo(r.path()),
