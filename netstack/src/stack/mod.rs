@@ -511,8 +511,12 @@ impl Netstack {
     /// until None.
     pub fn poll_host(&mut self) -> Option<HostCommand> {
         let command = self.commands.pop_front()?;
-        if let HostCommand::TcpTransfer { flow } = command {
-            self.tcp_transfer_taken(flow);
+        match command {
+            HostCommand::TcpTransfer { flow } => self.tcp_transfer_taken(flow),
+            HostCommand::Close { flow, .. } => {
+                self.tcp_forget(flow);
+            }
+            _ => {}
         }
         Some(command)
     }

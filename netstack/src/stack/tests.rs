@@ -351,6 +351,33 @@ fn resets_pass_both_ways() {
 }
 
 #[test]
+fn what_came_before_a_reset_is_the_hosts() {
+    for in_one_batch in [true, false] {
+        let peer = addr("192.0.2.1:80");
+        let guest = guest_for(peer);
+        let mut stack = stack();
+        let (flow, seq) = open(&mut stack, peer);
+        let data = Tcp::new(frame::ACK, 1001, seq).with(b"answer").frame(guest, peer);
+        let reset = Tcp::new(frame::RST | frame::ACK, 1007, seq).frame(guest, peer);
+        arrive(&mut stack, at(3), &data);
+        if !in_one_batch {
+            // The host's socket takes nothing yet.
+            assert_eq!(commands(&mut stack), [HostCommand::TcpTransfer { flow }]);
+        }
+        arrive(&mut stack, at(3), &reset);
+        // Late, of the same connection: nothing comes of it.
+        arrive(&mut stack, at(3), &data);
+        assert_eq!(stack.poll_host(), Some(HostCommand::TcpTransfer { flow }));
+        assert_eq!(stack.tcp_outgoing(flow).to_vec(), b"answer");
+        stack.tcp_sent(flow, 6);
+        assert_eq!(stack.poll_host(), Some(HostCommand::Close { flow, reset: true }));
+        assert_eq!(stack.flow_count(), 0);
+        assert_eq!(commands(&mut stack), []);
+        assert!(frames(&mut stack, at(4)).is_empty(), "a reset is never answered");
+    }
+}
+
+#[test]
 fn a_guest_is_held_back_by_a_host_that_takes_nothing() {
     let mut stack = stack();
     let peer = addr("192.0.2.1:80");

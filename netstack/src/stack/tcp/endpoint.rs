@@ -255,7 +255,10 @@ impl Endpoint {
                 // Of a guest that is done, for something that came late (RFC 1337):
                 // the host still takes what it has sent.
             } else if header.seq == self.receive.nxt() {
-                self.end(true, pool);
+                // What came before it is the host's still.
+                self.state = State::Closed;
+                self.reset = true;
+                self.send.release(pool);
             } else {
                 self.answer(now, segment);
             }

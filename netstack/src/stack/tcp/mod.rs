@@ -17,7 +17,11 @@
 //! Each direction ends on its own: the guest's FIN becomes a shutdown once the
 //! queue is empty, the host's end becomes a FIN.
 //!
-//! A flow is removed when both directions have ended, or one side has reset.
+//! A flow is removed when both directions have ended, or one side has reset. What the
+//! guest has sent before it resets is offered to the host's socket once more: a server
+//! that answers and closes without having read everything resets, and its client must
+//! see the answer, as it does without us.
+//!
 //! TIME-WAIT is not kept: its purpose is to catch old packets of the network, and
 //! there is none between the guest and us.
 //!
@@ -113,6 +117,8 @@ enum State {
         host_shut: bool,
         /// The host's socket is gone: only a RST is left to send.
         aborted: bool,
+        /// The guest has reset: `Close` follows the last `TcpTransfer`.
+        ending: bool,
     },
 }
 
@@ -288,6 +294,7 @@ impl Netstack {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
         match &mut flow.state {
             State::Connecting { .. } => self.tcp_failed(id, ConnectError::Refused),
+            State::Open { ending: true, .. } => {}
             State::Open { endpoint, aborted, .. } => {
                 *aborted = true;
                 endpoint.abort();
@@ -374,12 +381,25 @@ impl Netstack {
     /// Draws the conclusions from a change of a flow.
     fn tcp_settle(&mut self, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
-        let State::Open { endpoint, host_finished, host_shut, aborted } = &mut flow.state else {
+        let State::Open { endpoint, host_finished, host_shut, aborted, ending } = &mut flow.state
+        else {
             return;
         };
         let status = endpoint.status();
+        if *ending {
+            return;
+        }
         if status.reset {
-            return self.tcp_remove(id, true);
+            if endpoint.is_drained() || flow.session.is_some() {
+                return self.tcp_remove(id, true);
+            }
+            *ending = true;
+            if !flow.transfer {
+                flow.transfer = true;
+                self.commands.push_back(HostCommand::TcpTransfer { flow: id });
+            }
+            self.commands.push_back(HostCommand::Close { flow: id, reset: true });
+            return;
         }
         if *aborted {
             return self.queue_sending(id);
@@ -482,7 +502,9 @@ impl Netstack {
     pub(super) fn tcp_poll(&mut self, now: Duration, id: FlowId) -> Option<Outgoing> {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return None };
         flow.sending = false;
-        let State::Open { endpoint, host_shut, .. } = &mut flow.state else { return None };
+        let State::Open { endpoint, host_shut, ending: false, .. } = &mut flow.state else {
+            return None;
+        };
         let sent = endpoint.sent();
         if let Some(segment) = endpoint.poll(now, &mut self.memory.pool) {
             let again = segment.len > 0 && segment.header.seq.before(sent);
@@ -552,15 +574,20 @@ impl Netstack {
 
     /// Forgets the flow and closes the host's socket.
     fn tcp_remove(&mut self, id: FlowId, reset: bool) {
-        if let Some(super::Flow::Tcp(flow)) = self.flows.remove(id) {
-            if let State::Open { endpoint, .. } = flow.state {
-                self.memory.give_back(endpoint);
-            }
-            if flow.session.is_some() {
-                return self.dns_forget(id);
-            }
+        if self.tcp_forget(id) {
+            return self.dns_forget(id);
         }
         self.commands.push_back(HostCommand::Close { flow: id, reset });
+    }
+
+    /// Gives back what a flow holds, if it is there still. Whether it was a
+    /// connection to our name server, which has no socket.
+    pub(super) fn tcp_forget(&mut self, id: FlowId) -> bool {
+        let Some(super::Flow::Tcp(flow)) = self.flows.remove(id) else { return false };
+        if let State::Open { endpoint, .. } = flow.state {
+            self.memory.give_back(endpoint);
+        }
+        flow.session.is_some()
     }
 
     /// Answers a segment that belongs to no connection.
@@ -601,7 +628,13 @@ fn ends(packet: &Packet<'_>) -> (SocketAddr, SocketAddr) {
 
 impl State {
     fn open(endpoint: Box<Endpoint>) -> State {
-        State::Open { endpoint, host_finished: false, host_shut: false, aborted: false }
+        State::Open {
+            endpoint,
+            host_finished: false,
+            host_shut: false,
+            aborted: false,
+            ending: false,
+        }
     }
 }
 
