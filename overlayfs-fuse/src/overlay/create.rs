@@ -406,11 +406,11 @@ impl Overlay {
             let set_gid = parent_bits & libc::S_ISGID != 0;
             let gid = match of_parent {
                 Some(kept) if set_gid => Some(kept.gid),
-                _ => owners.disk_gid(caller.gid)?,
+                _ => owners.maker_gid(caller.gid),
             };
             let passed_on = if set_gid && kind == libc::S_IFDIR { libc::S_ISGID } else { 0 };
             let kept = OverrideStat {
-                uid: owners.disk_uid(caller.uid)?.unwrap_or(stat.st_uid),
+                uid: owners.maker_uid(caller.uid).unwrap_or(stat.st_uid),
                 gid: gid.unwrap_or(stat.st_gid),
                 mode: mode & 0o7777 | passed_on,
                 kind: Some(kind),
@@ -418,8 +418,8 @@ impl Overlay {
             };
             return self.keep(object, kind, &kept);
         }
-        let uid = owners.disk_uid(caller.uid)?.filter(|uid| *uid != stat.st_uid);
-        let gid = if inherits.set_gid { None } else { owners.disk_gid(caller.gid)? };
+        let uid = owners.maker_uid(caller.uid).filter(|uid| *uid != stat.st_uid);
+        let gid = if inherits.set_gid { None } else { owners.maker_gid(caller.gid) };
         let gid = gid.filter(|gid| *gid != stat.st_gid);
         if uid.is_none() && gid.is_none() {
             return Ok(());

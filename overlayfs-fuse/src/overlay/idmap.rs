@@ -3,7 +3,9 @@
 //! `uidmapping=C:H:N[:…]` shows the on-disk ids C … C+N-1 as H … H+N-1; an
 //! on-disk id outside of every range is shown as the overflow id, and an id
 //! that no range yields cannot be stored (EINVAL, as chown(2) in a user
-//! namespace). `squash_to_*` shows one owner for all and stores none.
+//! namespace). What a caller with such an id makes is stored as the overflow id's:
+//! Podman makes mount points as somebody outside of the container's ids, and gives
+//! them away afterwards. `squash_to_*` shows one owner for all and stores none.
 
 use crate::error::{Error, Result};
 
@@ -131,6 +133,18 @@ impl Owners {
     pub fn disk_gid(&self, gid: u32) -> Result<Option<u32>> {
         if self.squash_gid.is_some() { Ok(None) } else { self.gids.disk(gid).map(Some) }
     }
+
+    /// The user to store for what this one makes; `None` when nothing is to be stored.
+    #[must_use]
+    pub fn maker_uid(&self, uid: u32) -> Option<u32> {
+        self.disk_uid(uid).unwrap_or(Some(OVERFLOW))
+    }
+
+    /// The group to store for what this one makes; `None` when nothing is to be stored.
+    #[must_use]
+    pub fn maker_gid(&self, gid: u32) -> Option<u32> {
+        self.disk_gid(gid).unwrap_or(Some(OVERFLOW))
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +162,11 @@ mod tests {
         );
         assert_eq!(map.disk(100_005).unwrap(), 5);
         assert_eq!(map.disk(5).unwrap_err().errno(), libc::EINVAL);
+        let owners = Owners { uids: map.clone(), ..Owners::default() };
+        assert_eq!((owners.maker_uid(5), owners.maker_uid(100_005)), (Some(OVERFLOW), Some(5)));
+        assert_eq!(owners.maker_gid(5), Some(5));
+        let squashed = Owners { squash_uid: Some(1), ..owners };
+        assert_eq!(squashed.maker_uid(5), None);
         let two = IdMap::parse("0:1000:1:1:100000:10").unwrap();
         assert_eq!((two.shown(0), two.shown(1), two.shown(10)), (1000, 100_000, 100_009));
         for bad in ["", ":", "1:2", "a:b:c", "0:0:0", "1:2:4294967295", "-1:0:1", "0:0:1:"] {
