@@ -95,6 +95,7 @@ fn serve(
     parent: Option<std::io::PipeWriter>,
 ) -> Result<()> {
     let config = &asked.config;
+    sys::one_heap();
     nix::sys::stat::umask(Mode::empty());
     let descriptors = raise_descriptor_limit()?;
     let stats = config.stats.as_deref().map(std::path::absolute).transpose();

@@ -10,9 +10,9 @@
 //! A thread that has received a request stops listening and serves it; when it is
 //! done it listens again. The others are *benched*. One of them is called
 //! (*summoned*) to listen when
-//! * one request after the other is waiting already when the last was received
-//!   ([`PILE`] of them: a single client leaves one behind now and then, for which
-//!   a wake-up is not worth it), or
+//! * one request after the other, of different clients or for much data, is waiting
+//!   already when the last was answered ([`PILE`] of them: now and then one is, and
+//!   not worth a wake-up), or
 //! * serving takes long: as long as there is traffic one benched thread looks
 //!   every [`TICK`] whether the device is unattended, and attends to it. After
 //!   [`LINGER`] ticks without a request it sleeps until the next one. Hence
@@ -43,8 +43,10 @@ const BUFFER: usize = MAX_WRITE as usize + 8192;
 const TICK: Duration = Duration::from_millis(4);
 /// Ticks without a request after which it does not look any more.
 const LINGER: u32 = 16;
-/// So many requests in a row that found the next one waiting are a pile.
+/// So many requests that were waiting already, without a pause, are a pile.
 const PILE: u32 = 4;
+/// A request of so many bytes is one of much data.
+const LARGE: usize = 32 << 10;
 /// How long a thread hopes to become the listener before it is benched, rounds.
 const HOPE: u32 = 200;
 
@@ -211,35 +213,46 @@ impl Server {
         let mut buffer = vec![0; BUFFER];
         let mut answer = Answer::default();
         let mut spin = Spin::new(self.spin);
-        let mut pile = 0;
+        let (mut pile, mut client) = (0u32, 0);
         while !self.over.load(Ordering::Acquire) {
             if !self.attend() {
                 self.sit();
                 continue;
             }
-            let received = self.listen(&mut buffer, &mut spin);
-            let len = match received {
-                Ok(Received::Message(len)) => len,
-                Ok(_) => return Ok(()),
-                Err(e) => return Err(e),
+            let (len, waiting) = match self.look(&mut buffer)? {
+                Received::Message(len) => (len, true),
+                Received::Nothing => match self.listen(&mut buffer, &mut spin)? {
+                    Received::Message(len) => (len, false),
+                    _ => return Ok(()),
+                },
+                Received::Over => return Ok(()),
             };
             self.received.fetch_add(1, Ordering::Relaxed);
             self.attended.store(false, Ordering::Release);
-            pile = if self.is_ready()? { pile + 1 } else { 0 };
+            // The kernel does not send less than a header.
+            let Some(request) = Request::parse(&buffer[..len]) else { continue };
+            let large = len.max(request.read_size()) >= LARGE;
+            pile = match waiting {
+                false => 0,
+                true if large || ![0, client].contains(&request.thread) => pile.saturating_add(1),
+                // Asked meanwhile by whoever got the last answer.
+                true => pile,
+            };
+            if request.thread != 0 {
+                client = request.thread;
+            }
             if pile >= PILE {
                 self.summon();
             }
-            self.serve(&buffer[..len], &mut answer)?;
+            self.serve(&request, &mut answer)?;
         }
         Ok(())
     }
 
-    fn serve(&self, message: &[u8], answer: &mut Answer) -> std::io::Result<()> {
-        // The kernel does not send less than a header.
-        let Some(request) = Request::parse(message) else { return Ok(()) };
+    fn serve(&self, request: &Request<'_>, answer: &mut Answer) -> std::io::Result<()> {
         self.counters.request(request.opcode);
         answer.clear();
-        let errno = match self.adapter.serve(&request, answer) {
+        let errno = match self.adapter.serve(request, answer) {
             Verdict::Silent => return Ok(()),
             Verdict::Reply => 0,
             Verdict::Fail(errno) => {
@@ -282,10 +295,6 @@ impl Server {
 
     /// Waits for a request, spinning or asleep.
     fn listen(&self, buffer: &mut [u8], spin: &mut Spin) -> std::io::Result<Received> {
-        match self.look(buffer)? {
-            Received::Nothing => {}
-            other => return Ok(other),
-        }
         let start = now();
         if spin.wanted(start) {
             let mut last = start;
@@ -311,6 +320,11 @@ impl Server {
             spin.record(false);
             count(&self.counters.spin_misses);
         }
+        self.sleep(buffer)
+    }
+
+    /// Sleeps until there is a request.
+    fn sleep(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
         loop {
             self.wait()?;
             match self.look(buffer)? {
@@ -338,15 +352,6 @@ impl Server {
         let mut device = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         match poll(&mut device, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    fn is_ready(&self) -> std::io::Result<bool> {
-        let mut device = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut device, PollTimeout::ZERO) {
-            Ok(n) => Ok(n > 0),
-            Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }

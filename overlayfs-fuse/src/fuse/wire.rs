@@ -138,6 +138,8 @@ pub(crate) struct Request<'a> {
     /// Filesystem ids of the process that asks, as the mount's user namespace sees them.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// The thread that asks, 0 where it has no number here or is not named.
+    pub(crate) thread: u32,
     pub(crate) body: Body<'a>,
 }
 
@@ -152,9 +154,21 @@ impl<'a> Request<'a> {
             node: head.u64()?,
             uid: head.u32()?,
             gid: head.u32()?,
+            thread: head.u32()?,
             body: Body { rest: message.get(HEADER..len)? },
         };
         Some(request)
+    }
+}
+
+impl Request<'_> {
+    /// How many bytes a READ asks for (`struct fuse_read_in`); 0 for anything else.
+    pub(crate) fn read_size(&self) -> usize {
+        let mut body = self.body;
+        if self.opcode == op::READ && body.bytes(16).is_some() {
+            return body.u32().map_or(0, |n| n as usize);
+        }
+        0
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use nix::dir::{Dir, Type};
@@ -36,20 +36,29 @@ pub struct DirLayer {
 /// Open directories by path, the least recently used of which goes first.
 #[derive(Debug)]
 struct Lru {
-    open: HashMap<PathBuf, (Arc<OwnedFd>, u64)>,
+    /// Keys are strings: a `Path` is hashed and compared component by component.
+    open: HashMap<OsString, (Arc<OwnedFd>, u64)>,
+    /// The one last asked for: a directory is read entry by entry.
+    last: Option<(OsString, Arc<OwnedFd>)>,
     clock: u64,
     limit: usize,
 }
 
 impl Lru {
-    fn touch(&mut self, path: &Path) -> Option<Arc<OwnedFd>> {
+    fn touch(&mut self, path: &OsStr) -> Option<Arc<OwnedFd>> {
+        if let Some((last, fd)) = &self.last
+            && last == path
+        {
+            return Some(Arc::clone(fd));
+        }
         self.clock += 1;
         let (fd, used) = self.open.get_mut(path)?;
         *used = self.clock;
+        self.last = Some((path.to_owned(), Arc::clone(fd)));
         Some(Arc::clone(fd))
     }
 
-    fn insert(&mut self, path: &Path, fd: Arc<OwnedFd>) {
+    fn insert(&mut self, path: &OsStr, fd: Arc<OwnedFd>) {
         if self.open.len() >= self.limit {
             // Drop the older half at once: amortised constant work an insertion.
             let mut ages: Vec<u64> = self.open.values().map(|(_, used)| *used).collect();
@@ -59,6 +68,7 @@ impl Lru {
             self.open.retain(|_, (_, used)| *used > cut);
         }
         self.clock += 1;
+        self.last = Some((path.to_owned(), Arc::clone(&fd)));
         self.open.insert(path.to_owned(), (fd, self.clock));
     }
 }
@@ -78,7 +88,7 @@ impl DirLayer {
     /// The layer rooted at an open directory.
     #[must_use]
     pub fn from_fd(root: OwnedFd, limit: usize) -> Self {
-        let dirs = Lru { open: HashMap::new(), clock: 0, limit: limit.max(2) };
+        let dirs = Lru { open: HashMap::new(), last: None, clock: 0, limit: limit.max(2) };
         Self { root: Arc::new(root), dirs: Mutex::new(dirs) }
     }
 
@@ -90,11 +100,11 @@ impl DirLayer {
         if path.as_os_str().is_empty() {
             return Ok(Arc::clone(&self.root));
         }
-        if let Some(fd) = self.lru().touch(path) {
+        if let Some(fd) = self.lru().touch(path.as_os_str()) {
             return Ok(fd);
         }
         let fd = Arc::new(open_beneath(self.root.as_fd(), path)?);
-        self.lru().insert(path, Arc::clone(&fd));
+        self.lru().insert(path.as_os_str(), Arc::clone(&fd));
         Ok(fd)
     }
 

@@ -407,7 +407,7 @@ fn move_in(up: &Upper, temp: &OsStr, dir: BorrowedFd<'_>, name: &OsStr) -> Resul
 fn put_back_times(dir: BorrowedFd<'_>, stat: &FileStat) -> Result<()> {
     let atime = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
     let mtime = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-    super::object::set_times(dir, &atime, &mtime).during("put back the times of a directory")
+    sys::set_times(dir, &atime, &mtime).during("put back the times of a directory")
 }
 
 /// What a file system has refused before and need not be asked again.

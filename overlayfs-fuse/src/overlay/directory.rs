@@ -137,19 +137,20 @@ impl DirState {
 
     fn fill(&mut self, merged: Vec<(MergedEntry, Option<u16>)>, unmarked: bool) {
         self.next = self.next.max(FIRST_COOKIE);
-        let mut index = DirIndex {
-            entries: BTreeMap::new(),
-            cookies: HashMap::with_capacity(merged.len()),
-            unmarked,
-        };
-        for (entry, lower) in merged {
-            let name: Arc<OsStr> = entry.name.into();
-            index.cookies.insert(Arc::clone(&name), self.next);
-            let place = Place { lower, merged: entry.merged };
-            index.entries.insert(self.next, IndexEntry { name, kind: entry.kind, place });
-            self.next += 1;
-        }
-        self.index = Some(index);
+        let mut cookies = HashMap::with_capacity(merged.len());
+        // Collected, not inserted one by one: that leaves every other place free.
+        let entries = merged
+            .into_iter()
+            .map(|(entry, lower)| {
+                let name: Arc<OsStr> = entry.name.into();
+                let cookie = self.next;
+                self.next += 1;
+                cookies.insert(Arc::clone(&name), cookie);
+                let place = Place { lower, merged: entry.merged };
+                (cookie, IndexEntry { name, kind: entry.kind, place })
+            })
+            .collect();
+        self.index = Some(DirIndex { entries, cookies, unmarked });
     }
 }
 

@@ -18,6 +18,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -172,8 +173,43 @@ struct Slot {
     lookups: u64,
 }
 
+/// Hashes node ids: a multiplication, half of which is folded into the other. The
+/// key is drawn at every mount, so that nobody can choose inode numbers that collide.
+#[derive(Clone)]
+struct IdHash(u64);
+
+impl Default for IdHash {
+    fn default() -> Self {
+        Self(RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for IdHash {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Hasher for IdHash {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.write_u64(u64::from(*b)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // An odd constant without a pattern: 2^64 divided by the golden ratio.
+        let product = u128::from(id ^ self.0) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 struct Table {
-    nodes: HashMap<Ino, Slot>,
+    nodes: HashMap<Ino, Slot, IdHash>,
     alt: HashMap<AltKey, Ino>,
     devices: Vec<u64>,
     allocated: u64,
@@ -191,10 +227,14 @@ impl Inodes {
         let (upper, upper_ino, lower) = root;
         let body = Body { place: None, upper, upper_ino, lower, nlink_delta: 0, alts: Vec::new() };
         let root = new_node(ROOT, libc::S_IFDIR, body);
-        let mut table =
-            Table { nodes: HashMap::new(), alt: HashMap::new(), devices: Vec::new(), allocated: 0 };
+        let mut table = Table {
+            nodes: HashMap::default(),
+            alt: HashMap::new(),
+            devices: Vec::new(),
+            allocated: 0,
+        };
         for device in devices {
-            table.device_index(device);
+            table.note_device(device);
         }
         // One lookup that nobody takes back.
         table.nodes.insert(ROOT, Slot { node: root, lookups: 1 });
@@ -249,6 +289,17 @@ impl Inodes {
         }
         table.nodes.insert(id, Slot { node: Arc::clone(&node), lookups: u64::from(count) });
         node
+    }
+
+    /// Whether the object `upper` of the upper is a node's that is known by name:
+    /// then nothing need be read of it to find the node.
+    pub(crate) fn is_known(&self, upper: DevIno) -> bool {
+        let table = self.table();
+        let id = table.alt.get(&AltKey::Upper(upper)).copied().or_else(|| table.plain(upper));
+        id.and_then(|id| table.nodes.get(&id)).is_some_and(|slot| {
+            let body = slot.node.body();
+            body.upper_ino == Some(upper) && matches!(body.upper, UpperAt::Named)
+        })
     }
 
     /// From now on the object `upper` of the upper is known to be `node`.
@@ -319,12 +370,11 @@ fn new_node(id: Ino, kind: u32, body: Body) -> Arc<Node> {
 }
 
 impl Table {
-    fn device_index(&mut self, device: u64) -> u64 {
-        let index = self.devices.iter().position(|d| *d == device).unwrap_or_else(|| {
+    /// Gives a device its index, if it has none.
+    fn note_device(&mut self, device: u64) {
+        if !self.devices.contains(&device) {
             self.devices.push(device);
-            self.devices.len() - 1
-        });
-        index as u64
+        }
     }
 
     /// The id of an object, and the second key to store when it is new.
@@ -365,12 +415,18 @@ impl Table {
         (self.allocate(), place)
     }
 
-    fn natural(&mut self, origin: DevIno) -> (Ino, Option<AltKey>) {
-        let (device, ino) = origin;
-        let index = self.device_index(device);
+    /// The id that follows from device and inode number, where one does.
+    fn plain(&self, (device, ino): DevIno) -> Option<Ino> {
+        let index = self.devices.iter().position(|d| *d == device)? as u64;
         let id = index << INO_BITS | ino;
         // 0 is no inode, 1 is the root of the union, UNKNOWN stands for none.
-        if ino >> INO_BITS == 0 && index < 0xffff && id > ROOT && id != super::UNKNOWN {
+        let free = id > ROOT && id != super::UNKNOWN;
+        (ino >> INO_BITS == 0 && index < 0xffff && free).then_some(id)
+    }
+
+    fn natural(&mut self, origin: DevIno) -> (Ino, Option<AltKey>) {
+        self.note_device(origin.0);
+        if let Some(id) = self.plain(origin) {
             return (id, None);
         }
         let key = AltKey::Raw(origin);

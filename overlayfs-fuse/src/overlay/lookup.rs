@@ -149,6 +149,7 @@ impl Overlay {
                         identity.lower = Lower::Dirs(Arc::from([]), false);
                     }
                 } else if let Some(up) = &self.upper
+                    && !self.inodes.is_known(dev_ino(&stat))
                     && let Some(origin) = up.origin(upper, name)?
                     && let Some(from_top) = self.lowers.len().checked_sub(1 + origin.from_bottom)
                 {

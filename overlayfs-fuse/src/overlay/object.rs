@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmod, fchmodat, futimens, utimensat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, futimens};
 use nix::sys::time::TimeSpec;
 
 use crate::sys;
@@ -39,7 +39,7 @@ impl Object {
     pub(crate) fn set_times(&self, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
         match self {
             Self::Open(fd) => futimens(fd.as_fd(), atime, mtime),
-            Self::Path(fd) => set_times(fd.as_fd(), atime, mtime),
+            Self::Path(fd) => sys::set_times(fd.as_fd(), atime, mtime),
         }
     }
 
@@ -55,11 +55,4 @@ impl Object {
 /// Changes the mode of whatever `fd` refers to, `O_PATH` descriptors included.
 pub(crate) fn chmod_path(fd: BorrowedFd<'_>, mode: Mode) -> nix::Result<()> {
     fchmodat(AT_FDCWD, sys::fd_path(fd).as_c_str(), mode, FchmodatFlags::FollowSymlink)
-}
-
-/// Sets the times of whatever `fd` refers to, a symbolic link included: a magic
-/// link is followed to the object and no further (proc(5)).
-pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
-    let path = sys::fd_path(fd);
-    utimensat(AT_FDCWD, path.as_c_str(), atime, mtime, UtimensatFlags::FollowSymlink)
 }

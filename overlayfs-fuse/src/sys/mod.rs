@@ -6,12 +6,13 @@ use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::time::TimeSpec;
 
 /// `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
 const FICLONE: libc::c_ulong = 0x4004_9409;
@@ -34,7 +35,61 @@ pub(crate) fn getxattr(fd: BorrowedFd<'_>, name: &OsStr) -> nix::Result<Vec<u8>>
 
 /// getxattr(2) of `file` in the directory behind `dir`, not followed.
 pub(crate) fn getxattr_at(dir: BorrowedFd<'_>, file: &OsStr, name: &OsStr) -> nix::Result<Vec<u8>> {
-    read_xattr(libc::lgetxattr, &path_at(dir, file)?, name)
+    let (path, attribute) = (c_string(file)?, c_string(name)?);
+    let mut value = [0u8; 256];
+    let args = XattrArgs {
+        value: value.as_mut_ptr().expose_provenance() as u64,
+        size: value.len() as u32,
+        flags: 0,
+    };
+    // SAFETY: both strings are NUL-terminated; `args` has the kernel's layout and
+    // length, and describes a buffer that is valid for the length it says.
+    let got = xattr_at_call(|| unsafe {
+        libc::syscall(
+            SYS_GETXATTRAT,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            attribute.as_ptr(),
+            &raw const args,
+            size_of::<XattrArgs>(),
+        )
+    });
+    match got {
+        Some(Ok(n)) => Ok(value[..n].to_vec()),
+        Some(Err(errno)) if errno != Errno::ERANGE => Err(errno),
+        _ => read_xattr(libc::lgetxattr, &path_at(dir, file)?, name),
+    }
+}
+
+/// `struct xattr_args` of linux/xattr.h.
+#[repr(C)]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+// Since Linux 6.13, the same numbers on every architecture.
+const SYS_GETXATTRAT: libc::c_long = 464;
+const SYS_LISTXATTRAT: libc::c_long = 465;
+
+/// Makes one of the calls that take a directory and a name, which spare the way
+/// through /proc. `None`: it has to be gone; the kernel or a filter lacks the call.
+fn xattr_at_call(call: impl FnOnce() -> libc::c_long) -> Option<nix::Result<usize>> {
+    static LACKING: AtomicBool = AtomicBool::new(false);
+    if LACKING.load(Ordering::Relaxed) {
+        return None;
+    }
+    match Errno::result(call()) {
+        Err(Errno::ENOSYS) => {
+            LACKING.store(true, Ordering::Relaxed);
+            None
+        }
+        // Filters of containers say so of what they do not know.
+        Err(Errno::EPERM) => None,
+        other => Some(other.map(|n| usize::try_from(n).unwrap_or(0))),
+    }
 }
 
 fn path_at(dir: BorrowedFd<'_>, file: &OsStr) -> nix::Result<CString> {
@@ -77,7 +132,29 @@ pub(crate) fn listxattr(fd: BorrowedFd<'_>) -> nix::Result<Vec<OsString>> {
 
 /// listxattr(2) of `file` in the directory behind `dir`, not followed.
 pub(crate) fn listxattr_at(dir: BorrowedFd<'_>, file: &OsStr) -> nix::Result<Vec<OsString>> {
-    list_xattrs(libc::llistxattr, &path_at(dir, file)?)
+    let path = c_string(file)?;
+    let mut list = [0u8; 512];
+    // SAFETY: the path is NUL-terminated; the buffer is valid for its length.
+    let got = xattr_at_call(|| unsafe {
+        libc::syscall(
+            SYS_LISTXATTRAT,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+            list.as_mut_ptr(),
+            list.len(),
+        )
+    });
+    match got {
+        Some(Ok(n)) => Ok(split_names(&list[..n])),
+        Some(Err(errno)) if errno != Errno::ERANGE => Err(errno),
+        _ => list_xattrs(libc::llistxattr, &path_at(dir, file)?),
+    }
+}
+
+fn split_names(list: &[u8]) -> Vec<OsString> {
+    let names = list.split(|b| *b == 0).filter(|n| !n.is_empty());
+    names.map(|n| OsString::from_vec(n.to_vec())).collect()
 }
 
 type ListXattr =
@@ -97,11 +174,7 @@ fn list_xattrs(call: ListXattr, path: &CStr) -> nix::Result<Vec<OsString>> {
             Err(e) => return Err(e),
         }
     }
-    Ok(list
-        .split(|b| *b == 0)
-        .filter(|n| !n.is_empty())
-        .map(|n| OsString::from_vec(n.to_vec()))
-        .collect())
+    Ok(split_names(&list))
 }
 
 /// setxattr(2) of the object behind `fd`; `flags` is 0, `XATTR_CREATE` or `XATTR_REPLACE`.
@@ -142,6 +215,22 @@ pub(crate) fn removexattr(fd: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
     // SAFETY: both strings are NUL-terminated.
     let r = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
     Errno::result(r).map(drop)
+}
+
+/// utimensat(2) of whatever `fd` refers to, `O_PATH` descriptors and symbolic links
+/// included.
+pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: &TimeSpec, mtime: &TimeSpec) -> nix::Result<()> {
+    let times = [*atime.as_ref(), *mtime.as_ref()];
+    let call = |dir: RawFd, path: &CStr, flags| {
+        // SAFETY: the path is NUL-terminated; `times` are the two the call reads.
+        let r = unsafe { libc::utimensat(dir, path.as_ptr(), times.as_ptr(), flags) };
+        Errno::result(r).map(drop)
+    };
+    match call(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH) {
+        // Before Linux 5.8.
+        Err(Errno::EINVAL) => call(libc::AT_FDCWD, &fd_path(fd), 0),
+        other => other,
+    }
 }
 
 /// Makes `dst` share the blocks of `src` (ioctl_ficlone(2)).
@@ -217,4 +306,15 @@ pub(crate) fn replace_standard_streams(fd: &OwnedFd) -> nix::Result<()> {
     nix::unistd::dup2_stdin(fd.as_fd())?;
     nix::unistd::dup2_stdout(fd.as_fd())?;
     nix::unistd::dup2_stderr(fd.as_fd())
+}
+
+/// Lets all threads allocate from one heap, as the library's default gives each one
+/// of its own: these grow by a page a system call and give nothing back. Called
+/// before any thread is started. Elsewhere than with glibc there is nothing to do.
+pub(crate) fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) takes two numbers and touches no memory of ours.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
