@@ -451,7 +451,7 @@ impl Overlay {
 pub(crate) fn lower_of(node: &Node) -> Result<(usize, Arc<Path>, OsString)> {
     let body = node.body();
     match &body.lower {
-        Lower::File(layer, path, name) => Ok((*layer, Arc::clone(path), name.clone())),
+        Lower::File(layer, path, name) => Ok((*layer, Arc::clone(path), name.to_os_string())),
         Lower::Dirs(dirs, _) => {
             let first = dirs.first().ok_or(Error::Stale)?;
             Ok((first.layer, Arc::clone(&first.path), OsString::new()))

@@ -123,7 +123,7 @@ impl Overlay {
         let found = match &fd {
             Some(fd) if self.options.permissions == Permissions::Inode => {
                 let stat = fstat(fd).during("stat what was made")?;
-                let place = Some((Arc::clone(&parent), name.to_owned()));
+                let place = Some((Arc::clone(&parent), name.into()));
                 new_in_upper(libc::S_IFREG, stat, None, UpperAt::Named, place)
             }
             _ => self.find(&parent, name, known)?.ok_or(Error::Stale)?,
@@ -496,7 +496,7 @@ impl Overlay {
             let mut body = node.body();
             if let UpperAt::Held(_) = body.upper {
                 body.upper = UpperAt::Named;
-                body.place = Some((Arc::clone(&parent), name.to_owned()));
+                body.place = Some((Arc::clone(&parent), name.into()));
             }
             if let (Some(ino), false) = (body.upper_ino, matches!(body.upper, UpperAt::Linked(_))) {
                 drop(body);
@@ -530,7 +530,9 @@ impl Overlay {
             }
             UpperAt::Named => match place {
                 None => Some(Spot::Fd(Arc::clone(&up.root))),
-                Some((parent, name)) => Some(Spot::At(self.upper_dir(&parent)?, name)),
+                Some((parent, name)) => {
+                    Some(Spot::At(self.upper_dir(&parent)?, name.to_os_string()))
+                }
             },
         })
     }
@@ -542,7 +544,7 @@ fn new_in_upper(
     stat: FileStat,
     kept: Option<OverrideStat>,
     upper: UpperAt,
-    place: Option<(Arc<Node>, OsString)>,
+    place: Option<(Arc<Node>, Arc<OsStr>)>,
 ) -> Found {
     let identity = Identity {
         kind,

@@ -337,13 +337,18 @@ impl Overlay {
     }
 
     /// One entry of a directory as lookup gives it, if it is still there.
-    fn entry(&self, dir: &Arc<Node>, name: &OsStr) -> Result<Option<Found>> {
+    fn entry(&self, dir: &Arc<Node>, name: &Arc<OsStr>) -> Result<Option<Found>> {
         let _tree = self.tree_shared();
         let state = dir.dir_state().ok_or(Error::NotDirectory)?;
-        match state.look(name) {
-            Indexed::Absent => Ok(None),
-            Indexed::Present(place) => self.find(dir, name, Some(place)),
-            Indexed::Unknown => self.find(dir, name, None),
+        let mut found = match state.look(name) {
+            Indexed::Absent => None,
+            Indexed::Present(place) => self.find(dir, name, Some(place))?,
+            Indexed::Unknown => self.find(dir, name, None)?,
+        };
+        // The node, of which there may be many, keeps no name of its own.
+        if let Some(found) = &mut found {
+            found.identity.share_name(name);
         }
+        Ok(found)
     }
 }

@@ -17,7 +17,7 @@
 //! system call.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ pub(crate) struct LowerDir {
 pub(crate) enum Lower {
     None,
     /// Anything but a directory: layer, directory, name.
-    File(usize, Arc<Path>, OsString),
+    File(usize, Arc<Path>, Arc<OsStr>),
     /// The directories that are merged, topmost first. `blank`: the topmost may
     /// not be seen into, the directory is shown empty.
     Dirs(Arc<[LowerDir]>, bool),
@@ -88,7 +88,7 @@ pub(crate) enum AltKey {
 #[derive(Debug)]
 pub(crate) struct Body {
     /// Parent and name; `None` for the root and for what has no known name left.
-    pub(crate) place: Option<(Arc<Node>, OsString)>,
+    pub(crate) place: Option<(Arc<Node>, Arc<OsStr>)>,
     pub(crate) upper: UpperAt,
     pub(crate) upper_ino: Option<DevIno>,
     pub(crate) lower: Lower,
@@ -163,9 +163,23 @@ pub(crate) struct Identity {
     pub(crate) lower: Lower,
     pub(crate) nlink_delta: i64,
     /// Parent and name, if it has one.
-    pub(crate) place: Option<(Arc<Node>, OsString)>,
+    pub(crate) place: Option<(Arc<Node>, Arc<OsStr>)>,
     /// It is one of several hard links in the lower.
     pub(crate) lower_links: bool,
+}
+
+impl Identity {
+    /// Lets go of its own copies of `name` for this one.
+    pub(crate) fn share_name(&mut self, name: &Arc<OsStr>) {
+        if let Some((_, own)) = &mut self.place {
+            *own = Arc::clone(name);
+        }
+        if let Lower::File(_, _, own) = &mut self.lower
+            && own == name
+        {
+            *own = Arc::clone(name);
+        }
+    }
 }
 
 struct Slot {
@@ -385,7 +399,7 @@ impl Table {
             return (*id, None);
         }
         let place = match &found.lower {
-            Lower::File(layer, dir, name) => Some(AltKey::Place(*layer, dir.join(name))),
+            Lower::File(layer, dir, name) => Some(AltKey::Place(*layer, dir.join(&**name))),
             Lower::Dirs(dirs, _) => {
                 dirs.first().map(|d| AltKey::Place(d.layer, d.path.to_path_buf()))
             }

@@ -118,7 +118,7 @@ impl Overlay {
             }
             (Some(upper), _) => find_at(upper.as_fd(), name)?,
         };
-        let place = || Some((Arc::clone(dir), name.to_owned()));
+        let place = || Some((Arc::clone(dir), name.into()));
         match in_upper {
             Named::Whiteout => Ok(None),
             Named::Present(stat, below) => {
@@ -209,15 +209,16 @@ impl Overlay {
             .expect("find_lower names a layer of this list");
         let kept = self.kept_in_lower(layer, &path, name)?;
         let links = stat.st_nlink > 1;
+        let shared: Arc<OsStr> = name.into();
         let mut found = Found {
             identity: Identity {
                 kind: shown_kind(&stat, kept.as_ref()),
                 origin: dev_ino(&stat),
                 upper_ino: None,
                 upper: UpperAt::None,
-                lower: Lower::File(layer, path, name.to_owned()),
+                lower: Lower::File(layer, path, Arc::clone(&shared)),
                 nlink_delta: 0,
-                place: Some((Arc::clone(dir), name.to_owned())),
+                place: Some((Arc::clone(dir), shared)),
                 lower_links: links,
             },
             stat,

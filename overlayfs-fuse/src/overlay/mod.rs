@@ -15,7 +15,7 @@
 //! lock the one or two directories they are in; data is copied under the lock
 //! of the inode being copied alone. See [`inode`] for the order.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -310,18 +310,18 @@ impl Overlay {
 
     /// The path of a directory or file in the upper. The tree lock is held.
     fn upper_path(&self, node: &Arc<Node>) -> Result<PathBuf> {
-        let mut names: Vec<OsString> = Vec::new();
+        let mut names: Vec<Arc<OsStr>> = Vec::new();
         let mut at = Arc::clone(node);
         loop {
             let (parent, name) = match &at.body().place {
-                Some((parent, name)) => (Arc::clone(parent), name.clone()),
+                Some((parent, name)) => (Arc::clone(parent), Arc::clone(name)),
                 None if at.id == ROOT => break,
                 None => return Err(Error::Stale),
             };
             names.push(name);
             at = parent;
         }
-        Ok(names.iter().rev().collect())
+        Ok(names.iter().rev().map(|name| &**name).collect())
     }
 }
 

@@ -209,7 +209,7 @@ impl Overlay {
             Some(Redirect::Absolute(_)) => return Ok(()),
             Some(Redirect::Sibling(_)) if same_parent => return Ok(()),
             None if same_parent => {
-                let name = node.body().place.as_ref().map(|(_, name)| name.clone());
+                let name = node.body().place.as_ref().map(|(_, name)| name.to_os_string());
                 Redirect::Sibling(name.ok_or(Error::Stale)?)
             }
             _ => Redirect::Absolute(self.path_in_lowers(node)?),
@@ -232,7 +232,7 @@ impl Overlay {
                     break;
                 }
                 Some(Redirect::Sibling(name)) => names.push(name),
-                None => names.push(name),
+                None => names.push(name.to_os_string()),
             }
             at = parent;
         }

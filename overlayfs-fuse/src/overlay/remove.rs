@@ -119,10 +119,7 @@ impl Overlay {
         links: u32,
     ) -> Result<()> {
         let mut body = node.body();
-        let here = body
-            .place
-            .as_ref()
-            .is_some_and(|(p, n)| Arc::ptr_eq(p, parent) && n.as_os_str() == name);
+        let here = body.place.as_ref().is_some_and(|(p, n)| Arc::ptr_eq(p, parent) && **n == *name);
         match body.upper.clone() {
             UpperAt::None => {
                 body.nlink_delta -= 1;

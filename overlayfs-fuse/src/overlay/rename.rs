@@ -141,7 +141,7 @@ impl Overlay {
         let delta = {
             let mut body = node.body();
             body.nlink_delta -= 1;
-            body.place.get_or_insert_with(|| (Arc::clone(&end.parent), end.name.to_owned()));
+            body.place.get_or_insert_with(|| (Arc::clone(&end.parent), end.name.into()));
             matches!(body.upper, UpperAt::Linked(_)).then_some(body.nlink_delta)
         };
         if let Some(delta) = delta {
@@ -259,7 +259,7 @@ impl Overlay {
             let was_there = place_is(target, new);
             moved(source, old, new);
             if was_there {
-                target.body().place = Some((Arc::clone(&old.parent), old.name.to_owned()));
+                target.body().place = Some((Arc::clone(&old.parent), old.name.into()));
             }
         }
         Ok(())
@@ -267,16 +267,13 @@ impl Overlay {
 }
 
 fn place_is(node: &Arc<Node>, end: &End<'_>) -> bool {
-    node.body()
-        .place
-        .as_ref()
-        .is_some_and(|(p, n)| Arc::ptr_eq(p, &end.parent) && n.as_os_str() == end.name)
+    node.body().place.as_ref().is_some_and(|(p, n)| Arc::ptr_eq(p, &end.parent) && **n == *end.name)
 }
 
 /// The node's place moves along if it was the old name.
 fn moved(node: &Arc<Node>, old: &End<'_>, new: &End<'_>) {
     if place_is(node, old) {
-        node.body().place = Some((Arc::clone(&new.parent), new.name.to_owned()));
+        node.body().place = Some((Arc::clone(&new.parent), new.name.into()));
     }
 }
 
