@@ -10,6 +10,7 @@ pub mod plan;
 pub mod policy;
 pub mod probe;
 pub mod run;
+pub mod setup;
 pub mod spawn;
 pub mod spec;
 pub mod stage;

@@ -19,6 +19,7 @@ mod logs;
 pub mod parse;
 mod ps;
 mod run;
+mod setup;
 
 /// The command line makes no sense, or `run` and `exec` could not do their part.
 const OWN_FAILURE: u8 = 125;
@@ -44,6 +45,7 @@ enum Command {
     Kill(lifecycle::KillArgs),
     Rm(lifecycle::RmArgs),
     Diff(diff::Args),
+    Setup(setup::Args),
 }
 
 /// The definition of the command line, as manual pages and completions need it.
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => (lifecycle::kill(&args), 1),
         Command::Rm(args) => (lifecycle::rm(&args), 1),
         Command::Diff(args) => (diff::diff(&args), 1),
+        Command::Setup(args) => (setup::setup(&args), 1),
     };
     match done {
         Ok(code) => code.into(),
