@@ -13,10 +13,12 @@ mod net;
 mod observe;
 mod overlay;
 mod owners;
+mod podman;
 mod policy;
 mod root;
 mod run;
 mod secrets;
+mod setup;
 mod slirp;
 
 use std::process::ExitCode;
@@ -24,7 +26,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 17] = [
+    let tables: [&[Test]; 19] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         names::TESTS,
         policy::TESTS,
         observe::TESTS,
+        podman::TESTS,
+        setup::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }
