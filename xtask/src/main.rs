@@ -1,6 +1,7 @@
-//! The commands of this repository: `cargo xtask demo | test | bench`.
+//! The commands of this repository: `cargo xtask demo | test | bench | man | dist`.
 
 mod demo;
+mod dist;
 mod prepare;
 mod test;
 
@@ -34,6 +35,8 @@ enum What {
     },
     /// Writes the manual pages to target/man.
     Man,
+    /// Makes a Debian package and a tar archive in target/dist.
+    Dist,
     /// Measures the programs beside their peers.
     #[command(disable_help_flag = true)]
     Bench {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         What::Demo { programs } => demo::run(programs.as_deref()).map(|()| true),
         What::Test { e2e } => test::run(&e2e),
         What::Man => man().map(|()| true),
+        What::Dist => dist::run().map(|()| true),
         What::Bench { args } => bench(&args).map(|()| true),
         What::PrepareBench => prepare::machine(FOR_BENCH).map(|()| true),
     };

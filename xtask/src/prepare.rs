@@ -23,6 +23,8 @@ pub(crate) enum Purpose {
     Test,
     /// To run the benchmarks.
     Bench,
+    /// To make the packages.
+    Dist,
 }
 
 struct Need {
@@ -33,7 +35,7 @@ struct Need {
     purposes: &'static [Purpose],
 }
 
-use Purpose::{Bench, Build, Demo, Run, Test};
+use Purpose::{Bench, Build, Demo, Dist, Run, Test};
 
 const NEEDS: &[Need] = &[
     need("/usr/include/seccomp.h", "libseccomp-dev", &[Build]),
@@ -48,20 +50,32 @@ const NEEDS: &[Need] = &[
     need("python3", "python3", &[Demo, Test]),
     need("busybox", "busybox-static", &[Test, Bench]),
     need("git", "git", &[Test, Bench]),
-    need("tar", "tar", &[Test, Bench]),
-    need("dpkg-deb", "dpkg", &[Test]),
+    need("tar", "tar", &[Test, Bench, Dist]),
+    need("dpkg-deb", "dpkg", &[Test, Dist]),
+    need("strip", "binutils", &[Dist]),
+    need("gzip", "gzip", &[Dist]),
     need("ping", "iputils-ping", &[Test]),
     need("pgrep", "procps", &[Test]),
     need("getfattr", "attr", &[Test]),
     need("getfacl", "acl", &[Test]),
     need("strace", "strace", &[Test]),
     need("bwrap", "bubblewrap", &[Bench]),
-    need("crun", "crun", &[Bench]),
+    need("crun", "crun", &[Test, Bench]),
     need("runc", "runc", &[Bench]),
-    need("podman", "podman", &[Bench]),
-    need("slirp4netns", "slirp4netns", &[Bench]),
+    need("podman", "podman", &[Test, Bench]),
+    need("slirp4netns", "slirp4netns", &[Test, Bench]),
     need("pasta", "passt", &[Bench]),
-    need("fuse-overlayfs", "fuse-overlayfs", &[Bench]),
+    need("fuse-overlayfs", "fuse-overlayfs", &[Test, Bench]),
+    need("buildah", "buildah", &[Test]),
+    need("rootlesskit", "rootlesskit", &[Test]),
+    need("skopeo", "skopeo", &[Test]),
+    need("umoci", "umoci", &[Test]),
+    need("docker-registry", "docker-registry", &[Test]),
+    need("iptables", "iptables", &[Test]),
+    need("/usr/lib/cni/bridge", "containernetworking-plugins", &[Test]),
+    need("/usr/lib/cni/dnsname", "golang-github-containernetworking-plugin-dnsname", &[Test]),
+    need("/usr/lib/podman/netavark", "netavark", &[Test]),
+    need("/usr/lib/podman/aardvark-dns", "aardvark-dns", &[Test]),
     need("unionfs", "unionfs-fuse", &[Bench]),
     need("iperf3", "iperf3", &[Bench]),
 ];
@@ -121,7 +135,7 @@ fn packages(purposes: &[Purpose]) -> Result<()> {
         };
         let essential = missing
             .iter()
-            .any(|need| need.purposes.iter().any(|purpose| matches!(purpose, Build | Run)));
+            .any(|need| need.purposes.iter().any(|purpose| matches!(purpose, Build | Run | Dist)));
         ensure!(!essential, "missing on this machine: {list}\n  to get it: {how}");
         println!("MISSING: {list}; what needs it is skipped. To get it: {how}");
         return Ok(());
