@@ -124,6 +124,8 @@ impl OverrideStat {
                 _ => return None,
             });
             if let Some(major) = parts.next() {
+                // Nothing else has a device number.
+                kind.filter(|kind| [libc::S_IFBLK, libc::S_IFCHR].contains(kind))?;
                 let major: u32 = major.parse().ok()?;
                 let minor: u32 = parts.next()?.parse().ok()?;
                 rdev = libc::makedev(major, minor);
@@ -259,6 +261,8 @@ mod tests {
             ("1:2:7:block-8-1-1", None),
             ("-1:2:7", None),
             ("1:2:7:file:x", None),
+            // Found by fuzzing: a device number of what is no device.
+            ("24:2:22:symlink-0-15", None),
         ] {
             assert_eq!(OverrideStat::parse(text.as_bytes()), want, "{text}");
         }

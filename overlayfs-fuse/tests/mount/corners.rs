@@ -452,3 +452,19 @@ pub(crate) fn reading_while_changing() {
     nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 2 << 20).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 2 << 20);
 }
+
+/// As root of the machine, which alone may make devices.
+pub(crate) fn devices_are_copied_up() {
+    let options = layers();
+    sh("mknod -m 640 lower/null c 1 3; mknod -m 600 lower/loop b 7 99; chown 3:4 lower/null");
+    let union = Mounted::new(&options, "union");
+    sh("chmod 606 union/null union/loop; chown 5 union/loop");
+    drop(union);
+    let union = Mounted::new(&options, "union");
+    let (null, looped) = (stat(union.path("null")), stat(union.path("loop")));
+    assert!(null.file_type().is_char_device() && looped.file_type().is_block_device());
+    assert_eq!((null.rdev(), looped.rdev()), (libc::makedev(1, 3), libc::makedev(7, 99)));
+    assert_eq!((null.uid(), null.gid(), null.mode() & 0o7777), (3, 4, 0o606));
+    assert_eq!((looped.uid(), looped.mode() & 0o7777), (5, 0o606));
+    assert_eq!(stat("upper/null").rdev(), libc::makedev(1, 3));
+}

@@ -69,6 +69,7 @@ const CASES: &[Case] = &[
 
 /// Cases that take the machine's root.
 const PRIVILEGED: &[Case] = &[
+    ("corners::devices_are_copied_up", corners::devices_are_copied_up),
     ("redirect::on_disk_as_the_kernels", redirect::on_disk_as_the_kernels),
     ("model::random_renames_match_the_kernel", model::redirects),
 ];
