@@ -52,6 +52,7 @@ const CASES: &[Case] = &[
     ("promises::started_in_every_way", promises::started_in_every_way),
     ("promises::counters_on_request", promises::counters_on_request),
     ("promises::many_at_once", promises::many_at_once),
+    ("promises::renames_leave_nothing_behind", promises::renames_leave_nothing),
     ("promises::few_descriptors_are_enough", promises::few_descriptors),
     ("promises::layers_cannot_be_left", promises::layers_cannot_be_left),
     ("promises::pjdfstest", promises::pjdfstest),

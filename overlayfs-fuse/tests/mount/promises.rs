@@ -153,12 +153,18 @@ pub(crate) fn started_in_every_way() {
     fs::write("lower/f", "x").unwrap();
     std::os::unix::fs::symlink(program(), "fuse-overlayfs").unwrap();
     sh("mkdir m");
+    // Installed, for mount(8), in this namespace only.
+    sh(&format!(
+        "mount -t tmpfs bin /usr/local/bin; cp {} /usr/local/bin/overlayfs-fuse",
+        program().display()
+    ));
     for args in [
         vec!["./fuse-overlayfs", "-o", &options, "m"],
         vec!["./fuse-overlayfs", "overlay", "m", "-o", &options],
         vec!["./fuse-overlayfs", "-f", "--help"],
         // mount(8) hands `-t fuse.PROGRAM` to mount.fuse3, which runs the program.
         vec!["mount", "-t", "fuse./mnt/fuse-overlayfs", "overlay", "m", "-o", &options],
+        vec!["mount", "-t", "fuse.overlayfs-fuse", "overlay", "m", "-o", &options],
     ] {
         let out = Command::new(args[0]).args(&args[1..]).output().unwrap();
         assert!(out.status.success(), "{args:?}: {}", crate::lab::text(&out));
@@ -298,6 +304,111 @@ pub(crate) fn many_at_once() {
     check(&union);
     drop(union);
     check(&Mounted::new(&options, "union"));
+    assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
+}
+
+/// Directories of a lower renamed to and fro (`redirect_dir=on`) while their files are
+/// written and read, for `CORACLE_STRESS_SECONDS` (2). At the end every directory is
+/// there once with all it had; and once all is removed the server has neither nodes nor
+/// descriptors left of it.
+pub(crate) fn renames_leave_nothing() {
+    const DIRS: u64 = 12;
+    let seconds = std::env::var("CORACLE_STRESS_SECONDS").map_or(2, |v| v.parse().unwrap());
+    let options = layers() + ",redirect_dir=on,stats=stats";
+    for n in 0..DIRS {
+        fs::create_dir_all(format!("lower/p{}/d{n}/sub", n % 2)).unwrap();
+        fs::write(format!("lower/p{}/d{n}/sub/f", n % 2), format!("{n:06}")).unwrap();
+    }
+    fs::create_dir("m").unwrap();
+    let (mut ready, ready_end) = std::io::pipe().unwrap();
+    use std::os::fd::AsFd;
+    let inherit = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
+    nix::fcntl::fcntl(ready_end.as_fd(), inherit).unwrap();
+    let mut child = Command::new(program())
+        .args(["-f", "--ready-fd", &ready_end.as_raw_fd().to_string(), "-o", &options, "m"])
+        .spawn()
+        .unwrap();
+    drop(ready_end);
+    ready.read_to_end(&mut Vec::new()).unwrap();
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap().count();
+    let at_start = descriptors();
+    let over = AtomicBool::new(false);
+    let done = AtomicU64::new(0);
+    let passing = |e: &std::io::Error| {
+        // Gone from there, or there again; under way at the moment it was looked at.
+        matches!(
+            e.raw_os_error(),
+            Some(libc::ENOENT | libc::EEXIST | libc::ENOTEMPTY | libc::ESTALE)
+        )
+    };
+    let root = fs::canonicalize("m").unwrap();
+    std::thread::scope(|scope| {
+        let (over, done, root, passing) = (&over, &done, &root, &passing);
+        for thread in 0..6u64 {
+            scope.spawn(move || {
+                let mut n = thread;
+                while !over.load(Ordering::Relaxed) {
+                    n = n
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    let dir = (n >> 33) % DIRS;
+                    let (from, to) = ((n >> 40) % 2, (n >> 41) % 2);
+                    let at = |p: u64| root.join(format!("p{p}/d{dir}"));
+                    let result = match thread % 3 {
+                        0 => fs::rename(at(from), at(to)),
+                        1 => OpenOptions::new()
+                            .write(true)
+                            .open(at(from).join("sub/f"))
+                            .and_then(|f| f.write_all_at(format!("{dir:06}").as_bytes(), 0)),
+                        _ => fs::read_to_string(at(from).join("sub/f"))
+                            .map(|text| assert_eq!(text, format!("{dir:06}"))),
+                    };
+                    if let Err(e) = result {
+                        assert!(passing(&e), "{thread}: {e}");
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let alarm = nix::sys::timerfd::TimerFd::new(
+            nix::sys::timerfd::ClockId::CLOCK_MONOTONIC,
+            nix::sys::timerfd::TimerFlags::empty(),
+        )
+        .unwrap();
+        let after = std::time::Duration::from_secs(seconds);
+        let expiry = nix::sys::timerfd::Expiration::OneShot(after.into());
+        alarm.set(expiry, nix::sys::timerfd::TimerSetTimeFlags::empty()).unwrap();
+        alarm.wait().unwrap();
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(done.load(Ordering::Relaxed) > 100, "hardly anything was done");
+    let places =
+        |n: u64| (0..2u64).filter(|p| root.join(format!("p{p}/d{n}")).exists()).collect::<Vec<_>>();
+    for n in 0..DIRS {
+        let there = places(n);
+        assert_eq!(there.len(), 1, "d{n}: {there:?}");
+        let file = root.join(format!("p{}/d{n}/sub/f", there[0]));
+        assert_eq!(fs::read_to_string(file).unwrap(), format!("{n:06}"));
+    }
+    sh("rm -r m/p0 m/p1");
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    // The directories of the lower may stay open, as a cache with a bound.
+    let most = at_start + 2 * usize::try_from(DIRS).unwrap() + 4;
+    // The kernel tells a little later that it has forgotten them.
+    let left = (0..2000).find_map(|_| {
+        fs::remove_file("stats").ok();
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+        let report = loop {
+            match fs::read_to_string("stats") {
+                Ok(report) if report.contains("copy_ups") => break report,
+                _ => std::thread::yield_now(),
+            }
+        };
+        (report.contains("\nnodes 1\n") && descriptors() <= most).then_some(())
+    });
+    assert!(left.is_some(), "{}", fs::read_to_string("stats").unwrap_or_default());
+    sh("umount m");
+    assert!(child.wait().unwrap().success());
     assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
 }
 

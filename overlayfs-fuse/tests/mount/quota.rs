@@ -189,7 +189,9 @@ pub(crate) fn bounded_for_many_at_once() {
         // All of it was given away, to the last block.
         assert_eq!((taken(), space(&union).0), (LIMIT, 0), "round {round}");
         if round == 0 {
-            assert_eq!(written, LIMIT - 8 * 3 * BLOCK);
+            // A late one may have found no room even for its copy.
+            let copied = fs::read_dir("upper").unwrap().count() as u64;
+            assert_eq!(written, LIMIT - copied * 3 * BLOCK);
         }
         sh(&format!("rm m/f{round}; truncate -s 12K m/f7"));
         fs::write(union.path(&format!("f{round}")), b"").unwrap();
