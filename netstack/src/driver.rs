@@ -15,7 +15,8 @@
 //! acknowledgement to the guest covers a batch and carries the window that the
 //! host has reopened. The clock is read once a turn.
 //!
-//! The loop sleeps without limit when the stack has no deadline.
+//! The loop sleeps without limit when the stack has no deadline. When its last waits
+//! were short it looks for events for some microseconds before ([`crate::spin`]).
 
 mod observe;
 
@@ -25,6 +26,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
@@ -45,8 +47,10 @@ use crate::metrics::{self, Traffic};
 use crate::pcap::Capture;
 use crate::reader::{News, Reader};
 use crate::report;
+use crate::spin::{SPIN_MAX, Spin};
 use crate::stack::egress::Egress;
-use crate::stack::{FlowId, HostCommand, HostEvent, Netstack};
+use crate::stack::ports::Ports;
+use crate::stack::{Elsewhere, FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::random;
 use crate::tap::Offloads;
 
@@ -148,10 +152,16 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     let capture = capture.map(|capture| Arc::new(capture.since(Clock::epoch())));
     let mut workers = Vec::new();
     let count = queues.len();
+    let ports = Arc::new(Ports::default());
+    let several = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+    let spinning = several.then(Arc::<AtomicBool>::default);
     for (index, tap) in queues.into_iter().enumerate() {
         let seed = random::seed().map_err(os("asking for random bytes"))?;
         let mut stack = Netstack::new(config.clone(), offloads, seed);
-        stack.set_share(count);
+        if count > 1 {
+            stack.set_share(count);
+            stack.share_ports(Arc::clone(&ports), index);
+        }
         if let Some(mac) = guest_mac {
             stack.set_guest_mac(mac);
         }
@@ -161,7 +171,8 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         let inboxes = Arc::clone(&inboxes);
         let capture = capture.clone();
         let seen = observe::Tap { capture, vnet: offloads.vnet };
-        workers.push(Worker { index, tap, seen, stack, inboxes, clock });
+        let spinning = spinning.clone();
+        workers.push(Worker { index, tap, seen, stack, inboxes, clock, spinning });
     }
     let mut workers = workers.into_iter();
     let main = workers.next().ok_or(os("looking for a queue of the TAP")(Errno::ENODEV))?;
@@ -236,6 +247,7 @@ struct Worker {
     stack: Netstack,
     inboxes: Arc<[Inbox]>,
     clock: Clock,
+    spinning: Option<Arc<AtomicBool>>,
 }
 
 /// The one place where time is read.
@@ -267,6 +279,9 @@ struct Driver {
     traffic: Traffic,
     /// A frame the device did not take, waiting for it to become writable.
     tap_full: Option<Vec<u8>>,
+    spin: Spin,
+    /// Bytes of frames in this turn.
+    moved: usize,
     stack: Netstack,
     host: Host,
     ports: Table,
@@ -310,7 +325,7 @@ enum Turn {
 
 impl Driver {
     fn new(worker: Worker, config: &Config) -> Result<Driver, Error> {
-        let Worker { index, tap, seen, stack, inboxes, clock } = worker;
+        let Worker { index, tap, seen, stack, inboxes, clock, spinning } = worker;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os("making an epoll"))?;
         let epoll = Rc::new(epoll);
         let flags = fcntl(&tap, FcntlArg::F_GETFL).map_err(os("asking for the TAP's flags"))?;
@@ -323,6 +338,8 @@ impl Driver {
             seen,
             traffic: Traffic::default(),
             tap_full: None,
+            spin: Spin::new(spinning),
+            moved: 0,
             stack,
             host: Host::new(config.outbound_v4, config.outbound_v6),
             clock,
@@ -355,8 +372,7 @@ impl Driver {
         let mut tap_ready = false;
         loop {
             let busy = tap_ready || self.host.has_more();
-            let patience = self.patience(busy);
-            let count = match self.epoll.wait(&mut events, patience) {
+            let count = match self.wait(&mut events, busy) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => return Err(os("waiting for events")(errno)),
@@ -422,11 +438,33 @@ impl Driver {
         }
     }
 
-    /// How long to sleep at most.
-    fn patience(&mut self, busy: bool) -> EpollTimeout {
+    fn wait(&mut self, events: &mut [EpollEvent], busy: bool) -> Result<usize, Errno> {
         if busy {
-            return EpollTimeout::ZERO;
+            return self.epoll.wait(events, EpollTimeout::ZERO);
         }
+        if self.spin.begin(std::mem::take(&mut self.moved)) {
+            let since = self.clock.now();
+            let (found, took) = loop {
+                let found = self.epoll.wait(events, EpollTimeout::ZERO);
+                let took = self.clock.now().saturating_sub(since);
+                if found != Ok(0) || took >= SPIN_MAX {
+                    break (found, took);
+                }
+            };
+            self.spin.ended(found != Ok(0), took);
+            if found != Ok(0) {
+                return found;
+            }
+        }
+        let patience = self.patience();
+        let since = self.clock.now();
+        let found = self.epoll.wait(events, patience);
+        self.spin.slept(self.clock.now().saturating_sub(since));
+        found
+    }
+
+    /// How long to sleep at most.
+    fn patience(&mut self) -> EpollTimeout {
         match self.stack.poll_timeout() {
             None => EpollTimeout::NONE,
             Some(at) => {
@@ -448,10 +486,11 @@ impl Driver {
             match nix::unistd::read(&self.tap, room) {
                 Ok(0) => return Ok((Turn::End, false)),
                 Ok(len) => {
+                    self.moved += len;
                     self.traffic.frames_in += 1;
                     self.traffic.bytes_in += self.seen.see(now, &[IoSlice::new(&room[..len])], len);
-                    if let Some(frame) = self.stack.handle_frame(now, len) {
-                        self.inboxes[0].send(Message::Frame(frame.to_vec()));
+                    if let Some(Elsewhere { stack, frame }) = self.stack.handle_frame(now, len) {
+                        self.inboxes[stack].send(Message::Frame(frame.to_vec()));
                     }
                 }
                 Err(Errno::EAGAIN) => return Ok((Turn::GoOn, false)),
@@ -531,7 +570,10 @@ impl Driver {
                     }
                     // A frame of another queue of the same device fits.
                     self.stack.frame_room()[..frame.len()].copy_from_slice(&frame);
-                    self.stack.handle_frame(now, frame.len());
+                    // Nobody's after all: its port has changed hands on the way.
+                    if self.stack.handle_frame(now, frame.len()).is_some() {
+                        self.stack.count_lost(1);
+                    }
                 }
                 Message::NameServers(hosts) => self.stack.set_name_servers(now, hosts),
                 Message::Report { number, list } => self.answer_report(number, list),
@@ -550,7 +592,8 @@ impl Driver {
             self.traffic.frames_out += 1;
             self.traffic.bytes_out += self.seen.see(now, frame.as_slices(), frame.len());
             match nix::sys::uio::writev(&self.tap, frame.as_slices()) {
-                Ok(_) | Err(Errno::EINTR) => {}
+                Ok(len) => self.moved += len,
+                Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     self.tap_full = Some(frame.to_vec());
                     return self.watch_tap(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT);

@@ -13,7 +13,9 @@
 //! used up is put on the `again` list; the loop does not sleep while that has
 //! entries.
 
-use std::io::{ErrorKind, IoSliceMut, Read, Write};
+mod datagram;
+
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -21,27 +23,26 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType,
-    SockaddrStorage, connect, recvmsg, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, connect, setsockopt, socket,
+    sockopt,
 };
 
 use crate::stack::policy::Unreachable;
 use crate::stack::{ConnectError, FlowId, HostCommand, HostEvent, Netstack};
+use crate::sys::mmsg;
 
 /// Marks an epoll token as a flow's.
 pub(crate) const FLOW_TOKEN: u64 = 1 << 63;
 
 /// Bytes one connection may read in a turn before others get theirs.
 const READ_SHARE: usize = 1 << 20;
-/// Datagrams one socket may read in a turn.
-const DATAGRAM_SHARE: usize = 64;
 
 /// The host's sockets.
 #[derive(Debug)]
 pub struct Host {
     sockets: Vec<Option<Socket>>,
     again: Vec<FlowId>,
-    buffer: Vec<u8>,
+    inbound: mmsg::Inbound,
     outbound_v4: Option<Ipv4Addr>,
     outbound_v6: Option<Ipv6Addr>,
     open: usize,
@@ -68,7 +69,11 @@ enum Kind {
         tcp: TcpStream,
         finished: bool,
     },
-    Datagram(UdpSocket),
+    Datagram {
+        udp: UdpSocket,
+        /// Sending several with one call does not work.
+        whole: bool,
+    },
     /// A ping socket: speaks ICMP messages, behaves like a datagram socket.
     Ping(UdpSocket),
 }
@@ -80,7 +85,7 @@ impl Host {
         Host {
             sockets: Vec::new(),
             again: Vec::new(),
-            buffer: vec![0; 65536],
+            inbound: mmsg::Inbound::new(),
             outbound_v4,
             outbound_v6,
             open: 0,
@@ -123,7 +128,12 @@ impl Host {
                 }
             }
             HostCommand::UdpSend { flow, to, data } => {
-                self.send_datagram(stack, now, epoll, flow, to, &data);
+                self.send_datagrams(stack, now, epoll, flow, to, &data, data.len());
+                stack.give_back(data);
+            }
+            HostCommand::UdpSendMany { flow, to, data, segment } => {
+                self.send_datagrams(stack, now, epoll, flow, to, &data, segment);
+                stack.give_back(data);
             }
             HostCommand::EchoSend { flow, to, seq, data } => {
                 self.send_echo(stack, now, epoll, flow, to, seq, &data);
@@ -131,7 +141,7 @@ impl Host {
             HostCommand::SetTtl { flow, to, ttl, ping } => {
                 // Who cannot have a socket is told with what is sent next.
                 if let Ok(socket) = self.datagram_socket(epoll, flow, to.ip(), ping) {
-                    set_ttl(socket, to.ip(), ttl);
+                    datagram::set_ttl(socket, to.ip(), ttl);
                 }
             }
             HostCommand::Close { flow, reset } => {
@@ -167,6 +177,9 @@ impl Host {
         socket.readable |= flags.intersects(end | EpollFlags::EPOLLIN);
         socket.writable |= flags.intersects(end | EpollFlags::EPOLLOUT);
         match &socket.kind {
+            Kind::Connecting(_) if flags == EpollFlags::EPOLLOUT => {
+                self.connected(stack, now, flow);
+            }
             Kind::Connecting(tcp) => match tcp.take_error() {
                 Ok(None) if flags.contains(EpollFlags::EPOLLOUT) => {
                     self.connected(stack, now, flow);
@@ -187,7 +200,7 @@ impl Host {
                 }
                 self.pump(stack, now, flow);
             }
-            Kind::Datagram(_) | Kind::Ping(_) => self.pump(stack, now, flow),
+            Kind::Datagram { .. } | Kind::Ping(_) => self.pump(stack, now, flow),
         }
     }
 
@@ -208,7 +221,7 @@ impl Host {
                     self.broken(stack, now, flow);
                 }
             }
-            Some(Kind::Datagram(_) | Kind::Ping(_)) => self.pump_datagrams(stack, now, flow),
+            Some(Kind::Datagram { .. } | Kind::Ping(_)) => self.pump_datagrams(stack, now, flow),
             Some(Kind::Connecting(_)) | None => {}
         }
     }
@@ -282,47 +295,6 @@ impl Host {
         Ok(())
     }
 
-    fn pump_datagrams(&mut self, stack: &mut Netstack, now: Duration, flow: FlowId) {
-        let Host { sockets, again, buffer, .. } = self;
-        let Some(socket) = sockets.get_mut(flow.index()).and_then(Option::as_mut) else { return };
-        let (udp, ping) = match &socket.kind {
-            Kind::Datagram(udp) => (udp, false),
-            Kind::Ping(udp) => (udp, true),
-            _ => return,
-        };
-        if std::mem::take(&mut socket.ending) {
-            report_errors(stack, now, flow, udp, ping);
-        }
-        let mut share = DATAGRAM_SHARE;
-        while socket.readable && share > 0 {
-            share -= 1;
-            match udp.recv_from(buffer) {
-                Ok((len, from)) if ping => {
-                    if let Some((head, data)) = buffer[..len].split_at_checked(8)
-                        && matches!(head[0], 0 | 129)
-                    {
-                        let seq = u16::from_be_bytes([head[6], head[7]]);
-                        let from = from.ip();
-                        stack.handle_host(now, HostEvent::EchoReply { flow, from, seq, data });
-                    }
-                }
-                Ok((len, from)) => {
-                    let data = &buffer[..len];
-                    stack.handle_host(now, HostEvent::UdpReceived { flow, from, data });
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => socket.readable = false,
-                // An error of an earlier send, reported through the error queue.
-                Err(_) => {
-                    report_errors(stack, now, flow, udp, ping);
-                }
-            }
-        }
-        if socket.readable && !socket.again {
-            socket.again = true;
-            again.push(flow);
-        }
-    }
-
     fn connect(&mut self, epoll: &Epoll, flow: FlowId, to: SocketAddr) -> Result<bool, Errno> {
         let fd = new_socket(to.ip(), SockType::Stream, None)?;
         if let Some(from) = self.outbound(to.ip()) {
@@ -366,121 +338,6 @@ impl Host {
         }
     }
 
-    fn send_datagram(
-        &mut self,
-        stack: &mut Netstack,
-        now: Duration,
-        epoll: &Epoll,
-        flow: FlowId,
-        to: SocketAddr,
-        data: &[u8],
-    ) {
-        if let Err(errno) = self.datagram_socket(epoll, flow, to.ip(), false) {
-            let why = unreachable(errno);
-            return stack.handle_host(now, HostEvent::UdpUnreachable { flow, to, why });
-        }
-        let Some(Socket { kind: Kind::Datagram(udp), .. }) = self.find(flow) else { return };
-        for _ in 0..2 {
-            match udp.send_to(data, to) {
-                Ok(_) => return,
-                // A full socket drops, as a network may.
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) => {
-                    // An error may be left from an earlier datagram: it is in
-                    // the queue with its own address, and this one is tried again.
-                    if report_errors(stack, now, flow, udp, false) {
-                        continue;
-                    }
-                    let why = unreachable(Errno::from_raw(e.raw_os_error().unwrap_or(0)));
-                    stack.handle_host(now, HostEvent::UdpUnreachable { flow, to, why });
-                    return;
-                }
-            }
-        }
-    }
-
-    /// The flow's socket, made when there is none.
-    fn datagram_socket(
-        &mut self,
-        epoll: &Epoll,
-        flow: FlowId,
-        to: IpAddr,
-        ping: bool,
-    ) -> Result<&UdpSocket, Errno> {
-        if self.find(flow).is_none() {
-            let kind = if ping {
-                Kind::Ping(ping_socket(to)?)
-            } else {
-                Kind::Datagram(self.udp_socket(to)?)
-            };
-            self.insert(epoll, flow, kind)?;
-        }
-        match self.find(flow).map(|socket| &socket.kind) {
-            Some(Kind::Datagram(udp) | Kind::Ping(udp)) => Ok(udp),
-            _ => Err(Errno::ENOTSOCK),
-        }
-    }
-
-    fn udp_socket(&self, like: IpAddr) -> Result<UdpSocket, Errno> {
-        let fd = new_socket(like, SockType::Datagram, None)?;
-        // Without it an unconnected socket is not told what did not arrive.
-        match like {
-            IpAddr::V4(_) => setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?,
-            IpAddr::V6(_) => setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?,
-        }
-        if let Some(from) = self.outbound(like) {
-            let from = SockaddrStorage::from(SocketAddr::new(from, 0));
-            nix::sys::socket::bind(fd.as_raw_fd(), &from)?;
-        }
-        Ok(UdpSocket::from(fd))
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "an echo request has that many parts")]
-    fn send_echo(
-        &mut self,
-        stack: &mut Netstack,
-        now: Duration,
-        epoll: &Epoll,
-        flow: FlowId,
-        to: IpAddr,
-        seq: u16,
-        data: &[u8],
-    ) {
-        let result = self.try_echo(epoll, flow, to, seq, data);
-        match result {
-            Ok(()) | Err(Errno::EAGAIN) => {}
-            Err(errno) => {
-                if let Some(Socket { kind: Kind::Ping(ping), .. }) = self.find(flow)
-                    && report_errors(stack, now, flow, ping, true)
-                {
-                    return;
-                }
-                let why = unreachable(errno);
-                stack.handle_host(now, HostEvent::EchoUnreachable { flow, to, seq, why });
-            }
-        }
-    }
-
-    fn try_echo(
-        &mut self,
-        epoll: &Epoll,
-        flow: FlowId,
-        to: IpAddr,
-        seq: u16,
-        data: &[u8],
-    ) -> Result<(), Errno> {
-        self.datagram_socket(epoll, flow, to, true)?;
-        let Some(Socket { kind: Kind::Ping(ping), .. }) = self.find(flow) else { return Ok(()) };
-        // The kernel fills in identifier and checksum.
-        let mut message = vec![if to.is_ipv4() { 8 } else { 128 }, 0, 0, 0, 0, 0];
-        message.extend_from_slice(&seq.to_be_bytes());
-        message.extend_from_slice(data);
-        match ping.send_to(&message, SocketAddr::new(to, 0)) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(Errno::from_raw(e.raw_os_error().unwrap_or(0))),
-        }
-    }
-
     fn find(&mut self, flow: FlowId) -> Option<&mut Socket> {
         self.sockets.get_mut(flow.index())?.as_mut().filter(|socket| socket.flow == flow)
     }
@@ -493,7 +350,7 @@ impl Host {
         let event = EpollEvent::new(flags, FLOW_TOKEN | flow.to_bits());
         let fd = match &kind {
             Kind::Connecting(tcp) | Kind::Stream { tcp, .. } => tcp.as_fd(),
-            Kind::Datagram(udp) | Kind::Ping(udp) => udp.as_fd(),
+            Kind::Datagram { udp, .. } | Kind::Ping(udp) => udp.as_fd(),
         };
         epoll.add(fd, event)?;
         let socket =
@@ -514,26 +371,6 @@ impl Host {
         self.open -= 1;
         self.sockets.get_mut(flow.index())?.take()
     }
-}
-
-fn ping_socket(to: IpAddr) -> Result<UdpSocket, Errno> {
-    let protocol = if to.is_ipv4() { SockProtocol::Icmp } else { SockProtocol::IcmpV6 };
-    let fd = new_socket(to, SockType::Datagram, Some(protocol))?;
-    match to {
-        IpAddr::V4(_) => setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?,
-        IpAddr::V6(_) => setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?,
-    }
-    Ok(UdpSocket::from(fd))
-}
-
-/// Failing costs a hop in a trace, not a datagram.
-fn set_ttl(socket: &UdpSocket, to: IpAddr, ttl: Option<u8>) {
-    // -1 is the route's own (ip(7), ipv6(7)).
-    let ttl = ttl.map_or(-1, i32::from);
-    match to {
-        IpAddr::V4(_) => setsockopt(socket, sockopt::Ipv4Ttl, &ttl).ok(),
-        IpAddr::V6(_) => setsockopt(socket, sockopt::Ipv6Ttl, &ttl).ok(),
-    };
 }
 
 fn new_socket(
@@ -568,78 +405,5 @@ fn connect_error(errno: Errno) -> ConnectError {
         Errno::ECONNREFUSED | Errno::ECONNRESET => ConnectError::Refused,
         Errno::ETIMEDOUT => ConnectError::TimedOut,
         other => ConnectError::Unreachable(unreachable(other)),
-    }
-}
-
-/// Reads the error queue of a datagram socket. Gives whether anything was there.
-fn report_errors(
-    stack: &mut Netstack,
-    now: Duration,
-    flow: FlowId,
-    socket: &UdpSocket,
-    ping: bool,
-) -> bool {
-    // Clears the pending error, which would fail the next call.
-    let mut any = matches!(socket.take_error(), Ok(Some(_)));
-    let mut data = [0; 64];
-    let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
-    // A share, so that a flood of errors cannot hold the loop.
-    for _ in 0..DATAGRAM_SHARE {
-        let mut parts = [IoSliceMut::new(&mut data)];
-        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        let Ok(message) =
-            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)
-        else {
-            break;
-        };
-        any = true;
-        let Some(to) = message.address.as_ref().and_then(std_address) else { continue };
-        let Ok(mut messages) = message.cmsgs() else { continue };
-        let Some(why) = messages.find_map(|message| match message {
-            ControlMessageOwned::Ipv4RecvErr(error, by) => {
-                let by = by.map(|by| Ipv4Addr::from(u32::from_be(by.sin_addr.s_addr)).into());
-                Some(reported(&error, by))
-            }
-            ControlMessageOwned::Ipv6RecvErr(error, by) => {
-                Some(reported(&error, by.map(|by| Ipv6Addr::from(by.sin6_addr.s6_addr).into())))
-            }
-            _ => None,
-        }) else {
-            continue;
-        };
-        let whole = message.bytes >= 8;
-        let event = if ping {
-            // The queue gives the request from its ICMP header on.
-            let seq = if whole { u16::from_be_bytes([data[6], data[7]]) } else { 0 };
-            HostEvent::EchoUnreachable { flow, to: to.ip(), seq, why }
-        } else {
-            HostEvent::UdpUnreachable { flow, to, why }
-        };
-        stack.handle_host(now, event);
-    }
-    any
-}
-
-/// What an entry of the error queue means (ip(7), IP_RECVERR); `by` is who said it.
-fn reported(error: &libc::sock_extended_err, by: Option<IpAddr>) -> Unreachable {
-    let errno = Errno::from_raw(error.ee_errno.cast_signed());
-    match (error.ee_origin, error.ee_type, by) {
-        // ICMP_TIME_EXCEEDED, ICMPV6_TIME_EXCEED.
-        (libc::SO_EE_ORIGIN_ICMP, 11, Some(at)) | (libc::SO_EE_ORIGIN_ICMP6, 3, Some(at)) => {
-            Unreachable::Expired { at }
-        }
-        _ if errno == Errno::EMSGSIZE && error.ee_info > 0 => {
-            Unreachable::TooBig { mtu: error.ee_info }
-        }
-        _ => unreachable(errno),
-    }
-}
-
-/// An IP socket address; None for other families.
-fn std_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = storage.as_sockaddr_in() {
-        Some(SocketAddr::new(v4.ip().into(), v4.port()))
-    } else {
-        storage.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().into(), v6.port()))
     }
 }

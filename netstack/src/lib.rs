@@ -19,6 +19,7 @@ pub mod reader;
 pub mod report;
 pub mod resolv;
 pub mod sandbox;
+mod spin;
 pub mod stack;
 pub use sys::fd;
 mod sys;

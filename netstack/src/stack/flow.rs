@@ -10,7 +10,12 @@
 //!
 //! Deadlines are kept lazily: a flow is in the heap at most with one live entry,
 //! at or before its true deadline. When the entry comes up, the flow is asked
-//! again. So a packet that only moves a deadline later costs nothing.
+//! again. So a packet that only moves a deadline later costs nothing. Deadlines are
+//! rounded up to [`TICK`], so that flows that were busy together wake the caller
+//! together.
+//!
+//! Flows that may end to make room for others are in a list, in the order of their
+//! last use ([`FlowTable::touch`]).
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -60,12 +65,26 @@ pub enum Key {
     Echo(SocketAddr),
 }
 
+/// What deadlines are multiples of; a divisor of a second.
+const TICK: Duration = Duration::from_millis(20);
+
+/// No slot.
+const NONE: u32 = u32::MAX;
+
 #[derive(Debug)]
 struct Slot<T> {
     generation: u32,
+    /// Neighbours in the list, towards its ends, while it is in there.
+    listed: Option<Neighbours>,
     /// When the heap's live entry for this slot comes up.
     armed: Option<Duration>,
     flow: Option<(Key, T)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Neighbours {
+    older: u32,
+    newer: u32,
 }
 
 /// The table.
@@ -76,6 +95,8 @@ pub struct FlowTable<T> {
     by_key: HashMap<Key, FlowId, KeyHash>,
     heap: BinaryHeap<Reverse<(Duration, FlowId)>>,
     limit: usize,
+    oldest: u32,
+    newest: u32,
 }
 
 impl<T> FlowTable<T> {
@@ -88,6 +109,8 @@ impl<T> FlowTable<T> {
             by_key: HashMap::with_hasher(KeyHash::new(seed)),
             heap: BinaryHeap::new(),
             limit,
+            oldest: NONE,
+            newest: NONE,
         }
     }
 
@@ -124,7 +147,7 @@ impl<T> FlowTable<T> {
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
-                self.slots.push(Slot { generation: 0, armed: None, flow: None });
+                self.slots.push(Slot { generation: 0, listed: None, armed: None, flow: None });
                 (self.slots.len() - 1) as u32
             }
         };
@@ -155,8 +178,45 @@ impl<T> FlowTable<T> {
         self.slots.iter().filter_map(|slot| slot.flow.as_ref().map(|(_, flow)| flow))
     }
 
+    /// Says that `id` is in use now, and may end to make room for others.
+    pub fn touch(&mut self, id: FlowId) {
+        if self.newest == id.index || self.get(id).is_none() {
+            return;
+        }
+        self.unlist(id.index);
+        let older = std::mem::replace(&mut self.newest, id.index);
+        match self.slots.get_mut(older as usize).and_then(|slot| slot.listed.as_mut()) {
+            Some(listed) => listed.newer = id.index,
+            None => self.oldest = id.index,
+        }
+        self.slots[id.index()].listed = Some(Neighbours { older, newer: NONE });
+    }
+
+    /// Of the flows that may end, the one that was used the longest ago.
+    pub fn oldest(&self) -> Option<FlowId> {
+        let slot = self.slots.get(self.oldest as usize)?;
+        Some(FlowId { index: self.oldest, generation: slot.generation })
+    }
+
+    fn unlist(&mut self, index: u32) {
+        let slot = self.slots.get_mut(index as usize);
+        let Some(Neighbours { older, newer }) = slot.and_then(|slot| slot.listed.take()) else {
+            return;
+        };
+        match self.slots.get_mut(older as usize).and_then(|slot| slot.listed.as_mut()) {
+            Some(listed) => listed.newer = newer,
+            None => self.oldest = newer,
+        }
+        match self.slots.get_mut(newer as usize).and_then(|slot| slot.listed.as_mut()) {
+            Some(listed) => listed.older = older,
+            None => self.newest = older,
+        }
+    }
+
     /// Takes a flow out.
     pub fn remove(&mut self, id: FlowId) -> Option<T> {
+        self.get(id)?;
+        self.unlist(id.index);
         let slot = self.slots.get_mut(id.index()).filter(|s| s.generation == id.generation)?;
         let (key, flow) = slot.flow.take()?;
         slot.generation = (slot.generation + 1) & GENERATION_MASK;
@@ -166,8 +226,9 @@ impl<T> FlowTable<T> {
         Some(flow)
     }
 
-    /// Asks for `id` to come up at `at` or before.
+    /// Asks for `id` to come up at `at` or before, but for the rounding.
     pub fn arm(&mut self, id: FlowId, at: Duration) {
+        let at = round_up(at);
         let Some(slot) = self.slots.get_mut(id.index()) else { return };
         if slot.generation != id.generation || slot.armed.is_some_and(|armed| armed <= at) {
             return;
@@ -212,6 +273,11 @@ impl<T> FlowTable<T> {
             _ => false,
         }
     }
+}
+
+fn round_up(at: Duration) -> Duration {
+    let ticks = at.subsec_nanos().div_ceil(TICK.subsec_nanos());
+    Duration::from_secs(at.as_secs()).saturating_add(TICK * ticks)
 }
 
 /// A fast keyed hash of short keys: multiply and rotate, finished by a mix
@@ -304,6 +370,43 @@ mod tests {
         assert!(table.insert(key(1), ()).is_none());
         assert!(table.insert(key(2), ()).is_some());
         assert!(table.insert(key(3), ()).is_none());
+    }
+
+    #[test]
+    fn the_flow_that_was_used_the_longest_ago_is_found() {
+        let mut table = FlowTable::new(8, 1);
+        let ids: Vec<_> = (1..=5).map(|port| table.insert(key(port), port).unwrap()).collect();
+        assert_eq!(table.oldest(), None, "none may end");
+        for index in [0, 1, 2, 3, 1, 0, 0] {
+            table.touch(ids[index]);
+        }
+        // In the middle, at either end, and of one that is not listed.
+        for gone in [1, 4] {
+            table.remove(ids[gone]);
+            table.touch(ids[gone]);
+        }
+        let mut order = Vec::new();
+        while let Some(oldest) = table.oldest() {
+            order.extend(table.remove(oldest));
+        }
+        assert_eq!(order, [3, 4, 1]);
+        assert!(table.is_empty());
+        let again = table.insert(key(9), 9).unwrap();
+        table.touch(again);
+        assert_eq!(table.oldest(), Some(again));
+    }
+
+    #[test]
+    fn flows_that_were_busy_together_come_up_together() {
+        let mut table = FlowTable::new(100, 1);
+        let second = Duration::from_secs(1);
+        for port in 1..=100 {
+            let id = table.insert(key(port), ()).unwrap();
+            table.arm(id, second + Duration::from_micros(30) * port.into());
+        }
+        let at = table.next_deadline().unwrap();
+        assert!(at >= second && at <= second + TICK);
+        assert_eq!(std::iter::from_fn(|| table.expired(at)).count(), 100);
     }
 
     #[test]

@@ -268,6 +268,24 @@ pub struct Link {
     pub offloads: Offloads,
 }
 
+impl Link {
+    /// A frame as the guest would have sent it in one piece.
+    pub(super) fn frame_of_guest(&self, packet: &Packet<'_>) -> Vec<u8> {
+        let v6 = packet.src.is_ipv6();
+        let ip_len = if v6 { 40 } else { 20 };
+        let start = if self.offloads.vnet { VNET_LEN } else { 0 };
+        let mut frame = vec![0; start + ETH_LEN + ip_len];
+        let (eth, ip) = frame[start..].split_at_mut(ETH_LEN);
+        eth[..6].copy_from_slice(&self.gateway);
+        eth[6..12].copy_from_slice(&self.guest);
+        let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+        eth[12..].copy_from_slice(&ethertype.to_be_bytes());
+        ip_header(ip, packet.src, packet.dst, packet.proto, packet.payload.len(), None);
+        frame.extend_from_slice(packet.payload);
+        frame
+    }
+}
+
 /// TCP flag bits.
 pub const FIN: u8 = 1;
 /// Synchronise.
@@ -353,6 +371,14 @@ pub(super) fn vnet(head: &mut [u8], csum_start: usize, csum_offset: u16) {
     head[1] = gso::NONE;
     head[6..8].copy_from_slice(&(csum_start as u16).to_le_bytes());
     head[8..10].copy_from_slice(&csum_offset.to_le_bytes());
+}
+
+/// Asks a frame of several UDP datagrams to be cut into them: behind `headers` bytes
+/// from the Ethernet header on, `size` bytes each. After [`vnet`].
+pub(super) fn vnet_udp_segments(head: &mut [u8], headers: usize, size: usize) {
+    head[1] = gso::UDP_L4;
+    head[2..4].copy_from_slice(&(headers as u16).to_le_bytes());
+    head[4..6].copy_from_slice(&(size as u16).to_le_bytes());
 }
 
 /// Sum of big-endian 16-bit words over slices of any length, folded.

@@ -93,12 +93,9 @@ impl Netstack {
             Some(id) => id,
             None => {
                 let flow = Flow { guest: packet.src, ident, last: now, ttl: None };
-                match self.flows.insert(key, super::Flow::Echo(flow)) {
+                match self.add_flow(key, super::Flow::Echo(flow)) {
                     Some(id) => id,
-                    None => {
-                        self.counters.table_full += 1;
-                        return;
-                    }
+                    None => return,
                 }
             }
         };
@@ -138,6 +135,7 @@ impl Netstack {
         flow.last = now;
         let (end, found) = (flow.expires(), (flow.guest, flow.ident));
         self.flows.arm(id, end);
+        self.flows.touch(id);
         Some(found)
     }
 

@@ -24,10 +24,11 @@
 //! its bound are dropped and counted, as a network may.
 //!
 //! A device may have several queues, with a stack each. One is the main one; the
-//! others ([`Netstack::set_side`]) have TCP connections of the guest's only and give
-//! all other frames back for it: the device keeps a connection to its queue, but
-//! knows nothing of UDP mappings and services, nor, after a silence, of connections
-//! that we opened.
+//! others ([`Netstack::set_side`]) have connections and UDP ports that the guest uses
+//! of its own accord, and give all other frames back for it: the device keeps a
+//! connection to its queue, but knows nothing of services and fragments, nor, after a
+//! silence, of connections that we opened. A UDP port is one stack's whatever queues
+//! its datagrams come through ([`ports`]).
 //!
 //! Time is a [`Duration`] since a moment of the driver's choice and never goes
 //! backwards.
@@ -43,6 +44,7 @@ pub mod frame;
 mod icmp;
 mod outbox;
 pub mod policy;
+pub mod ports;
 pub mod ra;
 mod reassembly;
 pub mod report;
@@ -52,6 +54,7 @@ mod udp;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Config, MTU_MAX};
@@ -65,8 +68,10 @@ use flow::FlowTable;
 use frame::{Frame, Link, Mac, Packet, Payload, proto};
 use outbox::Outbox;
 use policy::Unreachable;
+use ports::Ports;
 use reassembly::Reassembly;
 pub use tcp::ConnectError;
+pub use udp::TOGETHER_BYTES;
 
 /// Flows at most, of all kinds: each costs the host a socket.
 const FLOWS_MAX: usize = 16384;
@@ -105,6 +110,18 @@ pub enum HostCommand {
         to: SocketAddr,
         /// The payload.
         data: Vec<u8>,
+    },
+    /// The same for several datagrams of one length, in their order; the last may be
+    /// shorter.
+    UdpSendMany {
+        /// Names the socket.
+        flow: FlowId,
+        /// Where to.
+        to: SocketAddr,
+        /// The payloads, one behind the other: at most [`TOGETHER_BYTES`].
+        data: Vec<u8>,
+        /// Bytes of each but the last.
+        segment: usize,
     },
     /// Send a datagram from the socket of a published port.
     UdpReply {
@@ -224,6 +241,15 @@ pub enum HostEvent<'a> {
     },
 }
 
+/// A frame for another of several stacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere<'a> {
+    /// Which; 0 is the main one.
+    pub stack: usize,
+    /// The frame.
+    pub frame: &'a [u8],
+}
+
 /// What was dropped or refused, counted since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -233,6 +259,8 @@ pub struct Counters {
     pub denied: u64,
     /// Flows refused because the table was full.
     pub table_full: u64,
+    /// Flows of datagrams that ended to make room for another.
+    pub evicted: u64,
     /// Frames dropped because a queue was full.
     pub queue_full: u64,
     /// TCP segments with data sent to the guest again.
@@ -256,8 +284,15 @@ pub struct Netstack {
     flows: FlowTable<Flow>,
     out: Outbox,
     commands: VecDeque<HostCommand>,
+    /// Commands taken so far: what names a command is its number.
+    commands_taken: u64,
+    spare: udp::Spare,
     batch: Batch,
     side: bool,
+    /// The UDP ports of all stacks of the device, and which stack this is.
+    ports: Option<(Arc<Ports>, usize)>,
+    /// A frame for another stack that did not come in one piece.
+    rebuilt: Vec<u8>,
     /// TCP flows with bytes in the batch, each once.
     unsettled: Vec<FlowId>,
     /// TCP flows that may have a frame to send, each at most once.
@@ -291,8 +326,12 @@ impl Netstack {
             flows: FlowTable::new(FLOWS_MAX, random.next()),
             out: Outbox::new(random.next() as u32),
             commands: VecDeque::new(),
+            commands_taken: 0,
+            spare: udp::Spare::default(),
             batch: Batch::new(),
             side: false,
+            ports: None,
+            rebuilt: Vec::new(),
             unsettled: Vec::new(),
             sending: VecDeque::new(),
             reassembly: Reassembly::default(),
@@ -319,6 +358,12 @@ impl Netstack {
     pub fn set_share(&mut self, count: usize) {
         self.flows.set_limit(FLOWS_MAX / count.max(1));
         self.memory.share(count.max(1));
+    }
+
+    /// Makes this the stack `index` of several, of which the main one is 0. Call before
+    /// the first frame.
+    pub fn share_ports(&mut self, ports: Arc<Ports>, index: usize) {
+        self.ports = Some((ports, index));
     }
 
     /// Makes this one of several stacks that is not the main one.
@@ -370,18 +415,20 @@ impl Netstack {
 
     /// Takes the frame of `len` bytes that was put into [`Netstack::frame_room`]:
     /// virtio-net header (when `Offloads::vnet`) and Ethernet frame. Bad frames are
-    /// counted and dropped. A stack that is not the main one gives the frames back
-    /// that are not for it.
+    /// counted and dropped. One of several stacks gives the frames back that are not
+    /// for it.
     ///
     /// Call [`Netstack::poll_host`], [`Netstack::end_batch`] and
     /// [`Netstack::poll_frame`] after a batch.
-    pub fn handle_frame(&mut self, now: Duration, len: usize) -> Option<&[u8]> {
+    pub fn handle_frame(&mut self, now: Duration, len: usize) -> Option<Elsewhere<'_>> {
         let place = self.batch.add(len);
         // Moved out for as long as the frame is looked at, and back.
         let batch = std::mem::replace(&mut self.batch, Batch::none());
-        let ours = self.parse_frame(now, &batch, batch.frame(place.clone()));
+        let stack = self.parse_frame(now, &batch, batch.frame(place.clone()));
         self.batch = batch;
-        (!ours).then(|| self.batch.frame(place))
+        let stack = stack?;
+        let frame = if self.rebuilt.is_empty() { self.batch.frame(place) } else { &self.rebuilt };
+        Some(Elsewhere { stack, frame })
     }
 
     /// Forgets the frames of the batch. Bytes that the host's sockets have not taken
@@ -391,55 +438,69 @@ impl Netstack {
         self.batch.clear();
     }
 
-    /// Whether the frame was for this stack.
-    fn parse_frame(&mut self, now: Duration, batch: &Batch, bytes: &[u8]) -> bool {
+    /// Which other stack the frame is for.
+    fn parse_frame(&mut self, now: Duration, batch: &Batch, bytes: &[u8]) -> Option<usize> {
+        self.rebuilt.clear();
         let Some(frame) = Frame::parse(bytes, self.link.offloads.vnet) else {
             self.counters.bad_frames += 1;
-            return true;
+            return None;
         };
         // Never a group address as the source (IEEE 802).
         if frame.source[0] & 1 == 0 {
             self.link.guest = frame.source;
         }
         if self.side && !self.is_for_side(&frame) {
-            return false;
+            return Some(0);
         }
         match frame.payload {
             Payload::Arp(packet) => self.handle_arp(packet),
             Payload::Ip(packet) if packet.fragment.is_some() => {
-                let Some(payload) = self.reassembly.add(now, &packet) else { return true };
+                let payload = self.reassembly.add(now, &packet)?;
                 let whole = Packet { payload: &payload, fragment: None, ..packet };
                 // A reassembled TCP segment would need its header rebuilt; TCP
                 // never sends fragments over its own link.
-                if packet.proto != proto::TCP {
-                    self.handle_packet(now, batch, &whole, None);
+                if whole.proto != proto::TCP {
+                    let stack = self.handle_packet(now, batch, &whole, None)?;
+                    self.rebuilt = self.link.frame_of_guest(&whole);
+                    return Some(stack);
                 }
             }
-            Payload::Ip(packet) => self.handle_packet(now, batch, &packet, frame.udp_segment),
+            Payload::Ip(packet) => {
+                return self.handle_packet(now, batch, &packet, frame.udp_segment);
+            }
         }
-        true
+        None
     }
 
-    /// Segments of connections that are here, and those that open one.
+    /// Segments of connections that are here, those that open one, and datagrams that
+    /// go to the host.
     fn is_for_side(&self, frame: &Frame<'_>) -> bool {
-        matches!(frame.payload, Payload::Ip(packet)
-            if packet.proto == proto::TCP && packet.fragment.is_none() && self.tcp_is_here(&packet))
+        match frame.payload {
+            Payload::Ip(packet) if packet.fragment.is_none() => match packet.proto {
+                proto::TCP => self.tcp_is_here(&packet),
+                proto::UDP => self.udp_is_forwarded(&packet),
+                _ => false,
+            },
+            _ => false,
+        }
     }
 
+    /// Which other stack the packet is for.
     fn handle_packet(
         &mut self,
         now: Duration,
         batch: &Batch,
         packet: &Packet<'_>,
         segment: Option<u16>,
-    ) {
+    ) -> Option<usize> {
         match packet.proto {
             proto::TCP => self.handle_tcp(now, batch, packet),
-            proto::UDP => self.handle_udp(now, packet, segment),
+            proto::UDP => return self.handle_udp(now, packet, segment),
             proto::ICMP if packet.src.is_ipv4() => self.handle_icmp(now, packet),
             proto::ICMPV6 if packet.src.is_ipv6() => self.handle_icmp(now, packet),
             _ => self.counters.bad_frames += 1,
         }
+        None
     }
 
     /// Takes a result of the host. Call [`Netstack::poll_frame`] and
@@ -500,17 +561,39 @@ impl Netstack {
 
     fn expire(&mut self, now: Duration, id: FlowId, end: Duration) {
         if end <= now {
-            self.flows.remove(id);
-            self.commands.push_back(HostCommand::Close { flow: id, reset: false });
+            self.end_flow(id);
         } else {
             self.flows.arm(id, end);
         }
+    }
+
+    /// Ends a flow of datagrams.
+    fn end_flow(&mut self, id: FlowId) {
+        if let Some(Flow::Udp(flow)) = self.flows.remove(id) {
+            self.release_port(flow.guest());
+        }
+        self.commands.push_back(HostCommand::Close { flow: id, reset: false });
+    }
+
+    /// Adds a flow. Where there is no place for it the flow of datagrams makes room
+    /// that was used the longest ago; None when all are connections.
+    fn add_flow(&mut self, key: flow::Key, flow: Flow) -> Option<FlowId> {
+        if self.flows.is_full()
+            && let Some(oldest) = self.flows.oldest()
+        {
+            self.counters.evicted += 1;
+            self.end_flow(oldest);
+        }
+        let id = self.flows.insert(key, flow);
+        self.counters.table_full += u64::from(id.is_none());
+        id
     }
 
     /// The next command, None when there is none. Call after every `handle_…`,
     /// until None.
     pub fn poll_host(&mut self) -> Option<HostCommand> {
         let command = self.commands.pop_front()?;
+        self.commands_taken += 1;
         match command {
             HostCommand::TcpTransfer { flow } => self.tcp_transfer_taken(flow),
             HostCommand::Close { flow, .. } => {

@@ -6,13 +6,17 @@
 //! Buffers have one size and are taken and given back, so that a frame costs no
 //! allocation and no clearing. The queue has a bound; what finds it full is dropped
 //! and counted, as a network may.
+//!
+//! Where the guest's kernel cuts UDP frames into datagrams (USO), a datagram that
+//! follows one of the same ends joins its frame, if it is as long as those in it, or
+//! shorter and then the last.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, SocketAddr};
 
 use super::frame::{
     ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAME_MAX, Fragment, HEAD, Link, VNET_LEN, checksum,
-    ethernet, fold, ip_header, proto, pseudo_sum, vnet,
+    ethernet, fold, ip_header, proto, pseudo_sum, vnet, vnet_udp_segments,
 };
 
 /// One frame to the guest. Room for the virtio-net header is always there; it is
@@ -22,11 +26,27 @@ pub(super) struct FrameBuf {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Set while datagrams may be added.
+    train: Option<Train>,
 }
+
+/// UDP datagrams in one frame.
+#[derive(Debug, Clone, Copy)]
+struct Train {
+    src: SocketAddr,
+    dst: SocketAddr,
+    /// Bytes of each datagram but the last.
+    size: usize,
+    count: usize,
+}
+
+/// Datagrams in a frame at most.
+const TRAIN_MAX: usize = 64;
 
 impl FrameBuf {
     fn new() -> FrameBuf {
-        FrameBuf { bytes: vec![0; FRAME_MAX].into_boxed_slice(), start: 0, end: 0 }
+        let bytes = vec![0; FRAME_MAX].into_boxed_slice();
+        FrameBuf { bytes, start: 0, end: 0, train: None }
     }
 
     /// The bytes to write to the device.
@@ -51,43 +71,69 @@ impl FrameBuf {
         self.end = HEAD + len;
     }
 
-    /// Completes an IP packet of `len` bytes with UDP in it.
-    fn finish_udp(&mut self, link: &Link, len: usize) {
-        let packet = &mut self.bytes[HEAD..HEAD + len];
-        let ip_len = if packet[0] >> 4 == 6 { 40 } else { 20 };
-        let (src, dst) = addresses(packet);
+    /// Writes all headers of a UDP datagram from `src` to `dst` of `len` bytes, which
+    /// lie behind them, or of several with one header.
+    fn finish_udp(&mut self, link: &Link, (src, dst): (SocketAddr, SocketAddr), len: usize) {
+        let ip_len = ip_header_len(src.ip());
+        let packet = &mut self.bytes[HEAD..HEAD + ip_len + UDP_LEN + len];
+        ip_header(packet, src.ip(), dst.ip(), proto::UDP, UDP_LEN + len, None);
         let udp = &mut packet[ip_len..];
-        let pseudo = pseudo_sum(src, dst, proto::UDP, udp.len());
-        udp[6..8].fill(0);
+        udp_header(udp, src, dst);
+        let pseudo = pseudo_sum(src.ip(), dst.ip(), proto::UDP, udp.len());
         let value =
             if link.offloads.vnet { fold(pseudo) } else { udp_checksum(checksum(udp, pseudo)) };
         udp[6..8].copy_from_slice(&value.to_be_bytes());
-        self.finish_ip(link, len);
+        self.finish_ip(link, ip_len + UDP_LEN + len);
         if link.offloads.vnet {
             vnet(&mut self.bytes, ETH_LEN + ip_len, 6);
         }
     }
+
+    /// Adds a datagram to those of the frame. Gives whether it could.
+    fn join(&mut self, link: &Link, src: SocketAddr, dst: SocketAddr, data: &[u8]) -> bool {
+        let Some(train) = &mut self.train else { return false };
+        let all = train.size * train.count + data.len();
+        let fits = (train.src, train.dst) == (src, dst)
+            && !data.is_empty()
+            && data.len() <= train.size
+            && train.count < TRAIN_MAX
+            && UDP_LEN + all <= upper_max(src.ip());
+        if !fits {
+            return false;
+        }
+        train.count += 1;
+        let size = train.size;
+        if data.len() < size || train.count == TRAIN_MAX {
+            self.train = None;
+        }
+        let headers = ETH_LEN + ip_header_len(src.ip()) + UDP_LEN;
+        let end = VNET_LEN + headers + all;
+        self.bytes[end - data.len()..end].copy_from_slice(data);
+        self.finish_udp(link, (src, dst), all);
+        vnet_udp_segments(&mut self.bytes, headers, size);
+        true
+    }
+}
+
+/// Bytes of a UDP header.
+const UDP_LEN: usize = 8;
+
+/// Writes the header of the datagram that `udp` is, without a checksum.
+fn udp_header(udp: &mut [u8], src: SocketAddr, dst: SocketAddr) {
+    let len = udp.len() as u16;
+    udp[..2].copy_from_slice(&src.port().to_be_bytes());
+    udp[2..4].copy_from_slice(&dst.port().to_be_bytes());
+    udp[4..6].copy_from_slice(&len.to_be_bytes());
+    udp[6..8].fill(0);
+}
+
+fn ip_header_len(family: IpAddr) -> usize {
+    if family.is_ipv6() { 40 } else { 20 }
 }
 
 /// Zero means "none" in UDP, and is sent as its other representation (RFC 768).
 fn udp_checksum(value: u16) -> u16 {
     if value == 0 { 0xffff } else { value }
-}
-
-fn addresses(packet: &[u8]) -> (IpAddr, IpAddr) {
-    fn v6(b: &[u8]) -> IpAddr {
-        let mut octets = [0; 16];
-        octets.copy_from_slice(b);
-        IpAddr::V6(octets.into())
-    }
-    fn v4(b: &[u8]) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(b[0], b[1], b[2], b[3]))
-    }
-    if packet[0] >> 4 == 6 {
-        (v6(&packet[8..24]), v6(&packet[24..40]))
-    } else {
-        (v4(&packet[12..16]), v4(&packet[16..20]))
-    }
 }
 
 /// Frames on their way to the guest, and the buffers they are built in.
@@ -114,7 +160,9 @@ impl Outbox {
 
     /// A buffer to build a frame in.
     pub(super) fn take(&mut self) -> FrameBuf {
-        self.free.pop().unwrap_or_else(FrameBuf::new)
+        let mut frame = self.free.pop().unwrap_or_else(FrameBuf::new);
+        frame.train = None;
+        frame
     }
 
     /// Puts a finished frame at the end of the queue, or drops it when full.
@@ -168,8 +216,7 @@ impl Outbox {
     }
 
     /// Queues an IP packet with `upper` as its payload, in fragments where the
-    /// MTU asks for it. The upper layer's checksum is complete, except UDP's in
-    /// an unfragmented packet, which is set here.
+    /// MTU asks for it. The upper layer's checksum is complete.
     pub(super) fn push_ip(
         &mut self,
         link: &Link,
@@ -178,7 +225,7 @@ impl Outbox {
         proto: u8,
         upper: &[u8],
     ) {
-        let ip_len = if src.is_ipv6() { 40 } else { 20 };
+        let ip_len = ip_header_len(src);
         if upper.len() > upper_max(src) {
             self.dropped += 1;
             return;
@@ -189,11 +236,7 @@ impl Outbox {
             let packet = buf.packet_mut(len);
             ip_header(packet, src, dst, proto, upper.len(), None);
             packet[ip_len..].copy_from_slice(upper);
-            if proto == proto::UDP {
-                buf.finish_udp(link, len);
-            } else {
-                buf.finish_ip(link, len);
-            }
+            buf.finish_ip(link, len);
             self.push(buf);
             return;
         }
@@ -222,30 +265,35 @@ impl Outbox {
     }
 
     /// Queues a UDP datagram. `src` and `dst` are of one family.
-    pub(super) fn push_udp(
-        &mut self,
-        link: &Link,
-        src: std::net::SocketAddr,
-        dst: std::net::SocketAddr,
-        data: &[u8],
-    ) {
-        let len = 8 + data.len();
+    pub(super) fn push_udp(&mut self, link: &Link, src: SocketAddr, dst: SocketAddr, data: &[u8]) {
+        let len = UDP_LEN + data.len();
         if len > upper_max(src.ip()) {
             self.dropped += 1;
             return;
         }
-        let mut upper = Vec::with_capacity(len);
-        upper.extend_from_slice(&src.port().to_be_bytes());
-        upper.extend_from_slice(&dst.port().to_be_bytes());
-        upper.extend_from_slice(&(len as u16).to_be_bytes());
-        upper.extend_from_slice(&[0, 0]);
-        upper.extend_from_slice(data);
-        let ip_len = if src.is_ipv6() { 40 } else { 20 };
-        if ip_len + len > link.mtu {
+        let headers = ip_header_len(src.ip()) + UDP_LEN;
+        if headers + data.len() > link.mtu {
+            let mut upper = vec![0; len];
+            upper[UDP_LEN..].copy_from_slice(data);
+            udp_header(&mut upper, src, dst);
             let value = checksum(&upper, pseudo_sum(src.ip(), dst.ip(), proto::UDP, len));
             upper[6..8].copy_from_slice(&udp_checksum(value).to_be_bytes());
+            return self.push_ip(link, src.ip(), dst.ip(), proto::UDP, &upper);
         }
-        self.push_ip(link, src.ip(), dst.ip(), proto::UDP, &upper);
+        if self.queue.back_mut().is_some_and(|last| last.join(link, src, dst, data)) {
+            return;
+        }
+        if self.is_full() {
+            self.dropped += 1;
+            return;
+        }
+        let mut buf = self.take();
+        buf.packet_mut(headers + data.len())[headers..].copy_from_slice(data);
+        buf.finish_udp(link, (src, dst), data.len());
+        if link.offloads.uso && link.offloads.vnet && !data.is_empty() {
+            buf.train = Some(Train { src, dst, size: data.len(), count: 1 });
+        }
+        self.push(buf);
     }
 }
 

@@ -7,6 +7,10 @@
 //! filtering, RFC 4787). It ends [`EXPIRY`] after the last datagram either way.
 //! Queries to the built-in name server never get here: see [`super::services`].
 //!
+//! Datagrams of a flow to one place that come in one batch and are of one length are
+//! given to the host as one command, which costs it one system call. Their order
+//! stays, and so do their borders.
+//!
 //! Datagrams that come to a published port make no flow. [`Inbound`] remembers
 //! for each (guest port, client as the guest sees it) who the client is and which
 //! socket it knows, so that answers leave from there. It is asked before the
@@ -21,7 +25,7 @@ use super::flow::{FlowId, Key};
 use super::frame::{Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
 use super::report::FlowInfo;
-use super::{HostCommand, Netstack, icmp};
+use super::{HostCommand, Netstack, dhcp, icmp};
 
 const EXPIRY: Duration = Duration::from_secs(180);
 /// Clients of published ports remembered at most.
@@ -30,6 +34,34 @@ const INBOUND_MAX: usize = 16384;
 /// does not execute commands.
 const COMMANDS_MAX: usize = 8192;
 
+/// Datagrams in one command at most: UDP_MAX_SEGMENTS of kernels before 6.9.
+const TOGETHER_MAX: usize = 64;
+/// Bytes of all of them at most: less than any IP packet holds.
+pub const TOGETHER_BYTES: usize = 65_000;
+/// A datagram from so many bytes on is put into a buffer of that size at once.
+const LARGE: usize = 4096;
+
+/// Buffers of commands that were carried out: large ones that are freed and taken
+/// anew cost the kernel more than the bytes in them.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Vec<Vec<u8>>);
+
+/// Buffers kept at most (2 MiB).
+const SPARE_MAX: usize = 32;
+
+impl Spare {
+    fn take(&mut self) -> Vec<u8> {
+        self.0.pop().unwrap_or_else(|| Vec::with_capacity(TOGETHER_BYTES))
+    }
+
+    fn give_back(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() >= TOGETHER_BYTES && self.0.len() < SPARE_MAX {
+            buffer.clear();
+            self.0.push(buffer);
+        }
+    }
+}
+
 /// A UDP flow.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -37,6 +69,8 @@ pub(super) struct Flow {
     last: Duration,
     /// What the socket sends with; None is the host's default.
     ttl: Option<u8>,
+    /// Number of its last command to send.
+    sent: u64,
 }
 
 impl Flow {
@@ -46,6 +80,10 @@ impl Flow {
 
     pub(super) fn info(&self) -> FlowInfo {
         FlowInfo::open("udp", (self.guest.ip(), self.guest.port()))
+    }
+
+    pub(super) fn guest(&self) -> SocketAddr {
+        self.guest
     }
 }
 
@@ -77,13 +115,45 @@ impl Inbound {
 }
 
 impl Netstack {
-    pub(super) fn handle_udp(&mut self, now: Duration, packet: &Packet<'_>, segment: Option<u16>) {
-        let Some((header, data)) = packet.payload.split_at_checked(8) else {
+    /// Whether a datagram may leave from here: it is neither for a service nor refused.
+    pub(super) fn udp_is_forwarded(&self, packet: &Packet<'_>) -> bool {
+        let Some((guest, peer)) = ends(packet) else { return false };
+        self.ports.is_some()
+            && guest.port() != 0
+            && guest.port() != dhcp::CLIENT_PORT
+            && matches!(policy::decide(&self.config, peer), Verdict::To(_))
+    }
+
+    /// Which other stack the guest's port belongs to.
+    fn udp_elsewhere(&self, guest: SocketAddr) -> Option<usize> {
+        let (ports, own) = self.ports.as_ref()?;
+        // Nobody takes a port away from the main stack.
+        if !self.side && self.flows.find(&Key::Udp(guest)).is_some() {
+            return None;
+        }
+        let owner = ports.claim(guest, *own);
+        (owner != *own).then_some(owner)
+    }
+
+    pub(super) fn release_port(&self, guest: SocketAddr) {
+        if let Some((ports, own)) = &self.ports {
+            ports.release(guest, *own);
+        }
+    }
+
+    /// Gives which other stack the datagram is for.
+    pub(super) fn handle_udp(
+        &mut self,
+        now: Duration,
+        packet: &Packet<'_>,
+        segment: Option<u16>,
+    ) -> Option<usize> {
+        let (Some((guest, peer)), Some((header, data))) =
+            (ends(packet), packet.payload.split_at_checked(8))
+        else {
             self.counters.bad_frames += 1;
-            return;
+            return None;
         };
-        let guest = SocketAddr::new(packet.src, u16::from_be_bytes([header[0], header[1]]));
-        let peer = SocketAddr::new(packet.dst, u16::from_be_bytes([header[2], header[3]]));
         // With segmentation the length field speaks of the first segment only.
         let data = match segment {
             Some(_) => data,
@@ -93,13 +163,13 @@ impl Netstack {
                     Some(data) => data,
                     None => {
                         self.counters.bad_frames += 1;
-                        return;
+                        return None;
                     }
                 }
             }
         };
         if self.handle_service(now, guest, peer, data) || guest.port() == 0 {
-            return;
+            return None;
         }
         if let Some(client) = self.inbound.clients.get_mut(&(guest, peer)) {
             client.last = now;
@@ -107,30 +177,35 @@ impl Netstack {
             for data in datagrams(data, segment) {
                 self.command(HostCommand::UdpReply { publish, to, data: data.to_vec() });
             }
-            return;
+            return None;
         }
         let to = match policy::decide(&self.config, peer) {
-            Verdict::To(_) if self.expires_here(packet) => return,
+            Verdict::To(_) if self.expires_here(packet) => return None,
             Verdict::To(_) if self.forbids(now, Protocol::Udp, peer) => {
-                return self.unreachable(packet, Unreachable::Prohibited);
+                self.unreachable(packet, Unreachable::Prohibited);
+                return None;
             }
             Verdict::To(to) => to,
             Verdict::Deny(why) => {
                 self.counters.denied += 1;
-                return self.unreachable(packet, why);
+                self.unreachable(packet, why);
+                return None;
             }
-            Verdict::Dns | Verdict::Ignore => return,
+            Verdict::Dns | Verdict::Ignore => return None,
         };
+        if let Some(stack) = self.udp_elsewhere(guest) {
+            return Some(stack);
+        }
         let key = Key::Udp(guest);
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                match self.flows.insert(key, super::Flow::Udp(Flow { guest, last: now, ttl: None }))
-                {
+                let flow = super::Flow::Udp(Flow { guest, last: now, ttl: None, sent: 0 });
+                match self.add_flow(key, flow) {
                     Some(id) => id,
                     None => {
-                        self.counters.table_full += 1;
-                        return;
+                        self.release_port(guest);
+                        return None;
                     }
                 }
             }
@@ -140,11 +215,34 @@ impl Netstack {
         if let Some(super::Flow::Udp(flow)) = self.flows.get_mut(id)
             && std::mem::replace(&mut flow.ttl, ttl) != ttl
         {
+            // What follows is not for a command before this one.
+            flow.sent = u64::MAX;
             self.command(HostCommand::SetTtl { flow: id, to, ttl, ping: false });
         }
         for data in datagrams(data, segment) {
-            self.command(HostCommand::UdpSend { flow: id, to, data: data.to_vec() });
+            self.udp_send(id, to, data);
         }
+        None
+    }
+
+    /// Adds a datagram to the flow's last command to send if it can, else makes one.
+    fn udp_send(&mut self, id: FlowId, to: SocketAddr, data: &[u8]) {
+        let Some(super::Flow::Udp(flow)) = self.flows.get_mut(id) else { return };
+        // Those that were taken are before the first.
+        let index = flow.sent.checked_sub(self.commands_taken);
+        let last = index.and_then(|index| self.commands.get_mut(index as usize));
+        if last.is_some_and(|last| join(last, id, to, data, &mut self.spare)) {
+            return;
+        }
+        flow.sent = self.commands_taken + self.commands.len() as u64;
+        let mut copy = if data.len() < LARGE { Vec::new() } else { self.spare.take() };
+        copy.extend_from_slice(data);
+        self.command(HostCommand::UdpSend { flow: id, to, data: copy });
+    }
+
+    /// Takes the buffer of a command that was carried out, for the next.
+    pub fn give_back(&mut self, buffer: Vec<u8>) {
+        self.spare.give_back(buffer);
     }
 
     fn command(&mut self, command: HostCommand) {
@@ -160,6 +258,7 @@ impl Netstack {
         flow.last = now;
         let (end, found) = (flow.expires(), flow.guest);
         self.flows.arm(id, end);
+        self.flows.touch(id);
         Some(found)
     }
 
@@ -215,6 +314,9 @@ impl Netstack {
             return;
         }
         self.inbound.clients.insert((guest, peer), client);
+        if let Some((ports, own)) = &self.ports {
+            ports.take(guest, *own);
+        }
         self.inbound.sweep_at.get_or_insert(now + EXPIRY);
         self.out.push_udp(&self.link, peer, guest, data);
     }
@@ -240,6 +342,52 @@ impl Netstack {
         udp[5] = 8;
         self.quote_unreachable(guest.ip(), peer.ip(), proto::UDP, &udp, why);
     }
+}
+
+/// Both ends of a datagram of the guest.
+fn ends(packet: &Packet<'_>) -> Option<(SocketAddr, SocketAddr)> {
+    let ports = packet.payload.get(..4)?;
+    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+    Some((SocketAddr::new(packet.src, port(0)), SocketAddr::new(packet.dst, port(2))))
+}
+
+/// Puts a datagram behind those of a command. Gives whether it fits.
+fn join(
+    last: &mut HostCommand,
+    id: FlowId,
+    addressee: SocketAddr,
+    more: &[u8],
+    spare: &mut Spare,
+) -> bool {
+    let (to, data, segment) = match last {
+        HostCommand::UdpSend { flow, to, data } if *flow == id => (*to, data, None),
+        HostCommand::UdpSendMany { flow, to, data, segment } if *flow == id => {
+            (*to, data, Some(*segment))
+        }
+        _ => return false,
+    };
+    let size = segment.unwrap_or(data.len());
+    let fits = to == addressee
+        && !more.is_empty()
+        && more.len() <= size
+        // A shorter one is the last.
+        && data.len() % size == 0
+        && data.len() / size < TOGETHER_MAX
+        && data.len() + more.len() <= TOGETHER_BYTES;
+    if !fits {
+        return false;
+    }
+    if data.capacity() < TOGETHER_BYTES {
+        let mut copy = spare.take();
+        copy.extend_from_slice(data);
+        *data = copy;
+    }
+    data.extend_from_slice(more);
+    if segment.is_none() {
+        let data = std::mem::take(data);
+        *last = HostCommand::UdpSendMany { flow: id, to, data, segment: size };
+    }
+    true
 }
 
 /// The datagrams of a frame: one, or as many as segmentation asks for.

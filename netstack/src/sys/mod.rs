@@ -5,6 +5,7 @@
 pub mod fd;
 pub(crate) mod ifreq;
 pub(crate) mod landlock;
+pub(crate) mod mmsg;
 pub(crate) mod netlink;
 pub(crate) mod ns;
 pub(crate) mod process;

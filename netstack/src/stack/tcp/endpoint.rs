@@ -19,6 +19,11 @@
 //! that at most every [`ANSWER_GAP`] when the segment carried nothing: two ends that
 //! disagree must not answer each other for ever.
 //!
+//! *Delayed acknowledgement* (RFC 9293 section 3.8.6.3). Requests that were answered
+//! at once so far are acknowledged by their answers: where data of the guest and ours
+//! have taken turns [`TURNS`] times, a short segment's acknowledgement waits for at
+//! most [`DELAY`]. A second segment, or a wait in vain, ends that.
+//!
 //! Options: MSS, window scale (RFC 7323), selective acknowledgement (RFC 2018).
 //! Timestamps are left out: there is one path, too short for old segments to come
 //! back, and 12 bytes a segment are saved.
@@ -38,6 +43,10 @@ use crate::stack::frame::{ACK, FIN, PSH, RST, SYN};
 const ANSWER_GAP: Duration = Duration::from_millis(500);
 /// Acknowledgements of segments beyond a hole owed at most: a sender needs three.
 const REPEATS_MAX: u8 = 8;
+/// Answers in a row after which an acknowledgement waits for the next.
+const TURNS: u8 = 4;
+/// How long at most.
+const DELAY: Duration = Duration::from_millis(40);
 /// The least MSS believed: less would be all headers.
 const MSS_MIN: u16 = 48;
 
@@ -105,6 +114,12 @@ pub(crate) struct Endpoint {
     sack: bool,
     /// An acknowledgement is due.
     ack_due: bool,
+    /// One is due at that time, unless a segment goes out before.
+    ack_at: Option<Duration>,
+    /// The guest's data was the last to go over.
+    asked: bool,
+    /// How often data of ours was the next after the guest's, up to [`TURNS`].
+    turns: u8,
     /// Further ones, for segments that came beyond a hole (RFC 5681 section 4.2).
     repeats: u8,
     /// When the next empty segment out of place is answered.
@@ -127,6 +142,9 @@ impl Endpoint {
             scale: true,
             sack: true,
             ack_due: false,
+            ack_at: None,
+            asked: false,
+            turns: 0,
             repeats: 0,
             answer_at: Duration::ZERO,
             refuse: None,
@@ -302,10 +320,10 @@ impl Endpoint {
                 other => other,
             };
         }
-        self.take(segment, batch, pool);
+        self.take(now, segment, batch, pool);
     }
 
-    fn take(&mut self, segment: &Segment<'_>, batch: &Batch, pool: &mut Pool) {
+    fn take(&mut self, now: Duration, segment: &Segment<'_>, batch: &Batch, pool: &mut Pool) {
         let (seq, fin) = (segment.header.seq, segment.has(FIN));
         // Behind a SYN, whose number does not count as data.
         let seq = if segment.has(SYN) { seq + 1 } else { seq };
@@ -313,8 +331,18 @@ impl Endpoint {
             return;
         }
         let finished = self.receive.finished();
+        let next = self.receive.nxt();
         let arrival = self.receive.take(seq, segment.data, fin, batch, pool);
-        self.ack_due = true;
+        let whole = self.receive.nxt() == next + segment.data.len() as u32;
+        let short = segment.data.len() < usize::from(self.limits.mss);
+        if whole && short && !fin && !self.asked && self.turns == TURNS {
+            self.ack_at = Some(now + DELAY);
+        } else {
+            self.ack_due = true;
+        }
+        if std::mem::replace(&mut self.asked, true) {
+            self.turns = 0;
+        }
         if arrival == Arrival::OutOfOrder {
             self.repeats = (self.repeats + 1).min(REPEATS_MAX);
         }
@@ -371,6 +399,10 @@ impl Endpoint {
             self.end(true, pool);
             return Some(self.bare(RST | ACK, self.send.nxt()));
         }
+        if self.ack_at.is_some_and(|at| at <= now) {
+            self.ack_due = true;
+            self.turns = 0;
+        }
         self.probe |= self.send.timeout(now);
         // Bare: what carries data does not count as repeated.
         let sacks = self.receive.sacks();
@@ -396,6 +428,9 @@ impl Endpoint {
             }
             if piece.last && piece.len > 0 {
                 flags |= PSH;
+            }
+            if piece.len > 0 && std::mem::take(&mut self.asked) {
+                self.turns = (self.turns + 1).min(TURNS);
             }
             let header = self.bare(flags, piece.seq).header;
             return Some(Outgoing { header, offset: piece.offset, len: piece.len });
@@ -444,6 +479,7 @@ impl Endpoint {
         };
         if flags & ACK != 0 {
             self.ack_due = false;
+            self.ack_at = None;
         }
         let header =
             Header { seq, ack: self.receive.nxt(), flags, window, options: Options::default() };
@@ -454,7 +490,7 @@ impl Endpoint {
     pub(crate) fn deadline(&self) -> Option<Duration> {
         match self.state {
             State::TimeWait | State::Closed => None,
-            _ => self.send.deadline(),
+            _ => self.send.deadline().into_iter().chain(self.ack_at).min(),
         }
     }
 

@@ -2,10 +2,12 @@
 //!
 //! # Theory of operation
 //!
-//! A window that was told cannot be taken back, so it counts as used from then on.
-//! A connection starts with [`FIRST`] and gets twice as much whenever its host has
-//! taken a window's worth, up to `largest` and while the sum stays below `budget`;
-//! beyond that it starts with [`FLOOR`] and stays there. For the other way the pool
+//! A window that was told cannot be taken back, so it counts as used from then on:
+//! what exceeds [`FLOOR`], which every connection has. A connection starts with
+//! [`FIRST`] while the sum stays below half of `budget`, else with [`FLOOR`], and gets
+//! twice as much whenever its host has taken a window's worth, up to `largest` and
+//! while the sum stays below `budget`. So thousands of idle connections leave room for
+//! those that move something. For the other way the pool
 //! is asked what is held in fact: above `budget` a connection may hold no more than
 //! one chunk. So [`super::super::FLOWS_MAX`] connections hold at most twice
 //! `budget` and 32 KiB each.
@@ -27,6 +29,7 @@ const FLOOR: u32 = CHUNK as u32;
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) pool: Pool,
+    /// Beyond what every connection has.
     promised: usize,
     budget: usize,
     largest: u32,
@@ -46,9 +49,12 @@ impl Memory {
 
     /// A window for a new connection.
     pub(crate) fn window(&mut self) -> u32 {
-        let window = if self.promised + FIRST as usize <= self.budget { FIRST } else { FLOOR };
-        self.promised += window as usize;
-        window
+        let more = (FIRST - FLOOR) as usize;
+        if self.promised + more > self.budget / 2 {
+            return FLOOR;
+        }
+        self.promised += more;
+        FIRST
     }
 
     /// Opens the window of a connection that makes use of it.
@@ -75,7 +81,7 @@ impl Memory {
     /// The connection is over.
     pub(crate) fn give_back(&mut self, mut endpoint: Box<Endpoint>) {
         endpoint.release(&mut self.pool);
-        self.promised -= endpoint.window().0 as usize;
+        self.promised -= (endpoint.window().0 - FLOOR) as usize;
     }
 
     /// Whether nothing is in use.

@@ -198,7 +198,7 @@ impl Netstack {
         let state = State::Connecting { syn: packet.bytes.to_vec() };
         let mut flow = Flow::new(now, guest, peer, state);
         flow.session = to.is_none().then(Box::default);
-        match self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow)) {
+        match self.add_flow(Key::Tcp(guest, peer), super::Flow::Tcp(flow)) {
             Some(id) => match to {
                 Some(to) => {
                     self.flows.arm(id, now + CONNECT_MAX);
@@ -206,10 +206,7 @@ impl Netstack {
                 }
                 None => self.tcp_connected(now, id),
             },
-            None => {
-                self.counters.table_full += 1;
-                self.refuse(packet);
-            }
+            None => self.refuse(packet),
         }
     }
 
@@ -226,10 +223,6 @@ impl Netstack {
         if guest.port() == 0 || guest.ip().is_unspecified() {
             return None;
         }
-        if self.flows.is_full() {
-            self.counters.table_full += 1;
-            return None;
-        }
         let shown = policy::shown(&self.config, client.ip(), guest.ip());
         // Keep the client's port where nobody else has it.
         let mut peer = SocketAddr::new(shown, client.port());
@@ -242,10 +235,14 @@ impl Netstack {
             }
             peer.set_port(1024 + (self.random.next() % 64512) as u16);
         }
+        if self.flows.is_full() && self.flows.oldest().is_none() {
+            self.counters.table_full += 1;
+            return None;
+        }
         let limits = self.tcp_limits(guest);
         let endpoint = Box::new(Endpoint::connect(self.iss(now, guest, peer), limits));
         let flow = Flow::new(now, guest, peer, State::open(endpoint));
-        let id = self.flows.insert(Key::Tcp(guest, peer), super::Flow::Tcp(flow))?;
+        let id = self.add_flow(Key::Tcp(guest, peer), super::Flow::Tcp(flow))?;
         self.flows.arm(id, now + HANDSHAKE_MAX);
         self.tcp_settle(id);
         Some(id)
@@ -414,7 +411,10 @@ impl Netstack {
         }
         if status.guest_finished && drained && !*host_shut {
             *host_shut = true;
-            self.commands.push_back(HostCommand::TcpShutdown { flow: id });
+            // When both have ended the socket is closed at once.
+            if !(status.closed && *host_finished) {
+                self.commands.push_back(HostCommand::TcpShutdown { flow: id });
+            }
         }
         let wants = !drained || (!*host_finished && self.memory.room(endpoint) > 0);
         if wants && !flow.transfer {
@@ -544,6 +544,7 @@ impl Netstack {
 
     pub(super) fn tcp_timeout(&mut self, now: Duration, id: FlowId) {
         let Some(super::Flow::Tcp(flow)) = self.flows.get_mut(id) else { return };
+        let deadline = flow.deadline();
         match &mut flow.state {
             State::Connecting { .. } if now >= flow.since + CONNECT_MAX => {
                 self.tcp_remove(id, true);
@@ -552,6 +553,8 @@ impl Netstack {
                 let at = flow.since + CONNECT_MAX;
                 self.flows.arm(id, at);
             }
+            // Of a deadline that has moved on meanwhile.
+            State::Open { .. } if deadline > now => self.flows.arm(id, deadline),
             State::Open { .. } => {
                 let dead = now >= flow.dead_at();
                 let probe = !dead && now >= flow.probe_at();

@@ -186,6 +186,8 @@ impl<G: Guest> World<G> {
                     let far = self.far(flow);
                     assert_eq!(far.closed, None, "closed twice");
                     far.closed = Some(reset);
+                    // An orderly close ends our direction too.
+                    far.shut |= !reset;
                 }
                 HostCommand::TcpTransfer { .. } => {}
                 other => panic!("{other:?}"),
