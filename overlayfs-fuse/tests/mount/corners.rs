@@ -366,6 +366,12 @@ pub(crate) fn bad_requests_are_refused() {
     assert_eq!(text(&out).trim(), "overlayfs-fuse: unknown argument ignored: frob=1");
     sh("umount m");
     assert!(Command::new(program()).arg("--version").output().unwrap().status.success());
+    // Nobody reads what it says.
+    for option in ["--version", "--help"] {
+        let (unread, said) = std::io::pipe().unwrap();
+        drop(unread);
+        assert!(Command::new(program()).arg(option).stdout(said).status().unwrap().success());
+    }
 }
 
 pub(crate) fn readiness_and_end() {
