@@ -320,7 +320,7 @@ fn udp_up(flows: u16) -> Result<Run> {
     let mut now = Duration::from_secs(1);
     let mut next = 0;
     let mut send = move |count: u64| {
-        let mut commands = 0;
+        let mut datagrams = 0;
         for at in 0..count {
             // Neighbours are far apart.
             next = (next + 4001) % frames.len();
@@ -328,13 +328,19 @@ fn udp_up(flows: u16) -> Result<Run> {
             if (at + 1) % BATCH == 0 {
                 now += Duration::from_micros(10);
                 while let Some(command) = stack.poll_host() {
-                    commands += u64::from(matches!(command, HostCommand::UdpSend { .. }));
+                    let (data, segment) = match command {
+                        HostCommand::UdpSend { data, .. } => (data, 64),
+                        HostCommand::UdpSendMany { data, segment, .. } => (data, segment),
+                        other => bail!("{other:?}"),
+                    };
+                    datagrams += data.len().div_ceil(segment) as u64;
+                    stack.give_back(data);
                 }
                 stack.end_batch();
                 ensure!(stack.poll_frame(now).is_none(), "an answer to a datagram");
             }
         }
-        ensure!(commands == count, "{commands} of {count} datagrams came out");
+        ensure!(datagrams == count, "{datagrams} of {count} datagrams came out");
         Ok(())
     };
     // Every flow is there before the first is measured.
