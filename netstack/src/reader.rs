@@ -61,6 +61,8 @@ impl Reader {
     /// No further process or descriptor.
     pub fn start(resolv: Resolv, policy: Option<PathBuf>, confined: bool) -> Result<Reader, Errno> {
         let (socket, child) = process::helper(move |socket| {
+            // One process has the program's name: `kill $(pgrep -x netstack)` ends it.
+            nix::sys::prctl::set_name(c"netstack-reader").ok();
             // Without the confinement it would be the one part that has none.
             let ready = !confined || confine::reader().is_ok();
             if ready {

@@ -234,12 +234,12 @@ impl Server {
             let large = len.max(request.read_size()) >= LARGE;
             pile = match waiting {
                 false => 0,
-                true if large || ![0, client].contains(&request.thread) => pile.saturating_add(1),
+                true if large || ![0, client].contains(&request.task) => pile.saturating_add(1),
                 // Asked meanwhile by whoever got the last answer.
                 true => pile,
             };
-            if request.thread != 0 {
-                client = request.thread;
+            if request.task != 0 {
+                client = request.task;
             }
             if pile >= PILE {
                 self.summon();

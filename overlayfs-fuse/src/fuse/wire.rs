@@ -138,8 +138,8 @@ pub(crate) struct Request<'a> {
     /// Filesystem ids of the process that asks, as the mount's user namespace sees them.
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// The thread that asks, 0 where it has no number here or is not named.
-    pub(crate) thread: u32,
+    /// The task that asks, 0 where it has no number here or is not named.
+    pub(crate) task: u32,
     pub(crate) body: Body<'a>,
 }
 
@@ -154,7 +154,7 @@ impl<'a> Request<'a> {
             node: head.u64()?,
             uid: head.u32()?,
             gid: head.u32()?,
-            thread: head.u32()?,
+            task: head.u32()?,
             body: Body { rest: message.get(HEADER..len)? },
         };
         Some(request)
