@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::lab::Outside;
 
 use self::backend::{Backend, LIMIT};
@@ -37,6 +37,9 @@ pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>
         scene.lab.is_isolated(),
         "the net suite makes network namespaces joined by a veth pair: run it as root"
     );
+    // Connections of one sample that are in TIME-WAIT would leave the next too few ports.
+    std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")
+        .context("cannot set tcp_tw_reuse of the benchmark's own namespace")?;
     let net = Net { place: Rc::new(Place::new(scene)?), extent };
     let mut cells = Vec::new();
     net.tcp(&mut cells);
