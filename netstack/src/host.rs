@@ -73,6 +73,8 @@ enum Kind {
         udp: UdpSocket,
         /// Sending several with one call does not work.
         whole: bool,
+        /// The kernel may join what comes in.
+        joins: bool,
     },
     /// A ping socket: speaks ICMP messages, behaves like a datagram socket.
     Ping(UdpSocket),

@@ -5,7 +5,7 @@
 //! What a guest sends in one batch leaves with one call where all datagrams but the
 //! last are of one length (UDP_SEGMENT, udp(7)); where the host's kernel or the path
 //! does not have it, one by one. What comes in is taken in batches, too
-//! ([`crate::sys::mmsg`]).
+//! ([`crate::sys::mmsg`]), joined by the kernel where many come (UDP_GRO).
 //!
 //! Errors come through the error queue (IP_RECVERR, ip(7)): an unconnected socket is
 //! told nothing otherwise.
@@ -28,17 +28,25 @@ use crate::stack::{FlowId, HostEvent, Netstack};
 
 /// Datagrams one socket may read in a turn.
 const DATAGRAM_SHARE: usize = 64;
+/// Datagrams taken with one call that make it worth while to have them joined.
+///
+/// UDP_GRO is not free: the first socket of the machine that asks for it, and the end
+/// of the last, make the kernel change its own code and interrupt every processor for
+/// that (`udp_encap_needed_key`, net/ipv4/udp.c). A question to a name server must
+/// not pay for it.
+const MANY: usize = 4;
 
 impl Host {
     /// Host to guest.
     pub(super) fn pump_datagrams(&mut self, stack: &mut Netstack, now: Duration, flow: FlowId) {
         let Host { sockets, again, inbound, .. } = self;
         let Some(socket) = sockets.get_mut(flow.index()).and_then(Option::as_mut) else { return };
-        let (udp, ping) = match &socket.kind {
-            Kind::Datagram { udp, .. } => (udp, false),
-            Kind::Ping(udp) => (udp, true),
+        let (udp, mut joins) = match &mut socket.kind {
+            Kind::Datagram { udp, joins, .. } => (&*udp, Some(joins)),
+            Kind::Ping(udp) => (&*udp, None),
             _ => return,
         };
+        let ping = joins.is_none();
         if std::mem::take(&mut socket.ending) {
             report_errors(stack, now, flow, udp, ping);
         }
@@ -50,6 +58,14 @@ impl Host {
                     // of its own.
                     socket.readable = more;
                     share = share.saturating_sub(count);
+                    if let Some(joins) = &mut joins
+                        && count >= MANY
+                        && !**joins
+                    {
+                        **joins = true;
+                        // Where the kernel has it not, they come one by one.
+                        setsockopt(udp, sockopt::UdpGroSegment, &true).ok();
+                    }
                     for message in (0..count).filter_map(|index| inbound.get(index)) {
                         if ping {
                             echo_reply(stack, now, flow, message.from.ip(), message.data);
@@ -93,7 +109,7 @@ impl Host {
             let why = unreachable(errno);
             return stack.handle_host(now, HostEvent::UdpUnreachable { flow, to, why });
         }
-        let Some(Socket { kind: Kind::Datagram { udp, whole }, .. }) = self.find(flow) else {
+        let Some(Socket { kind: Kind::Datagram { udp, whole, .. }, .. }) = self.find(flow) else {
             return;
         };
         if data.len() > segment && !*whole {
@@ -130,7 +146,7 @@ impl Host {
             let kind = if ping {
                 Kind::Ping(ping_socket(to)?)
             } else {
-                Kind::Datagram { udp: self.udp_socket(to)?, whole: false }
+                Kind::Datagram { udp: self.udp_socket(to)?, whole: false, joins: false }
             };
             self.insert(epoll, flow, kind)?;
         }
@@ -147,8 +163,6 @@ impl Host {
             IpAddr::V4(_) => setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?,
             IpAddr::V6(_) => setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?,
         }
-        // Without it datagrams only come one by one.
-        setsockopt(&fd, sockopt::UdpGroSegment, &true).ok();
         if let Some(from) = self.outbound(like) {
             let from = SockaddrStorage::from(SocketAddr::new(from, 0));
             nix::sys::socket::bind(fd.as_raw_fd(), &from)?;
