@@ -510,8 +510,12 @@ impl Monitor<'_> {
         for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
             let suspect = match &error {
                 RunError::ServiceDied(name) => *name == service.process.name,
+                // A mount whose server has died says so a moment before the server
+                // can be waited for.
                 RunError::Stage(fault) => {
-                    fault.what == storage::NO_ROOT && service.process.name == "overlayfs-fuse"
+                    let unserved = [Errno::ECONNABORTED as i32, Errno::ENOTCONN as i32];
+                    (fault.what == storage::NO_ROOT || unserved.contains(&fault.errno))
+                        && service.process.name == "overlayfs-fuse"
                 }
                 RunError::StageDied(_) => false,
                 _ => continue,
