@@ -111,6 +111,11 @@ impl Server {
         self.clients.back().map(|client| (id, client.stream.as_fd()))
     }
 
+    /// Closes a connection without an answer.
+    pub fn forget(&mut self, id: u64) {
+        self.clients.retain(|client| client.id != id);
+    }
+
     /// Reads from a connection; answers and closes it once the request is complete.
     /// A list of flows is not known here: gives what is asked for, and the connection
     /// waits for [`Server::list_flows`].

@@ -163,6 +163,11 @@ impl Server {
         self.clients.back().map(|client| (id, client.stream.as_fd()))
     }
 
+    /// Closes a connection without an answer.
+    pub fn forget(&mut self, id: u64) {
+        self.clients.retain(|client| client.id != id);
+    }
+
     /// Reads from a connection. Gives whether it waits for [`Server::answer`] now.
     pub fn ready(&mut self, id: u64) -> bool {
         let Some(at) = self.clients.iter().position(|client| client.id == id) else { return false };

@@ -1,8 +1,10 @@
 //! What is said on standard error: one line each, whatever the texts it repeats hold.
 
-/// Says it.
+use std::io::{self, Write};
+
+/// Says it. That nobody hears it must not end the network: a guest can have it said.
 pub fn say(text: &str) {
-    eprintln!("{}", line(text));
+    writeln!(io::stderr().lock(), "{}", line(text)).ok();
 }
 
 /// Says that something is not as it should be, while the network goes on.

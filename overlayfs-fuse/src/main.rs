@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("overlayfs-fuse: {error:#}");
+            session::say(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -58,7 +58,7 @@ pub fn run(asked: Mount) -> Result<()> {
     let ready = adopt(asked.ready_fd, "--ready-fd")?;
     let exit = adopt(asked.exit_fd, "--exit-fd")?;
     for option in &asked.config.ignored {
-        eprintln!("overlayfs-fuse: unknown argument ignored: {option}");
+        say(&format!("unknown argument ignored: {option}"));
     }
     if asked.foreground {
         if asked.debug {
@@ -225,10 +225,8 @@ fn join_layers(config: &Config, descriptors: usize) -> Result<Overlay> {
                 format!("upperdir {}, workdir {}", dirs.upper.display(), dirs.work.display())
             })?;
             if upper.shared_work {
-                eprintln!(
-                    "overlayfs-fuse: warning: workdir {} is in use by another mount",
-                    dirs.work.display()
-                );
+                let work = dirs.work.display();
+                say(&format!("warning: workdir {work} is in use by another mount"));
             }
             Some(upper)
         }
@@ -236,4 +234,9 @@ fn join_layers(config: &Config, descriptors: usize) -> Result<Overlay> {
     let overlay = Overlay::new(lowers, upper, config.options.clone()).context("join the layers")?;
     overlay.limit_open_files(descriptors / 4);
     Ok(overlay)
+}
+
+/// Says a line on standard error. That nobody hears it is no reason to end.
+pub fn say(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "overlayfs-fuse: {text}"));
 }

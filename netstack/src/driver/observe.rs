@@ -41,8 +41,11 @@ impl Driver {
         let Some((id, client)) = self.api.as_mut().and_then(control::Server::accept) else {
             return;
         };
-        // A client that cannot be watched waits until it is dropped for another.
-        self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, API_CLIENT | id)).ok();
+        // A client that cannot be watched would wait for ever.
+        let added = self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, API_CLIENT | id));
+        if let (Err(_), Some(api)) = (added, &mut self.api) {
+            api.forget(id);
+        }
     }
 
     pub(super) fn api_ready(&mut self, id: u64) {
@@ -56,7 +59,10 @@ impl Driver {
         let Some((id, client)) = self.metrics.as_mut().and_then(metrics::Server::accept) else {
             return;
         };
-        self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, METRICS_CLIENT | id)).ok();
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, METRICS_CLIENT | id);
+        if let (Err(_), Some(metrics)) = (self.epoll.add(client, event), &mut self.metrics) {
+            metrics.forget(id);
+        }
     }
 
     pub(super) fn metrics_ready(&mut self, id: u64) {

@@ -372,6 +372,10 @@ pub(crate) fn bad_requests_are_refused() {
         drop(unread);
         assert!(Command::new(program()).arg(option).stdout(said).status().unwrap().success());
     }
+    let (unread, said) = std::io::pipe().unwrap();
+    drop(unread);
+    let status = Command::new(program()).arg("m").stderr(said).status().unwrap();
+    assert_eq!(status.code(), Some(1), "no lowerdir, and nobody to hear it");
 }
 
 pub(crate) fn readiness_and_end() {

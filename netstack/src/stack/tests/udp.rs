@@ -58,21 +58,20 @@ fn datagrams_of_any_size_pass_in_fragments_both_ways() {
 fn turned_round(frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     let ip = &mut frame[frame::HEAD..];
-    let (v6, first, ports) = if ip[0] >> 4 == 6 {
+    let (first, ports) = if ip[0] >> 4 == 6 {
         let (a, b) = ip[8..40].split_at_mut(16);
         a.swap_with_slice(b);
         let fragment = ip[6] == proto::FRAGMENT;
-        (true, !fragment || ip[42] == 0 && ip[43] & 0xf8 == 0, if fragment { 48 } else { 40 })
+        (!fragment || ip[42] == 0 && ip[43] & 0xf8 == 0, if fragment { 48 } else { 40 })
     } else {
         let (a, b) = ip[12..20].split_at_mut(4);
         a.swap_with_slice(b);
-        (false, ip[6] & 0x1f == 0 && ip[7] == 0, 20)
+        (ip[6] & 0x1f == 0 && ip[7] == 0, 20)
     };
     if first {
         let (a, b) = ip[ports..ports + 4].split_at_mut(2);
         a.swap_with_slice(b);
     }
-    let _ = v6;
     frame
 }
 
