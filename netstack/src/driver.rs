@@ -570,9 +570,15 @@ impl Driver {
                     }
                     // A frame of another queue of the same device fits.
                     self.stack.frame_room()[..frame.len()].copy_from_slice(&frame);
-                    // Nobody's after all: its port has changed hands on the way.
-                    if self.stack.handle_frame(now, frame.len()).is_some() {
-                        self.stack.count_lost(1);
+                    match self.stack.handle_frame(now, frame.len()) {
+                        // Fragments come here first, and make a datagram of another's
+                        // port. What the main worker has passed on ends there, so that
+                        // none goes round for ever while ports change hands.
+                        Some(Elsewhere { stack, frame }) if self.index == 0 => {
+                            self.inboxes[stack].send(Message::Frame(frame.to_vec()));
+                        }
+                        Some(_) => self.stack.count_lost(1),
+                        None => {}
                     }
                 }
                 Message::NameServers(hosts) => self.stack.set_name_servers(now, hosts),

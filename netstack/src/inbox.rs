@@ -23,7 +23,7 @@ const FRAMES_MAX: usize = 1024;
 /// One message.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// A frame of the guest for the main worker.
+    /// A frame of the guest that came to another worker.
     Frame(Vec<u8>),
     /// The host's name servers or search list have changed.
     NameServers(crate::resolv::Hosts),

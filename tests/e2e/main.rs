@@ -20,13 +20,14 @@ mod run;
 mod secrets;
 mod setup;
 mod slirp;
+mod soak;
 
 use std::process::ExitCode;
 
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 19] = [
+    let tables: [&[Test]; 20] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         observe::TESTS,
         podman::TESTS,
         setup::TESTS,
+        soak::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }
