@@ -13,6 +13,7 @@ mod net;
 mod observe;
 mod overlay;
 mod owners;
+mod path;
 mod podman;
 mod policy;
 mod root;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 20] = [
+    let tables: [&[Test]; 21] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         podman::TESTS,
         setup::TESTS,
         soak::TESTS,
+        path::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }

@@ -35,7 +35,6 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("slirp/macaddress", macaddress),
     Test::new("slirp/publish-range-v6", publish_range).lab(),
     Test::new("slirp/outbound-addr6", outbound_addr6).lab(),
-    Test::new("slirp/traceroute", traceroute).lab(),
 ];
 
 /// A network namespace with a user namespace that owns it.
@@ -609,64 +608,5 @@ fn outbound_addr6(world: &World<'_>) -> Result<()> {
         Ok(())
     })();
     command("del")?;
-    result
-}
-
-/// The guest sees its gateway, then the host's own path.
-fn traceroute(world: &World<'_>) -> Result<()> {
-    let ip = |words: &str| -> Result<()> {
-        let status = std::process::Command::new("ip").args(words.split(' ')).status()?;
-        ensure!(status.success(), "ip {words}");
-        Ok(())
-    };
-    let forwarding = |value: &str| {
-        world.lab.outside()?.enter(|| {
-            std::fs::write("/proc/sys/net/ipv4/ip_forward", value)?;
-            std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", value)?;
-            Ok(())
-        })
-    };
-    // To and fro: a packet goes round until its time is over.
-    let routes = |verb: &str, v4: &str, v6: &str| -> Result<()> {
-        ip(&format!("route {verb} 198.51.100.0/24 via {v4}"))?;
-        ip(&format!("route {verb} 2001:db8:51::/64 via {v6}"))
-    };
-    let back = |verb: &str| {
-        world.lab.outside()?.enter(|| routes(verb, Outside::HOST_V4, Outside::HOST_V6))
-    };
-    forwarding("1")?;
-    routes("add", Outside::V4, Outside::V6)?;
-    back("add")?;
-    let result = (|| {
-        let guest = Guest::start(world)?;
-        let net = start(world, &["-c", "-6", &guest.pid(), "tap0"])?;
-        for (far, gateway, hop) in
-            [("198.51.100.9", "10.0.2.2", Outside::V4), ("2001:db8:51::9", "fd00::2", Outside::V6)]
-        {
-            for (ttl, at) in [(1, gateway), (2, hop)] {
-                let ping = guest.cmd(world, &format!("ping -n -c 1 -W 10 -t {ttl} {far}")).run()?;
-                ping.stdout_has(&format!("From {at} "))?;
-            }
-        }
-        // As traceroute does: a datagram, and the error queue of its socket.
-        let script = "python3 -c \"import socket, struct, select\n\
-            for ttl in 1, 2:\n\
-            \x20 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
-            \x20 s.setsockopt(0, 11, 1); s.setsockopt(0, 2, ttl)\n\
-            \x20 s.sendto(b'trace', ('198.51.100.9', 33434 + ttl))\n\
-            \x20 p = select.poll(); p.register(s, 0); assert p.poll(15000), 'silence'\n\
-            \x20 data, anc, flags, to = s.recvmsg(100, 1000, socket.MSG_ERRQUEUE)\n\
-            \x20 err = [c for c in anc if c[:2] == (0, 11)][0][2]\n\
-            \x20 print(err[5], socket.inet_ntoa(err[20:24]), to[1])\"";
-        guest
-            .cmd(world, script)
-            .run()?
-            .ok()?
-            .stdout_is(&format!("11 10.0.2.2 33435\n11 {} 33436", Outside::V4))?;
-        net.stop()
-    })();
-    back("del")?;
-    routes("del", Outside::V4, Outside::V6)?;
-    forwarding("0")?;
     result
 }
