@@ -3,23 +3,16 @@
 //!
 //! # Theory of operation
 //!
-//! One request a connection: one JSON object, one reply, closed. A request is
-//! complete when it parses, when the client shuts its sending side down, or when
-//! it has grown too long; so both clients that half-close and clients that wait
-//! are served. Sockets do not block; [`Server`] holds [`CLIENTS_MAX`] unfinished
-//! connections and drops the oldest for a new one, so that a silent client costs
-//! nothing but its own request. The socket is made for its owner only.
+//! One request a connection ([`crate::clients`]): one JSON object, one reply, closed. A
+//! request is complete when it parses, when the client shuts its sending side down, or
+//! when it has grown too long; so both clients that half-close and clients that wait
+//! are served.
 
-use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::clients::Request;
 use crate::config::{Config, Proto, Publish};
 use crate::forward::Forwards;
 use crate::stack::report::FlowInfo;
@@ -28,149 +21,22 @@ use crate::stack::report::FlowInfo;
 pub const REQUEST_MAX: usize = 4095;
 /// Flows in one reply at most: it must fit into a socket's buffer.
 const FLOWS_MAX: usize = 500;
-/// Unfinished connections held at most.
-const CLIENTS_MAX: usize = 16;
 
-/// Why there is no API socket.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on the API socket {path}: {source}{hint}")]
-pub struct Error {
-    path: String,
-    source: std::io::Error,
-    hint: &'static str,
+/// Whether it can be answered.
+#[must_use]
+pub fn is_whole(request: Request<'_>) -> bool {
+    // Incomplete JSON is told from wrong JSON only at its end.
+    request.ended
+        || request.bytes.len() > REQUEST_MAX
+        || serde_json::from_slice::<Value>(request.bytes).is_ok()
 }
 
-/// Makes the API socket. One that a dead process has left is replaced.
-///
-/// # Errors
-/// The path is in use or too long, or its directory cannot be written.
-pub fn listen(path: &Path) -> Result<OwnedFd, Error> {
-    let failed = |source: std::io::Error| {
-        let hint = match source.kind() {
-            ErrorKind::AddrInUse => "; another process listens there, or it is no socket",
-            ErrorKind::InvalidInput => "; the path is too long for a socket",
-            _ => "",
-        };
-        Error { path: path.display().to_string(), source, hint }
-    };
-    let bound = UnixListener::bind(path).or_else(|error| {
-        if error.kind() == ErrorKind::AddrInUse && is_stale(path) {
-            std::fs::remove_file(path)?;
-            return UnixListener::bind(path);
-        }
-        Err(error)
-    });
-    let listener = bound.map_err(failed)?;
-    let mode = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(path, mode).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener.into())
-}
-
-fn is_stale(path: &Path) -> bool {
-    let socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
-    let refused = |e: std::io::Error| e.kind() == ErrorKind::ConnectionRefused;
-    socket && UnixStream::connect(path).is_err_and(refused)
-}
-
-/// The listening socket and the connections whose request is not complete.
-#[derive(Debug)]
-pub struct Server {
-    listener: UnixListener,
-    clients: VecDeque<Client>,
-    next: u64,
-}
-
-#[derive(Debug)]
-struct Client {
-    id: u64,
-    stream: UnixStream,
-    request: Vec<u8>,
-    /// It waits for the list of flows.
-    asked: bool,
-}
-
-impl Server {
-    /// On a socket made by [`listen`].
-    pub fn new(listener: OwnedFd) -> Server {
-        Server { listener: listener.into(), clients: VecDeque::new(), next: 0 }
-    }
-
-    /// Accepts a connection. Gives its id and its descriptor, to be watched for
-    /// input; [`Server::ready`] is called when there is some.
-    pub fn accept(&mut self) -> Option<(u64, BorrowedFd<'_>)> {
-        let (stream, _) = self.listener.accept().ok()?;
-        stream.set_nonblocking(true).ok()?;
-        if self.clients.len() >= CLIENTS_MAX {
-            self.clients.pop_front();
-        }
-        let id = self.next;
-        // Below the bits that mark other kinds of tokens.
-        self.next = (self.next + 1) & 0xffff_ffff;
-        self.clients.push_back(Client { id, stream, request: Vec::new(), asked: false });
-        self.clients.back().map(|client| (id, client.stream.as_fd()))
-    }
-
-    /// Closes a connection without an answer.
-    pub fn forget(&mut self, id: u64) {
-        self.clients.retain(|client| client.id != id);
-    }
-
-    /// Reads from a connection; answers and closes it once the request is complete.
-    /// A list of flows is not known here: gives what is asked for, and the connection
-    /// waits for [`Server::list_flows`].
-    pub fn ready(
-        &mut self,
-        id: u64,
-        config: &Config,
-        forwards: &mut dyn Forwards,
-    ) -> Option<FlowsWanted> {
-        let at = self.clients.iter().position(|client| client.id == id)?;
-        let client = &mut self.clients[at];
-        let mut part = [0; REQUEST_MAX + 1];
-        let ended = match client.stream.read(&mut part) {
-            // It has half-closed, or says more than it may: the answer is on its way.
-            Ok(_) if client.asked => return None,
-            Ok(0) => true,
-            Ok(len) => {
-                client.request.extend_from_slice(&part[..len]);
-                false
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                return None;
-            }
-            Err(_) => {
-                self.clients.remove(at);
-                return None;
-            }
-        };
-        let long = client.request.len() > REQUEST_MAX;
-        // Incomplete JSON is told from wrong JSON only at its end.
-        let whole = serde_json::from_slice::<Value>(&client.request).is_ok();
-        if ended || long || whole {
-            match answer(&client.request, config, forwards) {
-                Answer::Reply(reply) => {
-                    // A client that does not read its reply has lost it.
-                    client.stream.write_all(&reply).ok();
-                    self.clients.remove(at);
-                }
-                Answer::Flows(skip) => {
-                    client.asked = true;
-                    return Some(FlowsWanted { client: id, skip });
-                }
-            }
-        }
-        None
-    }
-
-    /// Answers the connection that asked for flows, and closes it.
-    pub fn list_flows(&mut self, wanted: &FlowsWanted, flows: &[FlowInfo]) {
-        let Some(at) = self.clients.iter().position(|c| c.id == wanted.client) else { return };
-        let Some(mut client) = self.clients.remove(at) else { return };
-        let part: Vec<Value> = flows.iter().skip(wanted.skip).take(FLOWS_MAX).map(flow).collect();
-        let reply = json!({ "return": { "flows": part, "total": flows.len() } });
-        client.stream.write_all(reply.to_string().as_bytes()).ok();
-    }
+/// The answer to who asked for flows, without `skip` at the beginning.
+#[must_use]
+pub fn flows(flows: &[FlowInfo], skip: usize) -> Vec<u8> {
+    let part: Vec<Value> = flows.iter().skip(skip).take(FLOWS_MAX).map(flow).collect();
+    let reply = json!({ "return": { "flows": part, "total": flows.len() } });
+    reply.to_string().into_bytes()
 }
 
 fn flow(flow: &FlowInfo) -> Value {
@@ -180,14 +46,6 @@ fn flow(flow: &FlowInfo) -> Value {
         "guest": flow.guest.map(|guest| guest.to_string()),
         "peer": flow.peer.map(|peer| peer.to_string()),
     })
-}
-
-/// A connection that waits for the list of flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowsWanted {
-    client: u64,
-    /// Flows to leave out at the beginning.
-    skip: usize,
 }
 
 /// What becomes of a request.
@@ -315,7 +173,6 @@ fn publish(arguments: &Value, config: &Config) -> Result<Publish, String> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::Shutdown;
 
     use proptest::prelude::*;
 
@@ -391,38 +248,27 @@ mod tests {
 
     #[test]
     fn flows_are_listed_in_parts() {
-        let config = Config::default();
-        let (path, mut server) = server("flows");
         let mut ports = Ports::default();
+        let asked = r#"{"execute":"list_flows","arguments":{"skip":500}}"#;
+        assert_eq!(ask(&mut ports, asked), json!({ "flows from": 500 }));
         let open = FlowInfo {
             protocol: "tcp",
             state: "open",
             guest: Some("10.0.2.100:4000".parse().unwrap()),
             peer: Some("192.0.2.1:80".parse().unwrap()),
         };
-        let flows = vec![open; FLOWS_MAX + 3];
-        let longest = SocketAddr::from(([0xffff; 8], 65535));
-        let flows_v6 =
-            vec![FlowInfo { guest: Some(longest), peer: Some(longest), ..open }; FLOWS_MAX];
-        for (skip, flows, count) in
-            [(0, &flows, FLOWS_MAX), (FLOWS_MAX, &flows, 3), (0, &flows_v6, FLOWS_MAX)]
-        {
-            let mut stream = UnixStream::connect(&path).unwrap();
-            let id = server.accept().unwrap().0;
-            let request = json!({ "execute": "list_flows", "arguments": { "skip": skip } });
-            stream.write_all(request.to_string().as_bytes()).unwrap();
-            let wanted = server.ready(id, &config, &mut ports).unwrap();
-            server.list_flows(&wanted, flows);
-            let reply: Value = serde_json::from_str(&reply_of(stream)).unwrap();
+        let all = vec![open; FLOWS_MAX + 3];
+        for (skip, count) in [(0, FLOWS_MAX), (FLOWS_MAX, 3), (all.len(), 0), (usize::MAX, 0)] {
+            let reply: Value = serde_json::from_slice(&flows(&all, skip)).unwrap();
             let list = reply["return"]["flows"].as_array().unwrap();
-            assert_eq!(
-                (list.len(), reply["return"]["total"].as_u64()),
-                (count, Some(flows.len() as u64))
-            );
+            let total = reply["return"]["total"].as_u64();
+            assert_eq!((list.len(), total), (count, Some(all.len() as u64)));
         }
-        let first = flow(&open);
-        assert_eq!(first["guest"], "10.0.2.100:4000");
-        std::fs::remove_file(path).unwrap();
+        assert_eq!(flow(&open)["guest"], "10.0.2.100:4000");
+        // The longest fits into a UNIX socket's buffer (wmem_default).
+        let longest = SocketAddr::from(([0xffff; 8], 65535));
+        let v6 = FlowInfo { guest: Some(longest), peer: Some(longest), ..open };
+        assert!(flows(&vec![v6; FLOWS_MAX], 0).len() < 100_000);
     }
 
     #[test]
@@ -462,76 +308,14 @@ mod tests {
         assert!(reply["error"]["desc"].as_str().unwrap().contains("0.0.0.0:80/tcp"), "{reply}");
     }
 
-    fn server(name: &str) -> (std::path::PathBuf, Server) {
-        let path = std::env::temp_dir().join(format!("api-{name}-{}", std::process::id()));
-        let listener = listen(&path).unwrap();
-        (path, Server::new(listener))
-    }
-
-    fn reply_of(mut stream: UnixStream) -> String {
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        reply
-    }
-
     #[test]
-    fn a_request_in_parts_is_answered_when_it_is_whole_or_ended() {
-        let config = Config::default();
-        let (path, mut server) = server("parts");
-        let mut ports = Ports::default();
-        for half_close in [false, true] {
-            let mut stream = UnixStream::connect(&path).unwrap();
-            let id = server.accept().unwrap().0;
-            stream.write_all(br#"{"execute":"#).unwrap();
-            assert_eq!(server.ready(id, &config, &mut ports), None);
-            assert_eq!(server.clients.len(), 1);
-            if half_close {
-                stream.shutdown(Shutdown::Write).unwrap();
-            } else {
-                stream.write_all(br#""list_hostfwd"}"#).unwrap();
-            }
-            assert_eq!(server.ready(id, &config, &mut ports), None);
-            assert!(server.clients.is_empty());
-            let expected = if half_close { "error" } else { "entries" };
-            assert!(reply_of(stream).contains(expected));
-        }
-        std::fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn silent_and_endless_clients_are_bounded() {
-        let config = Config::default();
-        let (path, mut server) = server("bounds");
-        let mut ports = Ports::default();
-        let streams: Vec<_> = (0..CLIENTS_MAX + 3)
-            .map(|_| {
-                let stream = UnixStream::connect(&path).unwrap();
-                server.accept().unwrap();
-                stream
-            })
-            .collect();
-        assert_eq!(server.clients.len(), CLIENTS_MAX);
-        drop(streams);
-        let mut stream = UnixStream::connect(&path).unwrap();
-        let id = server.accept().unwrap().0;
-        stream.write_all(&[b'['; REQUEST_MAX + 1]).unwrap();
-        assert_eq!(server.ready(id, &config, &mut ports), None);
-        assert!(reply_of(stream).contains("4095"));
-        std::fs::remove_file(path).unwrap();
-    }
-
-    #[test]
-    fn a_dead_socket_is_replaced_a_live_one_or_a_file_is_not() {
-        let (path, server) = server("stale");
-        let error = listen(&path).unwrap_err().to_string();
-        assert!(error.contains("another process"), "{error}");
-        drop(server);
-        listen(&path).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        std::fs::write(&path, "precious").unwrap();
-        assert!(listen(&path).is_err());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
-        std::fs::remove_file(path).unwrap();
+    fn a_request_is_whole_when_it_parses_ends_or_is_too_long() {
+        let request = |bytes, ended| Request { bytes, ended };
+        assert!(!is_whole(request(br#"{"execute":"#, false)));
+        assert!(is_whole(request(br#"{"execute":"#, true)));
+        assert!(is_whole(request(br#"{"execute":"list_hostfwd"}"#, false)));
+        assert!(!is_whole(request(&[b'['; REQUEST_MAX], false)));
+        assert!(is_whole(request(&[b'['; REQUEST_MAX + 1], false)));
     }
 
     proptest! {

@@ -36,14 +36,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::clients::{self, Clients};
 use crate::config::Config;
 use crate::confine;
-use crate::control;
 use crate::egress;
 use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
 use crate::inbox::{Contents, Inbox, Message};
-use crate::metrics::{self, Traffic};
+use crate::metrics::Traffic;
 use crate::pcap::Capture;
 use crate::reader::{News, Reader};
 use crate::report;
@@ -87,14 +87,14 @@ pub struct Inputs {
     pub ready: Option<OwnedFd>,
     /// The loop ends when this hangs up.
     pub exit: Option<OwnedFd>,
-    /// Listening UNIX stream socket of slirp4netns' API, of [`control::listen`].
-    pub api: Option<OwnedFd>,
+    /// Where slirp4netns' API is served.
+    pub api: Option<clients::Listener>,
     /// Where the guest may connect to.
     pub egress: Option<Egress>,
     /// Where frames are written to, besides.
     pub capture: Option<Capture>,
-    /// Listening socket that gives counters out, of [`metrics::listen`].
-    pub metrics: Option<metrics::Listener>,
+    /// Where counters are given out.
+    pub metrics: Option<clients::Listener>,
     /// What reads the host's files, to notice when its name servers change.
     pub reader: Reader,
     /// Gives up what the loop does not need, once all threads have been started.
@@ -191,10 +191,10 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         watch(reader.as_fd(), NEWS)?;
     }
     driver.signals = Some(signals);
-    driver.api = api.map(control::Server::new);
+    driver.api = api.map(Clients::new);
     if let Some(metrics) = metrics {
         driver.watch(metrics.as_fd(), METRICS)?;
-        driver.metrics = Some(metrics::Server::new(metrics));
+        driver.metrics = Some(Clients::new(metrics));
     }
     for publish in &config.publishes {
         driver.ports.add(*publish)?;
@@ -290,13 +290,13 @@ struct Driver {
     deferred: Vec<(FlowId, EpollFlags)>,
     /// Given up to turn a connection away when descriptors are exhausted.
     spare: Option<Epoll>,
-    api: Option<control::Server>,
+    api: Option<Clients>,
     /// The main worker watches the host's name servers.
     reader: Option<Reader>,
     /// It tells what was denied, on whichever worker.
     egress: Option<Egress>,
     signals: Option<SignalFd>,
-    metrics: Option<metrics::Server>,
+    metrics: Option<Clients>,
     collections: VecDeque<observe::Collection>,
     next_collection: u64,
     index: usize,

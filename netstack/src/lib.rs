@@ -4,6 +4,7 @@
 //! [`stack`] decides (pure: no file descriptor, no clock, no log), [`driver`],
 //! [`host`] and [`forward`] act, [`tap`] makes the device. See ARCHITECTURE.md.
 pub mod cli;
+pub mod clients;
 pub mod config;
 pub mod confine;
 pub mod control;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use netstack::cli::{self, Device, Invocation};
 use netstack::stack::egress::Egress;
 use netstack::{
-    confine, control, driver, egress, fd, metrics, outbound, pcap, reader, report, resolv, sandbox,
+    clients, confine, driver, egress, fd, metrics, outbound, pcap, reader, report, resolv, sandbox,
     tap,
 };
 
@@ -86,7 +86,7 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         report::warn(remark);
     }
     let api = match &invocation.api_socket {
-        Some(path) => Some(control::listen(path)?),
+        Some(path) => Some(clients::Listener::unix(path).context("--api-socket")?),
         None => None,
     };
     let metrics = match &invocation.metrics {

@@ -3,26 +3,19 @@
 //!
 //! # Theory of operation
 //!
-//! Whatever is asked for, the answer is the counters: a request is complete at its
-//! empty line, at its end, or when it has grown too long. One request a connection.
-//! Sockets do not block; [`CLIENTS_MAX`] unfinished connections are held, and the
-//! oldest is dropped for a new one. Counters of all workers are added up; what they
-//! give was true a moment ago on each.
+//! Whatever is asked for, the answer is the counters: a request ([`crate::clients`]) is
+//! complete at its empty line, at its end, or when it has grown too long. Counters of
+//! all workers are added up; what they give was true a moment ago on each.
 
-use std::collections::VecDeque;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::control;
+use crate::clients::{Error, Listener, Request};
 use crate::stack::egress::Hits;
 use crate::stack::report::Report;
 
-const CLIENTS_MAX: usize = 16;
+/// Longest request, in bytes.
 const REQUEST_MAX: usize = 8192;
 
 /// Where the counters are given out.
@@ -54,163 +47,34 @@ pub fn address(text: &str) -> Result<Address, String> {
     Ok(Address::Tcp(at))
 }
 
-/// Why they are not given out.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The UNIX socket cannot be made.
-    #[error(transparent)]
-    Unix(#[from] control::Error),
-    /// The port cannot be listened on.
-    #[error("cannot listen on {at}: {source}")]
-    Tcp {
-        /// Which.
-        at: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
 /// Makes the listening socket.
 ///
 /// # Errors
 /// The path or port is in use, or may not be used.
 pub fn listen(address: &Address) -> Result<Listener, Error> {
     match address {
-        Address::Unix(path) => Ok(Listener::Unix(control::listen(path)?.into())),
-        Address::Tcp(at) => {
-            let failed = |source| Error::Tcp { at: *at, source };
-            let listener = TcpListener::bind(at).map_err(failed)?;
-            listener.set_nonblocking(true).map_err(failed)?;
-            Ok(Listener::Tcp(listener))
-        }
+        Address::Unix(path) => Listener::unix(path),
+        Address::Tcp(at) => Listener::tcp(*at),
     }
 }
 
-/// A listening socket that does not block.
-#[derive(Debug)]
-pub enum Listener {
-    /// With a path.
-    Unix(UnixListener),
-    /// With a port.
-    Tcp(TcpListener),
+/// Whether it can be answered.
+#[must_use]
+pub fn is_whole(request: Request<'_>) -> bool {
+    request.ended
+        || request.bytes.len() > REQUEST_MAX
+        || request.bytes.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
-impl Listener {
-    fn accept(&self) -> std::io::Result<OwnedFd> {
-        match self {
-            Listener::Unix(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(stream.into())
-            }
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(stream.into())
-            }
-        }
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Listener::Unix(listener) => listener.as_fd(),
-            Listener::Tcp(listener) => listener.as_fd(),
-        }
-    }
-}
-
-/// The listening socket, and those who have asked.
-#[derive(Debug)]
-pub struct Server {
-    listener: Listener,
-    clients: VecDeque<Client>,
-    next: u64,
-}
-
-#[derive(Debug)]
-struct Client {
-    id: u64,
-    stream: File,
-    request: Vec<u8>,
-    asked: bool,
-}
-
-impl Server {
-    /// On a socket made by [`listen`].
-    #[must_use]
-    pub fn new(listener: Listener) -> Server {
-        Server { listener, clients: VecDeque::new(), next: 0 }
-    }
-
-    /// Where connections come, to be watched.
-    #[must_use]
-    pub fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-
-    /// Accepts a connection. Gives its id and its descriptor, to be watched for input;
-    /// [`Server::ready`] is called when there is some.
-    pub fn accept(&mut self) -> Option<(u64, BorrowedFd<'_>)> {
-        let stream = File::from(self.listener.accept().ok()?);
-        if self.clients.len() >= CLIENTS_MAX {
-            self.clients.pop_front();
-        }
-        let id = self.next;
-        self.next = (self.next + 1) & 0xffff_ffff;
-        self.clients.push_back(Client { id, stream, request: Vec::new(), asked: false });
-        self.clients.back().map(|client| (id, client.stream.as_fd()))
-    }
-
-    /// Closes a connection without an answer.
-    pub fn forget(&mut self, id: u64) {
-        self.clients.retain(|client| client.id != id);
-    }
-
-    /// Reads from a connection. Gives whether it waits for [`Server::answer`] now.
-    pub fn ready(&mut self, id: u64) -> bool {
-        let Some(at) = self.clients.iter().position(|client| client.id == id) else { return false };
-        let client = &mut self.clients[at];
-        let mut part = [0; 4096];
-        match client.stream.read(&mut part) {
-            Ok(0) if client.request.is_empty() => {
-                self.clients.remove(at);
-                return false;
-            }
-            // It has half-closed, or says more than it may: the answer is on its way.
-            Ok(_) if client.asked => return false,
-            // That was all.
-            Ok(0) => {
-                client.asked = true;
-                return true;
-            }
-            Ok(len) => client.request.extend_from_slice(&part[..len]),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                return false;
-            }
-            Err(_) => {
-                self.clients.remove(at);
-                return false;
-            }
-        }
-        let whole = client.request.windows(4).any(|four| four == b"\r\n\r\n");
-        client.asked = whole || client.request.len() > REQUEST_MAX;
-        client.asked
-    }
-
-    /// Answers a connection and closes it.
-    pub fn answer(&mut self, id: u64, body: &str) {
-        let Some(at) = self.clients.iter().position(|client| client.id == id) else { return };
-        let Some(mut client) = self.clients.remove(at) else { return };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        // A client that does not read has lost it.
-        client.stream.write_all(format!("{head}{body}").as_bytes()).ok();
-    }
+/// The HTTP answer that carries the text of [`render`].
+#[must_use]
+pub fn answer(text: &str) -> Vec<u8> {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        text.len()
+    );
+    format!("{head}{text}").into_bytes()
 }
 
 /// What passed the device.
@@ -310,8 +174,6 @@ pub fn render(workers: &[(Report, Traffic)], hits: Option<&Hits>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
-
     use super::*;
 
     #[test]
@@ -346,32 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_in_parts_is_answered_once_it_is_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("m");
-        let mut server = Server::new(listen(&Address::Unix(path.clone())).unwrap());
-        let mut stream = UnixStream::connect(&path).unwrap();
-        let id = server.accept().unwrap().0;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
-        assert!(!server.ready(id));
-        stream.write_all(b"Host: x\r\n\r\n").unwrap();
-        assert!(server.ready(id));
-        assert!(!server.ready(id), "asked already");
-        server.answer(id, "a 1\n");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+    fn a_request_is_whole_at_its_empty_line_or_end() {
+        let request = |bytes, ended| Request { bytes, ended };
+        assert!(!is_whole(request(b"GET /metrics HTTP/1.1\r\n", false)));
+        assert!(is_whole(request(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", false)));
+        assert!(is_whole(request(b"GET", true)));
+        assert!(is_whole(request(&[b'x'; REQUEST_MAX + 1], false)));
+        let answer = String::from_utf8(answer("a 1\n")).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\na 1\n"));
-        let streams: Vec<_> = (0..CLIENTS_MAX + 5)
-            .map(|_| {
-                let stream = UnixStream::connect(&path).unwrap();
-                server.accept().unwrap();
-                stream
-            })
-            .collect();
-        assert_eq!(server.clients.len(), CLIENTS_MAX);
-        drop(streams);
-        let last = server.next - 1;
-        assert!(!server.ready(last));
-        assert_eq!(server.clients.len(), CLIENTS_MAX - 1, "one that went away is forgotten");
+        assert!(answer.contains("Content-Length: 4\r\n"));
     }
 }

@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::time::TimeSpec;
 
 use crate::confine;
 use crate::resolv::{self, Hosts, Resolv};
@@ -29,6 +31,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Longest file that is read, in bytes: what a message between two processes holds by
 /// default, with room for the kernel's own.
 pub const FILE_MAX: usize = 128 * 1024;
+
+/// How long its end is waited for.
+const END: TimeSpec = TimeSpec::new(2, 0);
 
 const RESOLV: u8 = b'r';
 const POLICY: u8 = b'p';
@@ -110,12 +115,16 @@ impl Reader {
         }
     }
 
-    /// Ends the process and waits for its end.
+    /// Ends the process and waits for its end, but not for long: on a file system that
+    /// does not answer it ends when that does, and nobody may kill it from here.
     pub fn finish(self) {
         let Reader { socket, child, .. } = self;
-        drop(socket);
-        // Whatever it was, it is over.
-        nix::sys::wait::waitpid(child, None).ok();
+        shutdown(socket.as_raw_fd(), Shutdown::Write).ok();
+        let mut ended = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        // poll(2) itself is not among the calls that are left.
+        if ppoll(&mut ended, Some(END), None) == Ok(1) {
+            nix::sys::wait::waitpid(child, None).ok();
+        }
     }
 }
 
@@ -175,7 +184,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::poll::{PollTimeout, poll};
 
     fn news(reader: &Reader) -> News {
         let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
@@ -225,5 +234,18 @@ mod tests {
         nix::sys::signal::kill(reader.child, Signal::SIGKILL).unwrap();
         assert_eq!(news(&reader), News::Gone);
         reader.finish();
+    }
+
+    #[test]
+    fn one_that_hangs_is_left_behind() {
+        let reader = Reader::start(Resolv::new("/nonexistent".into()), None, false).unwrap();
+        let child = reader.child;
+        nix::sys::signal::kill(child, Signal::SIGSTOP).unwrap();
+        nix::sys::wait::waitpid(child, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).unwrap();
+        reader.finish();
+        // It ends by itself as soon as it can.
+        nix::sys::signal::kill(child, Signal::SIGCONT).unwrap();
+        let end = nix::sys::wait::waitpid(child, None).unwrap();
+        assert_eq!(end, nix::sys::wait::WaitStatus::Exited(child, 0));
     }
 }

@@ -11,13 +11,14 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 use super::{API_CLIENT, Driver, METRICS_CLIENT};
-use crate::control::{self, FlowsWanted};
+use crate::clients::Clients;
+use crate::control::{self, Answer};
 use crate::inbox::Message;
 use crate::metrics::{self, Traffic};
 use crate::report;
 use crate::stack::frame::VNET_LEN;
 use crate::stack::report::Report;
-use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 /// Collections under way at most: as many as clients that may wait for one.
 const COLLECTIONS_MAX: usize = 32;
@@ -32,42 +33,49 @@ pub(super) struct Collection {
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Asker {
-    Flows(FlowsWanted),
-    Metrics(u64),
+    Flows {
+        client: u64,
+        /// Flows to leave out at the beginning.
+        skip: usize,
+    },
+    Metrics {
+        client: u64,
+    },
 }
 
 impl Driver {
     pub(super) fn api_accept(&mut self) {
-        let Some((id, client)) = self.api.as_mut().and_then(control::Server::accept) else {
-            return;
-        };
-        // A client that cannot be watched would wait for ever.
-        let added = self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, API_CLIENT | id));
-        if let (Err(_), Some(api)) = (added, &mut self.api) {
-            api.forget(id);
-        }
+        accept(&self.epoll, self.api.as_mut(), API_CLIENT);
     }
 
-    pub(super) fn api_ready(&mut self, id: u64) {
+    pub(super) fn api_ready(&mut self, client: u64) {
         let Some(api) = &mut self.api else { return };
-        if let Some(wanted) = api.ready(id, self.stack.config(), &mut self.ports) {
-            self.collect(Asker::Flows(wanted));
+        let Some(request) = api.read(client).filter(|request| control::is_whole(*request)) else {
+            return;
+        };
+        match control::answer(request.bytes, self.stack.config(), &mut self.ports) {
+            Answer::Reply(reply) => api.answer(client, &reply),
+            Answer::Flows(skip) => {
+                api.wait(client);
+                self.collect(Asker::Flows { client, skip });
+            }
         }
     }
 
     pub(super) fn metrics_accept(&mut self) {
-        let Some((id, client)) = self.metrics.as_mut().and_then(metrics::Server::accept) else {
-            return;
-        };
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, METRICS_CLIENT | id);
-        if let (Err(_), Some(metrics)) = (self.epoll.add(client, event), &mut self.metrics) {
-            metrics.forget(id);
-        }
+        accept(&self.epoll, self.metrics.as_mut(), METRICS_CLIENT);
     }
 
-    pub(super) fn metrics_ready(&mut self, id: u64) {
-        if self.metrics.as_mut().is_some_and(|server| server.ready(id)) {
-            self.collect(Asker::Metrics(id));
+    pub(super) fn metrics_ready(&mut self, client: u64) {
+        let Some(metrics) = &mut self.metrics else { return };
+        match metrics.read(client) {
+            // It has asked for nothing.
+            Some(request) if request.bytes.is_empty() => metrics.forget(client),
+            Some(request) if metrics::is_whole(request) => {
+                metrics.wait(client);
+                self.collect(Asker::Metrics { client });
+            }
+            _ => {}
         }
     }
 
@@ -78,7 +86,7 @@ impl Driver {
         }
         let number = self.next_collection;
         self.next_collection += 1;
-        let list = matches!(asker, Asker::Flows(_));
+        let list = matches!(asker, Asker::Flows { .. });
         for inbox in self.inboxes.iter().skip(1) {
             inbox.send(Message::Report { number, list });
         }
@@ -103,17 +111,17 @@ impl Driver {
         }
         let Some(Collection { asker, answers, .. }) = self.collections.remove(at) else { return };
         match asker {
-            Asker::Flows(wanted) => {
+            Asker::Flows { client, skip } => {
                 let all: Vec<_> = answers.into_iter().flat_map(|(report, _)| report.list).collect();
                 if let Some(api) = &mut self.api {
-                    api.list_flows(&wanted, &all);
+                    api.answer(client, &control::flows(&all, skip));
                 }
             }
-            Asker::Metrics(client) => {
+            Asker::Metrics { client } => {
                 let hits = self.egress.as_ref().map(|egress| egress.hits());
                 let text = metrics::render(&answers, hits.as_ref());
-                if let Some(server) = &mut self.metrics {
-                    server.answer(client, &text);
+                if let Some(metrics) = &mut self.metrics {
+                    metrics.answer(client, &metrics::answer(&text));
                 }
             }
         }
@@ -126,6 +134,16 @@ impl Driver {
                 report::say(&denied.to_string());
             }
         }
+    }
+}
+
+/// Accepts a connection, watched with a token of its id and `mark`.
+fn accept(epoll: &Epoll, clients: Option<&mut Clients>, mark: u64) {
+    let Some(clients) = clients else { return };
+    let Some((id, client)) = clients.accept() else { return };
+    // A client that cannot be watched would wait for ever.
+    if epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, mark | id)).is_err() {
+        clients.forget(id);
     }
 }
 
