@@ -8,11 +8,12 @@ use tests::lab::Outside;
 use tests::servers::ECHO_PORT;
 
 use crate::names::ASK;
-use crate::slirp::{Guest, LIMIT, start};
+use crate::slirp::{Guest, LIMIT, start, start_unheard};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("policy/names-and-networks", names_and_networks).lab(),
     Test::new("policy/reload", reload).lab(),
+    Test::new("policy/unheard", unheard).lab(),
     Test::new("policy/bad-file", bad_file),
 ];
 
@@ -118,6 +119,24 @@ fn reload(world: &World<'_>) -> Result<()> {
     std::fs::remove_file(world.dir().join("policy.toml"))?;
     net.running.signal(nix::sys::signal::Signal::SIGHUP as i32)?;
     net.running.stderr_until("the policy stays as it is: cannot read", LIMIT)?;
+    net.stop()
+}
+
+/// A guest that has denials told to nobody goes on.
+fn unheard(world: &World<'_>) -> Result<()> {
+    let text = format!("default = 'deny'\n[[rule]]\naction = 'allow'\nto = ['{}']\n", Outside::V4);
+    world.write("policy.toml", &text)?;
+    let policy = world.dir().join("policy.toml").display().to_string();
+    let guest = Guest::start(world)?;
+    let net = start_unheard(world, &["--policy", &policy, "-c", &guest.pid(), "tap0"])?;
+    let script = format!(
+        "python3 -c \"{TRIED}\nprint(tried('{}', 80), tried('{}', 80))\"",
+        Outside::HOST_V4,
+        Outside::V4
+    );
+    for _ in 0..2 {
+        guest.cmd(world, &script).run()?.ok()?.stdout_is("EHOSTUNREACH ok")?;
+    }
     net.stop()
 }
 

@@ -77,21 +77,28 @@ pub(crate) struct Net {
 
 /// Starts netstack with a ready-fd and an exit-fd, and waits until it is ready.
 pub(crate) fn start(world: &World<'_>, words: &[&str]) -> Result<Net> {
-    start_with(world, words, None, || Ok(()))
+    start_with(world.ours("netstack"), words, None, || Ok(()))
+}
+
+/// Starts it with nobody who reads its standard error.
+pub(crate) fn start_unheard(world: &World<'_>, words: &[&str]) -> Result<Net> {
+    let script = "exec 3> >(true); wait $!; exec \"$@\" 2>&3";
+    let program = world.lab.bin.join("netstack");
+    let command = world.cmd("bash").args(["-c", script, "bash"]).arg(program);
+    start_with(command, words, None, || Ok(()))
 }
 
 /// The same with a descriptor passed on, and with something that it waits for before it
 /// is ready.
 fn start_with(
-    world: &World<'_>,
+    command: Cmd,
     words: &[&str],
     inherited: Option<OwnedFd>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Net> {
     let (ready, ready_theirs) = pipe()?;
     let (exit_theirs, exit) = pipe()?;
-    let mut command = world
-        .ours("netstack")
+    let mut command = command
         .args(["-r", &ready_theirs.as_raw_fd().to_string()])
         .args(["-e", &exit_theirs.as_raw_fd().to_string()])
         .args(words)
@@ -531,7 +538,8 @@ fn tapfd(world: &World<'_>) -> Result<()> {
             .unwrap_or_else(|_| Err(anyhow::anyhow!("the thread panicked")))
     })?;
     let number = tap.as_raw_fd().to_string();
-    let net = start_with(world, &["--netns-type=tapfd", &number], Some(tap), || Ok(()))?;
+    let net =
+        start_with(world.ours("netstack"), &["--netns-type=tapfd", &number], Some(tap), || Ok(()))?;
     let script = format!(
         "ip link set tap3 up && ip addr add 10.0.2.100/24 dev tap3 && \
          ip route add default via 10.0.2.2 && curl -sSf -m 20 http://{}/hello",

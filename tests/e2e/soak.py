@@ -18,7 +18,8 @@ PEERS = sys.argv[3:5]
 NAME = sys.argv[5]
 DNS = sys.argv[6]
 ECHO, REFUSED, SERVED = 7, 9, 8080
-LIMIT = 30
+# Seconds after which a connection hangs; times a datagram is sent.
+LIMIT, TRIES = 300, 60
 
 counts = collections.Counter()
 faults = []
@@ -103,7 +104,7 @@ def udp_echo(r):
         for _ in range(r.randint(1, 10)):
             data = r.randbytes(r.randint(0, 9000))
             # Datagrams may get lost; other ones must not come.
-            for _ in range(LIMIT):
+            for _ in range(TRIES):
                 s.sendto(data, (peer, ECHO))
                 try:
                     got = s.recv(65536)
@@ -125,7 +126,7 @@ def dns_udp(r):
     asked = query(r, NAME, r.choice([1, 28]))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.settimeout(2)
-        for _ in range(LIMIT):
+        for _ in range(TRIES):
             s.sendto(asked, (DNS, 53))
             try:
                 answer = s.recv(4096)

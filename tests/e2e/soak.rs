@@ -72,7 +72,7 @@ fn traffic(world: &World<'_>, guest: &Guest, seed: u64, seconds: u64) -> Result<
         Outside::V6,
         Outside::NAME
     );
-    let limit = Duration::from_secs(seconds + 120);
+    let limit = Duration::from_secs(seconds + 600);
     let client = guest.cmd(world, &script).limit(limit).spawn()?;
     client.stdout_until("up\n", LIMIT)?;
     let over = AtomicBool::new(false);
@@ -103,7 +103,7 @@ fn connect(turn: u32) -> Result<()> {
     let at: SocketAddr = PUBLISHED.parse()?;
     // The last of them may meet a guest that has gone.
     let Ok(mut stream) = TcpStream::connect_timeout(&at, LIMIT) else { return Ok(()) };
-    stream.set_read_timeout(Some(LIMIT))?;
+    stream.set_read_timeout(Some(LIMIT * 10))?;
     let data = vec![turn as u8; 1 + (turn as usize * 7919) % 50_000];
     if stream.write_all(&data).is_err() || turn.is_multiple_of(3) {
         // With an answer on its way.
