@@ -20,6 +20,11 @@ impl Ports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whose `port` is, if anybody's.
+    pub(super) fn owner(&self, port: SocketAddr) -> Option<usize> {
+        self.owners().get(&port).copied()
+    }
+
     /// Whose `port` is. It becomes `stack`'s if it was nobody's.
     pub(super) fn claim(&self, port: SocketAddr, stack: usize) -> usize {
         *self.owners().entry(port).or_insert(stack)

@@ -135,6 +135,14 @@ impl Netstack {
         (owner != *own).then_some(owner)
     }
 
+    /// Which other stack has the guest's port already, and will ask the policy itself: a
+    /// datagram is judged, counted and told of once.
+    fn udp_judged_elsewhere(&self, guest: SocketAddr) -> Option<usize> {
+        self.egress.as_ref()?;
+        let (ports, own) = self.ports.as_ref()?;
+        ports.owner(guest).filter(|owner| owner != own)
+    }
+
     pub(super) fn release_port(&self, guest: SocketAddr) {
         if let Some((ports, own)) = &self.ports {
             ports.release(guest, *own);
@@ -178,6 +186,9 @@ impl Netstack {
                 self.command(HostCommand::UdpReply { publish, to, data: data.to_vec() });
             }
             return None;
+        }
+        if let Some(stack) = self.udp_judged_elsewhere(guest) {
+            return Some(stack);
         }
         let to = match policy::decide(&self.config, peer) {
             Verdict::To(_) if self.expires_here(packet) => return None,

@@ -134,3 +134,21 @@ fn a_datagram_in_fragments_reaches_the_stack_of_its_port_in_one_piece() {
         assert!(*to == peer && *got == data);
     }
 }
+
+#[test]
+fn a_datagram_passed_on_is_judged_once() {
+    for peer in PEERS {
+        let egress = Egress::new(egress::Policy { rules: vec![], default: egress::Action::Allow });
+        let [mut main, mut side] = two().map(|mut stack| {
+            stack.set_egress(egress.clone());
+            stack
+        });
+        let (guest, peer) = (guest_for(addr(peer)), addr(peer));
+        let frame = udp_frame(guest, peer, b"x");
+        assert_eq!(passed(&mut side, &frame), None);
+        assert_eq!(passed(&mut main, &frame), Some((1, frame.clone())));
+        assert_eq!(egress.hits(), [1]);
+        assert_eq!(passed(&mut side, &frame), None);
+        assert_eq!(egress.hits(), [2]);
+    }
+}
