@@ -53,6 +53,8 @@ enum What {
     Run(Measure),
     /// The overlay: files beside its peers, the kernel's overlay and a directory.
     Fs(Measure),
+    /// Podman on our programs and on those they stand in for.
+    Podman(Measure),
     /// The pure cores, in this program alone.
     Micro(Measure),
     /// Every suite.
@@ -137,6 +139,7 @@ fn main() -> ExitCode {
         What::Net(args) => measure(&cli.programs, &["net"], args),
         What::Run(args) => measure(&cli.programs, &["run"], args),
         What::Fs(args) => measure(&cli.programs, &["fs"], args),
+        What::Podman(args) => measure(&cli.programs, &["podman"], args),
         What::Micro(args) => measure(&cli.programs, &["micro"], args),
         What::All(args) => {
             let all: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();

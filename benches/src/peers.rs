@@ -40,17 +40,17 @@ const fn ours(name: &'static str, suites: &'static [&'static str]) -> Kind {
 
 /// Every program known, in the order of the tables.
 pub(crate) const KINDS: &[Kind] = &[
-    ours("netstack", &["net"]),
-    ours("overlayfs-fuse", &["fs"]),
+    ours("netstack", &["net", "podman"]),
+    ours("overlayfs-fuse", &["fs", "podman"]),
     ours("coracle", &["run"]),
-    peer("slirp4netns", "slirp4netns", "slirp4netns", &["net"]),
+    peer("slirp4netns", "slirp4netns", "slirp4netns", &["net", "podman"]),
     peer("pasta", "pasta", "passt", &["net"]),
-    peer("fuse-overlayfs", "fuse-overlayfs", "fuse-overlayfs", &["fs"]),
+    peer("fuse-overlayfs", "fuse-overlayfs", "fuse-overlayfs", &["fs", "podman"]),
     peer("unionfs-fuse", "unionfs", "unionfs-fuse", &["fs"]),
     peer("bwrap", "bwrap", "bubblewrap", &["run"]),
     peer("crun", "crun", "crun", &["run"]),
     peer("runc", "runc", "runc", &["run"]),
-    peer("podman", "podman", "podman", &["run"]),
+    peer("podman", "podman", "podman", &["run", "podman"]),
 ];
 
 /// A program that takes part.

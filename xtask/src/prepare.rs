@@ -70,7 +70,7 @@ const NEEDS: &[Need] = &[
     need("rootlesskit", "rootlesskit", &[Test]),
     need("skopeo", "skopeo", &[Test]),
     need("umoci", "umoci", &[Test]),
-    need("docker-registry", "docker-registry", &[Test]),
+    need("docker-registry", "docker-registry", &[Test, Bench]),
     need("iptables", "iptables", &[Test]),
     need("/usr/lib/cni/bridge", "containernetworking-plugins", &[Test]),
     need("/usr/lib/cni/dnsname", "golang-github-containernetworking-plugin-dnsname", &[Test]),

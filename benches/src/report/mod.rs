@@ -86,6 +86,7 @@ fn suite_title(suite: &Suite) -> &str {
         "net" => "Network",
         "fs" => "Filesystem",
         "run" => "Start-up",
+        "podman" => "Podman",
         "micro" => "Parts alone",
         other => other,
     }

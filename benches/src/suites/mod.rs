@@ -3,6 +3,7 @@
 pub(crate) mod fs;
 mod micro;
 mod net;
+mod podman;
 pub(crate) mod run;
 
 use anyhow::Result;
@@ -44,5 +45,6 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "net", cells: net::cells },
     Suite { name: "fs", cells: fs::cells },
     Suite { name: "run", cells: run::cells },
+    Suite { name: "podman", cells: podman::cells },
     Suite { name: "micro", cells: micro::cells },
 ];

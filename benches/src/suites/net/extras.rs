@@ -3,16 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
-use tests::command::{Cmd, Running};
+use anyhow::{Context, bail, ensure};
 use tests::lab;
 
 use super::backend::LIMIT;
+use super::iperf;
 use super::meter::{cpu_seconds, memory};
 use super::place::{FAR_LOSES_ONE_OF, FAR_MS, Family, figures};
 use super::{MANY, Net, Question, USUAL_MTU};
-use crate::load::Figures;
 use crate::method::Cell;
 use crate::record::{Better, Role, Sample, extra};
 
@@ -214,7 +212,7 @@ impl<'a> Net<'a> {
                 let output = setting.program("iperf3").args(args).limit(limit).run()?.ok()?;
                 let used = meter.stop()?;
                 drop(server);
-                Ok(used.transfer(&iperf_figures(&output.stdout)?))
+                Ok(used.transfer(&iperf::figures(&output.stdout)?))
             });
             cell.warm_up = 0;
             cell.impossible.clone_from(&impossible);
@@ -234,27 +232,4 @@ fn too_few_files(flows: u32) -> Option<String> {
     let needed = u64::from(flows) + 100;
     (soft < needed)
         .then(|| format!("{flows} connections need {needed} open files, and {soft} are allowed"))
-}
-
-/// What `iperf3 -J` says the receiver got.
-fn iperf_figures(json: &str) -> Result<Figures> {
-    let value: Value = serde_json::from_str(json).context("iperf3 printed no JSON")?;
-    let received = &value["end"]["sum_received"];
-    let number = |name: &str| {
-        received[name]
-            .as_f64()
-            .with_context(|| format!("iperf3 says no {name}: {}", value["error"]))
-    };
-    Ok(Figures {
-        seconds: number("seconds")?,
-        bytes: number("bytes")? as u64,
-        ..Figures::default()
-    })
-}
-
-/// A server for one test.
-pub(super) fn iperf_server(limit: Duration) -> Result<Running> {
-    let running = Cmd::new("iperf3").args(["-s", "-1", "--forceflush"]).spawn()?;
-    running.stdout_until("Server listening", limit)?;
-    Ok(running)
 }

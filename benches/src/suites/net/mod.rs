@@ -2,6 +2,7 @@
 
 mod backend;
 mod extras;
+pub(super) mod iperf;
 mod meter;
 mod place;
 

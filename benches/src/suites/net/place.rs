@@ -168,7 +168,7 @@ impl<'a> Place<'a> {
 
     /// A server of iperf3's for one test, outside.
     pub(super) fn iperf_server(&self) -> Result<Running> {
-        self.scene.lab.outside()?.enter(|| super::extras::iperf_server(LIMIT))
+        self.scene.lab.outside()?.enter(|| super::iperf::server(LIMIT))
     }
 
     /// Furnishes a network for a client that goes out.
