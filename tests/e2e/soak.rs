@@ -135,9 +135,13 @@ fn settle(process: i32, metrics: &Path, seconds: u64) -> Result<State> {
             return Ok(State { fds: fds - udp, resident });
         }
         ensure!(!deadline.passed(), "flows are left:\n{text}");
-        // Timers end them: nothing tells when.
-        std::thread::sleep(Duration::from_millis(100));
+        pause();
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "timers end flows: nothing tells when")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(100));
 }
 
 fn ask(metrics: &Path) -> Result<String> {
