@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -17,6 +18,11 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::clock::Deadline;
+
+/// How long a thread may be busy.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// An argument of a call.
 #[derive(Debug, Clone, Copy)]
@@ -46,10 +52,10 @@ pub struct Stopped {
 }
 
 impl Stopped {
-    /// Stops a thread that is in a system call.
+    /// Stops a thread in a system call; one that is busy is let go on until it is in one.
     ///
     /// # Errors
-    /// It cannot be traced, or is not in a call.
+    /// It cannot be traced, or is never seen in a call.
     pub fn new(thread: i32) -> Result<Self> {
         let memory = File::options()
             .read(true)
@@ -58,13 +64,21 @@ impl Stopped {
             .context("memory of the thread")?;
         let thread = Pid::from_raw(thread);
         ptrace::seize(thread, Options::empty()).context("PTRACE_SEIZE")?;
-        ptrace::interrupt(thread).context("PTRACE_INTERRUPT")?;
-        wait(thread)?;
-        let saved = ptrace::getregs(thread).context("PTRACE_GETREGS")?;
-        let mut code = [0; 2];
-        memory.read_exact_at(&mut code, saved.rip - 2)?;
-        ensure!(code == [0x0f, 0x05], "the thread is not in a system call");
-        Ok(Self { thread, memory, saved })
+        let deadline = Deadline::after(LIMIT);
+        loop {
+            ptrace::interrupt(thread).context("PTRACE_INTERRUPT")?;
+            wait(thread)?;
+            let saved = ptrace::getregs(thread).context("PTRACE_GETREGS")?;
+            let mut code = [0; 2];
+            memory.read_exact_at(&mut code, saved.rip - 2)?;
+            if code == [0x0f, 0x05] {
+                return Ok(Self { thread, memory, saved });
+            }
+            // A network that has just been made answers its guest's first frames.
+            ensure!(!deadline.passed(), "the thread is never in a system call");
+            ptrace::cont(thread, None).context("PTRACE_CONT")?;
+            std::thread::yield_now();
+        }
     }
 
     /// Makes a call and gives its result.
