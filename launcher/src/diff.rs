@@ -56,53 +56,98 @@ pub struct Change {
     pub path: PathBuf,
 }
 
-/// The lower layer, as the container sees it.
+/// The lower layers, as the container sees them.
 #[derive(Debug, Clone)]
 pub struct Lower {
-    /// Its directory on the host.
-    pub root: PathBuf,
+    /// Their directories on the host, topmost first.
+    pub layers: Vec<PathBuf>,
     /// Directories, as the container names them, that it sees empty.
     pub hidden: BTreeSet<PathBuf>,
     /// Only what every user of the host may read is seen.
     pub public: bool,
 }
 
+/// What one layer says of a path.
+enum Said {
+    /// This is there.
+    Found(Metadata),
+    /// Nothing is there, whatever the layers below have.
+    Hidden,
+    /// Nothing: the layers below are asked.
+    Nothing,
+}
+
 impl Lower {
-    /// What the lower has at `path`, whose parent it shows.
+    /// What the layers have at `path`, whose parent they show.
     fn entry(&self, path: &Path) -> io::Result<Option<Metadata>> {
-        match fs::symlink_metadata(below(&self.root, path)) {
-            Ok(found) => {
-                let shown = !self.public
-                    || found.is_dir()
-                    || found.is_symlink()
-                    || found.mode() & 0o004 != 0;
-                Ok(Some(found).filter(|_| shown))
+        for layer in &self.layers {
+            match said(layer, path)? {
+                Said::Found(found) => {
+                    let shown = !self.public
+                        || found.is_dir()
+                        || found.is_symlink()
+                        || found.mode() & 0o004 != 0;
+                    return Ok(Some(found).filter(|_| shown));
+                }
+                Said::Hidden => return Ok(None),
+                Said::Nothing => {}
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
-                _ => Err(error),
-            },
         }
+        Ok(None)
     }
 
-    /// Whether it shows what is in this directory of its own.
+    /// Whether they show what is in this directory of theirs.
     fn shows(&self, path: &Path, directory: &Metadata) -> bool {
         directory.is_dir()
             && !self.hidden.contains(path)
             && (!self.public || directory.mode() & 0o005 == 0o005)
     }
 
-    /// Names in a directory that it shows.
-    fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        let mut names = Vec::new();
-        for item in fs::read_dir(below(&self.root, path))? {
-            let name = item?.file_name();
-            if self.entry(&path.join(&name))?.is_some() {
-                names.push(name);
+    /// Names in a directory that they show.
+    fn names(&self, path: &Path) -> io::Result<BTreeSet<OsString>> {
+        let mut names = BTreeSet::new();
+        for layer in &self.layers {
+            let Said::Found(found) = said(layer, path)? else { continue };
+            if !found.is_dir() {
+                break;
+            }
+            for item in fs::read_dir(below(layer, path))? {
+                let name = item?.file_name();
+                if self.entry(&path.join(&name))?.is_some() {
+                    names.insert(name);
+                }
             }
         }
         Ok(names)
     }
+}
+
+/// Follows a path down in a layer, one component at a time, through no link.
+fn said(layer: &Path, path: &Path) -> io::Result<Said> {
+    let mut place = layer.to_owned();
+    let mut found = fs::symlink_metadata(&place)?;
+    let mut opaque = is_opaque(&place)?;
+    for part in path.strip_prefix("/").unwrap_or(path) {
+        if !found.is_dir() {
+            return Ok(Said::Hidden);
+        }
+        opaque = opaque || is_opaque(&place)?;
+        let mut marker = OsString::from(".wh.");
+        marker.push(part);
+        if fs::symlink_metadata(place.join(marker)).is_ok() {
+            return Ok(Said::Hidden);
+        }
+        place.push(part);
+        found = match fs::symlink_metadata(&place) {
+            Ok(found) if is_whiteout(&place, &found)? => return Ok(Said::Hidden),
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(if opaque { Said::Hidden } else { Said::Nothing });
+            }
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(Said::Found(found))
 }
 
 /// All changes, sorted by path, a directory before what is in it.
@@ -118,7 +163,7 @@ pub fn changes(
     made: &BTreeSet<PathBuf>,
 ) -> Result<Vec<Change>, String> {
     let mut found = Vec::new();
-    let root = lower.entry("/".as_ref()).map_err(|error| cannot_read(&lower.root, error))?;
+    let root = lower.entry("/".as_ref()).map_err(|error| cannot_read("/".as_ref(), error))?;
     let shown = root.is_some_and(|root| lower.shows("/".as_ref(), &root));
     let walk = Walk { upper, lower, made };
     walk.directory(Path::new("/"), shown, &mut found)?;
@@ -231,12 +276,16 @@ fn read_entry(item: &DirEntry) -> io::Result<Found> {
         });
     }
     let metadata = item.metadata()?;
+    let whiteout = is_whiteout(&item.path(), &metadata)?;
+    Ok(if whiteout { Found::Whiteout(name) } else { Found::Entry(name, metadata) })
+}
+
+fn is_whiteout(path: &Path, metadata: &Metadata) -> io::Result<bool> {
     let kind = metadata.file_type();
-    let whiteout = kind.is_char_device() && metadata.rdev() == 0
+    Ok(kind.is_char_device() && metadata.rdev() == 0
         || kind.is_file()
             && metadata.size() == 0
-            && xattr::get(&item.path(), c"user.overlay.whiteout")?.is_some();
-    Ok(if whiteout { Found::Whiteout(name) } else { Found::Entry(name, metadata) })
+            && xattr::get(path, c"user.overlay.whiteout")?.is_some())
 }
 
 fn is_opaque(directory: &Path) -> io::Result<bool> {

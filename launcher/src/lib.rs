@@ -6,6 +6,7 @@ pub mod clock;
 pub mod diff;
 pub mod exec;
 pub mod idmap;
+pub mod image;
 pub mod plan;
 pub mod policy;
 pub mod probe;

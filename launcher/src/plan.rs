@@ -216,6 +216,8 @@ pub enum InitStep {
         /// Path inside.
         target: PathBuf,
     },
+    /// Makes a directory, with its parents, when missing.
+    Directory(PathBuf),
     /// Lets groups 0 to this one send ICMP echo requests.
     PingGroups(u32),
     /// Sets the host name.
@@ -354,8 +356,15 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
     }
     let merged = paths.dir.join("merged");
     plan.monitor.push(MonitorStep::MakeDirectory(merged.clone()));
-    let lower = match &spec.root {
-        Root::Dir(dir) => dir.clone(),
+    let lowers = match &spec.root {
+        Root::Dir(dir) => vec![dir.clone()],
+        Root::Image(image) if !image.layers.is_empty() => image.layers.clone(),
+        // An image of no layers: nothing, in a directory of its own.
+        Root::Image(_) => {
+            let lower = paths.dir.join("lower");
+            plan.monitor.push(MonitorStep::MakeDirectory(lower.clone()));
+            vec![lower]
+        }
         Root::Host => {
             let lower = paths.dir.join("lower");
             plan.monitor.push(MonitorStep::MakeDirectory(lower.clone()));
@@ -369,7 +378,7 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
                 let path = below(&lower, &hidden);
                 plan.storage.push(StorageStep::Hide { path, mode });
             }
-            lower
+            vec![lower]
         }
     };
     let (upper, work) = match &spec.upper {
@@ -385,11 +394,15 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
     plan.storage.push(StorageStep::MakeDirectory(upper.clone()));
     plan.storage.push(StorageStep::MakeDirectory(work.clone()));
     let mut options = format!(
-        "lowerdir={},upperdir={},workdir={},unmapped_root",
-        escape(&lower),
+        "lowerdir={},upperdir={},workdir={}",
+        lowers.iter().map(|lower| escape(lower)).collect::<Vec<_>>().join(":"),
         escape(&upper),
         escape(&work)
     );
+    // Layers were unpacked with the owners they have; directories are as they are.
+    if !matches!(spec.root, Root::Image(_)) {
+        options.push_str(",unmapped_root");
+    }
     if spec.root == Root::Host {
         options.push_str(",public_lower");
     }
@@ -503,6 +516,21 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
             let kind = Kind::Tmpfs(mode);
             plan.init.push(InitStep::Mount { kind, target: target.into() });
         }
+    }
+    if let Root::Image(image) = &spec.root {
+        for volume in &image.volumes {
+            // Those of the command line go before.
+            if spec.volumes.iter().any(|other| other.target == *volume) {
+                continue;
+            }
+            let target = volume.clone();
+            plan.init.push(if spec.read_only {
+                InitStep::Mount { kind: Kind::Tmpfs(0o755), target }
+            } else {
+                InitStep::Directory(target)
+            });
+        }
+        plan.init.extend(image.workdir.clone().map(InitStep::Directory));
     }
     if plan.own_network {
         plan.init.push(InitStep::PingGroups(plan.map.last_gid()));

@@ -52,6 +52,23 @@ pub enum Root {
     Host,
     /// A directory; it is left unchanged.
     Dir(PathBuf),
+    /// An image; its layers are left unchanged.
+    Image(ImageRoot),
+}
+
+/// An image as root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRoot {
+    /// As it was called.
+    pub name: String,
+    /// The digest of its configuration.
+    pub id: String,
+    /// Its layers, unpacked, the topmost first.
+    pub layers: Vec<PathBuf>,
+    /// The working directory it names, which is made when missing.
+    pub workdir: Option<PathBuf>,
+    /// Directories in which it keeps data; made when missing.
+    pub volumes: Vec<PathBuf>,
 }
 
 /// Where changes to the root filesystem are kept.

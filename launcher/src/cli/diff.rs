@@ -38,7 +38,12 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<u8> {
     // What was hidden and mounted is decided anew, as it was for the container.
     let plan = plan(&state.spec, &crate::probe::probe(), entry.name(), &paths)?;
     let lower = match &state.spec.root {
-        Root::Dir(root) => Lower { root: root.clone(), hidden: BTreeSet::new(), public: false },
+        Root::Dir(root) => {
+            Lower { layers: vec![root.clone()], hidden: BTreeSet::new(), public: false }
+        }
+        Root::Image(image) => {
+            Lower { layers: image.layers.clone(), hidden: BTreeSet::new(), public: false }
+        }
         Root::Host => {
             let shown_at = entry.dir().join("lower");
             let hidden = plan.storage.iter().filter_map(|step| match step {
@@ -46,7 +51,7 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<u8> {
                 _ => None,
             });
             let hidden = hidden.map(|path| PathBuf::from("/").join(path)).collect();
-            Lower { root: "/".into(), hidden, public: true }
+            Lower { layers: vec!["/".into()], hidden, public: true }
         }
     };
     let mut made: BTreeSet<PathBuf> = BTreeSet::new();
@@ -55,6 +60,7 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<u8> {
             InitStep::Mount { target, .. }
             | InitStep::Volume { target, .. }
             | InitStep::File { target, .. }
+            | InitStep::Directory(target)
             | InitStep::FileBeside { target, .. } => made.insert(target.clone()),
             InitStep::HostSysfs => made.insert("/sys".into()),
             _ => false,

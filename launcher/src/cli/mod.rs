@@ -14,6 +14,7 @@ use crate::sys::fd;
 
 mod diff;
 mod exec;
+mod image;
 mod lifecycle;
 mod logs;
 pub mod parse;
@@ -45,6 +46,7 @@ enum Command {
     Kill(lifecycle::KillArgs),
     Rm(lifecycle::RmArgs),
     Diff(diff::Args),
+    Image(image::Args),
     Setup(setup::Args),
 }
 
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => (lifecycle::kill(&args), 1),
         Command::Rm(args) => (lifecycle::rm(&args), 1),
         Command::Diff(args) => (diff::diff(&args), 1),
+        Command::Image(args) => (image::image(&args), 1),
         Command::Setup(args) => (setup::setup(&args), 1),
     };
     match done {

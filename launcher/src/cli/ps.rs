@@ -101,6 +101,7 @@ fn row(name: &str, state: &State, since: SystemTime) -> Row {
         root: match &state.spec.root {
             Root::Host => "host".to_owned(),
             Root::Dir(dir) => dir.display().to_string(),
+            Root::Image(image) => image.name.clone(),
         },
         command: state.spec.command.clone(),
         created: state.created,
@@ -180,7 +181,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// As `5 minutes`, rounded down.
-fn age(time: Duration) -> String {
+pub(super) fn age(time: Duration) -> String {
     let seconds = time.as_secs();
     let (count, unit) = match seconds {
         0..60 => (seconds, "second"),

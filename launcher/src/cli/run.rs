@@ -1,25 +1,33 @@
 //! `coracle run`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 
-use super::{complain, parse, print};
-use crate::spec::{Network, Publish, Root, Spec, Upper, Volume};
+use super::{complain, image, parse, print};
+use crate::image::config;
+use crate::image::store::Images;
+use crate::spec::{Network, Protocol, Publish, Root, Spec, Upper, Volume};
 use crate::store::Store;
 
 /// Run a command in a new container.
 ///
-/// The container's root filesystem is a copy-on-write view of --rootfs, or of
-/// the public part of the host's own root: what is changed inside is kept
-/// apart and never seen outside.
+/// The container's root filesystem is a copy-on-write view of IMAGE, of
+/// --rootfs, or, when the command stands after '--' alone, of the public part of
+/// the host's own root: what is changed inside is kept apart and never seen
+/// outside.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: the command's own; 128+n when signal n ended it; 127 when it was \
                   not found, 126 when it could not be executed; 125 when the container could not \
                   be made.",
+    override_usage = "coracle run [OPTIONS] IMAGE [COMMAND]...\n       \
+                      coracle run [OPTIONS] --rootfs DIR [--] [COMMAND]...\n       \
+                      coracle run [OPTIONS] [-- COMMAND...]",
     disable_help_flag = true
 )]
 pub(super) struct Args {
@@ -88,6 +96,21 @@ pub(super) struct Args {
     #[arg(long, alias = "net", value_enum, default_value = "netstack", value_name = "NETWORK")]
     network: NetworkArg,
 
+    /// Run PROGRAM of the image in place of its own; a JSON array has arguments, too
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+
+    /// Publish all ports that the image exposes, on free ports of the host
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+
+    /// When to pull the image
+    #[arg(long, value_enum, default_value = "missing", value_name = "WHEN")]
+    pull: Pull,
+
+    #[command(flatten)]
+    registry: image::RegistryArgs,
+
     /// Print what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -96,9 +119,20 @@ pub(super) struct Args {
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
 
-    /// Command and arguments [default: a shell]
-    #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+    /// The image, then command and arguments [default: the image's, or a shell]
+    #[arg(trailing_var_arg = true, value_name = "IMAGE")]
     command: Vec<String>,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    /// When it is not here
+    Missing,
+    /// Never
+    Never,
+    /// Each time
+    Always,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -112,11 +146,27 @@ enum NetworkArg {
 }
 
 /// Runs a container; returns the command's exit code.
-pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+pub(super) fn run(mut args: Args) -> anyhow::Result<u8> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
-    let dry_run = args.dry_run;
+    let wanted = args.image(&std::env::args_os().collect::<Vec<_>>())?;
+    let options = wanted.is_some().then(|| args.options()).transpose()?;
+    let (dry_run, pull, registry) = (args.dry_run, args.pull, std::mem::take(&mut args.registry));
     let mut spec = args.into_spec(&cwd, host_env)?;
     let store = Store::open()?;
+    let mut based = None;
+    if let (Some(wanted), Some(options)) = (wanted, options) {
+        let found = match pull {
+            Pull::Never => image::Fetch::Never,
+            Pull::Missing => image::Fetch::Missing,
+            Pull::Always => image::Fetch::Always,
+        };
+        let images = Images::open(store.root())?;
+        let (found, lock) = image::ready(&images, &wanted, found, &registry)?;
+        spec = config::apply(spec, &found.image, wanted, found.lowers, &options)
+            .map_err(anyhow::Error::msg)?;
+        choose_ports(&mut spec)?;
+        based = Some((images, found.image, lock));
+    }
     if dry_run {
         let name = spec.name.clone().unwrap_or_else(|| "NAME".to_owned());
         let plan = crate::run::dry_run(&spec, &store.dir_of(&name), store.root())?;
@@ -127,6 +177,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         complain(format!("warning: a container that was killed is not cleaned up: {left}"));
     }
     let container = store.create(&spec)?;
+    if let Some((images, image, lock)) = based {
+        images.use_by(&container.dir, &image)?;
+        // What the container stands on is written down: it may be let go of.
+        drop(lock);
+    }
     let name = container.name.clone();
     spec.name = Some(name.clone());
     let detach = spec.detach;
@@ -135,6 +190,30 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         print(&format!("{name}\n"))?;
     }
     Ok(code)
+}
+
+/// Free ports of the host, for those published without one.
+fn choose_ports(spec: &mut Spec) -> anyhow::Result<()> {
+    // All are held until the last is known, so that none is chosen twice.
+    let mut held = Vec::new();
+    for publish in spec.publish.iter_mut().filter(|publish| publish.host_port == 0) {
+        let any = (Ipv4Addr::UNSPECIFIED, 0);
+        publish.host_port = match publish.protocol {
+            Protocol::Tcp => {
+                let socket = TcpListener::bind(any).context("cannot find a free port")?;
+                let port = socket.local_addr()?.port();
+                held.push((Some(socket), None));
+                port
+            }
+            Protocol::Udp => {
+                let socket = UdpSocket::bind(any).context("cannot find a free port")?;
+                let port = socket.local_addr()?.port();
+                held.push((None, Some(socket)));
+                port
+            }
+        };
+    }
+    Ok(())
 }
 
 /// A variable of this process's own environment.
@@ -171,6 +250,43 @@ pub(super) fn workdir(text: Option<&str>) -> anyhow::Result<Option<PathBuf>> {
 }
 
 impl Args {
+    /// Takes the image out of the words, when there is one: the first word, but
+    /// for a command on --rootfs or after '--'. `argv` is the whole command line.
+    fn image(&mut self, argv: &[OsString]) -> anyhow::Result<Option<String>> {
+        let words = self.command.len();
+        let escaped = argv.len() > words && argv[argv.len() - words - 1] == "--";
+        if words == 0 || escaped || self.rootfs.is_some() {
+            for (given, option) in
+                [(self.entrypoint.is_some(), "--entrypoint"), (self.publish_all, "--publish-all")]
+            {
+                if given {
+                    anyhow::bail!("{option} needs an image");
+                }
+            }
+            return Ok(None);
+        }
+        let image = self.command.remove(0);
+        // People who are used to `run -- COMMAND` write it after an image, too.
+        if self.command.first().is_some_and(|word| word == "--") {
+            self.command.remove(0);
+        }
+        Ok(Some(image))
+    }
+
+    /// What is to be otherwise than the image says.
+    fn options(&mut self) -> anyhow::Result<config::Options> {
+        let entrypoint = match self.entrypoint.take() {
+            None => None,
+            Some(text) if text.is_empty() => Some(Vec::new()),
+            Some(text) if text.starts_with('[') => Some(
+                serde_json::from_str(&text)
+                    .context("--entrypoint is no array of strings, as JSON has them")?,
+            ),
+            Some(text) => Some(vec![text]),
+        };
+        Ok(config::Options { entrypoint, publish_all: self.publish_all })
+    }
+
     /// What is asked for. Relative paths are taken from `cwd`, values of
     /// variables given by name alone from `host`.
     fn into_spec(
@@ -295,6 +411,27 @@ mod tests {
         assert!(spec.remove && !spec.detach);
         assert_eq!(spec.name, None);
         assert_eq!(spec.command, ["ls", "--name", "x", "--", "-d"]);
+    }
+
+    #[test]
+    fn the_first_word_is_an_image_unless_it_cannot_be() {
+        let image = |line: &str| {
+            let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let mut only = Only::try_parse_from(&argv).unwrap();
+            let image = only.args.image(&argv).map_err(|error| error.to_string());
+            image.map(|image| (image, only.args.command.join(" ")))
+        };
+        let some = |image: &str, rest: &str| Ok((Some(image.to_owned()), rest.to_owned()));
+        let none = |rest: &str| Ok((None, rest.to_owned()));
+        assert_eq!(image("run box"), some("box", ""));
+        assert_eq!(image("run --rm box ls -l -- x"), some("box", "ls -l -- x"));
+        assert_eq!(image("run -e A box -- ls"), some("box", "ls"));
+        assert_eq!(image("run -- ls"), none("ls"));
+        assert_eq!(image("run --rm -- ls --"), none("ls --"));
+        assert_eq!(image("run --rootfs d ls"), none("ls"));
+        assert_eq!(image("run --rootfs d -- ls"), none("ls"));
+        assert_eq!(image("run"), none(""));
+        assert!(image("run -P -- ls").is_err() && image("run --entrypoint x -- ls").is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ fn layers() -> Layers {
     let (upper, root) = (dir.path().join("upper"), dir.path().join("lower"));
     fs::create_dir(&upper).unwrap();
     fs::create_dir(&root).unwrap();
-    let lower = Lower { root, hidden: BTreeSet::new(), public: false };
+    let lower = Lower { layers: vec![root], hidden: BTreeSet::new(), public: false };
     Layers { _dir: dir, upper, lower }
 }
 
@@ -26,7 +26,7 @@ impl Layers {
         self.put(&self.upper, path);
     }
     fn low(&self, path: &str) {
-        self.put(&self.lower.root, path);
+        self.put(&self.lower.layers[0], path);
     }
     fn seen(&self, made: &[&str]) -> Vec<String> {
         let made = made.iter().map(PathBuf::from).collect();
@@ -82,7 +82,7 @@ fn an_opaque_directory_deletes_what_it_lacks() {
 fn links_lead_nowhere() {
     let layers = layers();
     layers.low("real/file");
-    symlink("real", layers.lower.root.join("dir")).unwrap();
+    symlink("real", layers.lower.layers[0].join("dir")).unwrap();
     symlink("/etc", layers.upper.join("link")).unwrap();
     layers.up("dir/file");
     assert_eq!(layers.seen(&[]), ["C /dir", "A /dir/file", "A /link"]);
@@ -96,7 +96,7 @@ fn what_the_container_did_not_see_is_added() {
     layers.low("closed/x");
     layers.low("open/x");
     let chmod = |path: &str, mode| {
-        let path = layers.lower.root.join(path);
+        let path = layers.lower.layers[0].join(path);
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     };
     chmod("secret", 0o600);
@@ -141,4 +141,29 @@ proptest::proptest! {
             proptest::prop_assert_eq!(encode(&changes), bytes);
         }
     }
+}
+
+#[test]
+fn several_lowers_are_merged() {
+    let mut layers = layers();
+    let base = layers.lower.layers[0].with_file_name("base");
+    fs::create_dir(&base).unwrap();
+    layers.lower.layers.push(base.clone());
+    layers.put(&base, "d/base");
+    layers.put(&base, "d/hidden");
+    layers.put(&base, "f/x");
+    layers.low("d/top");
+    layers.low("d/.wh.hidden");
+    layers.low("f");
+    for name in ["d/base", "d/top", "d/hidden"] {
+        layers.up(name);
+    }
+    layers.up("f");
+    assert_eq!(layers.seen(&[]), ["C /d", "C /d/base", "A /d/hidden", "C /d/top", "C /f"]);
+    // An opaque directory in the upper hides what all of them have.
+    layers.up("d/.wh..wh..opq");
+    fs::remove_file(layers.upper.join("d/base")).unwrap();
+    let seen = layers.seen(&[]);
+    assert!(seen.contains(&"D /d/base".to_owned()), "{seen:?}");
+    assert!(seen.contains(&"A /d/hidden".to_owned()), "{seen:?}");
 }

@@ -93,6 +93,7 @@ impl fmt::Display for InitStep {
                 let (source, target) = (source.display(), target.display());
                 write!(f, "show {source} at {target}, if its directory is there")
             }
+            Self::Directory(path) => write!(f, "make the directory {}", path.display()),
             Self::PingGroups(last) => write!(f, "let groups 0 to {last} ping"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Pivot => write!(f, "make the root the root"),

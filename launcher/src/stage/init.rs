@@ -236,6 +236,11 @@ impl Stage<'_> {
                     self.carry_out(&InitStep::File { source, target })?;
                 }
             }
+            InitStep::Directory(path) => {
+                self.root()?
+                    .ensure(path, Make::Directory)
+                    .context(|| format!("cannot make the directory {}", path.display()))?;
+            }
             InitStep::PingGroups(last) => {
                 let path = "/proc/sys/net/ipv4/ping_group_range";
                 fs::write(path, format!("0 {last}")).context(|| format!("cannot write {path}"))?;

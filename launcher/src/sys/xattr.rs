@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -37,6 +38,63 @@ pub fn set(path: &CStr, name: &CStr, value: &[u8]) -> io::Result<()> {
     // SAFETY: both strings end in NUL, and `value` has as many bytes as are said.
     let result = unsafe {
         libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    };
+    super::check(result.into()).map(drop)
+}
+
+/// Longest value, and longest list of names, in bytes (linux/limits.h).
+const LONGEST: usize = 65536;
+
+/// Names of all attributes of an open file that this process may see.
+///
+/// # Errors
+/// As of flistxattr(2); a file system without attributes has none.
+pub fn list_of(file: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+    let mut names = vec![0u8; LONGEST];
+    // SAFETY: `names` has as many bytes as are said.
+    let length =
+        unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    let Ok(length) = usize::try_from(length) else {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
+            _ => Err(error),
+        };
+    };
+    let names = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    names.map(|name| CString::new(name).map_err(io::Error::from)).collect()
+}
+
+/// The value of an attribute of an open file; `None` when there is none that
+/// this process may see.
+///
+/// # Errors
+/// As of fgetxattr(2).
+pub fn value_of(file: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0u8; LONGEST];
+    // SAFETY: the name ends in NUL, and `value` has as many bytes as are said.
+    let length = unsafe {
+        libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len())
+    };
+    let Ok(length) = usize::try_from(length) else {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM) => Ok(None),
+            _ => Err(error),
+        };
+    };
+    value.truncate(length);
+    Ok(Some(value))
+}
+
+/// Sets an attribute of an open file.
+///
+/// # Errors
+/// As of fsetxattr(2).
+pub fn set_on(file: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the name ends in NUL, and `value` has as many bytes as are said.
+    let result = unsafe {
+        libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
     };
     super::check(result.into()).map(drop)
 }
