@@ -1,1 +1,127 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use super::*;
+use crate::idmap::IdMap;
+use crate::image::tar::Reader;
+use crate::image::unpack::{Limits, unpack};
+
+fn put(root: &Path, path: &str, content: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+fn tree(layers: &[&Path], changes: bool) -> Tree {
+    Tree {
+        layers: layers.iter().map(|layer| Layer::open(layer, false).unwrap()).collect(),
+        changes,
+        without: BTreeSet::new(),
+        single: true,
+    }
+}
+
+fn listed(bytes: &[u8]) -> Vec<String> {
+    let mut reader = Reader::new(bytes);
+    let mut names = Vec::new();
+    while let Some(member) = reader.next_member().unwrap() {
+        let mut name = String::from_utf8(member.name).unwrap();
+        if member.kind == Kind::HardLink {
+            name = format!("{name} = {}", String::from_utf8(member.link).unwrap());
+        }
+        names.push(name);
+    }
+    names
+}
+
+#[test]
+fn layers_are_merged_as_the_overlay_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let [upper, middle, base] = ["upper", "middle", "base"].map(|name| dir.path().join(name));
+    for layer in [&upper, &middle, &base] {
+        fs::create_dir(layer).unwrap();
+    }
+    put(&base, "d/base", "x");
+    put(&base, "d/gone", "x");
+    put(&base, "o/hidden", "x");
+    put(&base, "file/x", "x");
+    put(&middle, "d/middle", "x");
+    put(&middle, "d/.wh.gone", "");
+    put(&middle, "o/middle", "x");
+    put(&middle, "o/.wh..wh..opq", "");
+    put(&middle, "file", "x");
+    put(&upper, "d/upper", "x");
+    put(&upper, "o/upper", "x");
+    let merged = pack(&tree(&[&upper, &middle, &base], false), Vec::new()).unwrap();
+    assert_eq!(
+        listed(&merged),
+        ["./", "d/", "file", "o/", "d/base", "d/middle", "d/upper", "o/middle", "o/upper"]
+    );
+    let changes = pack(&tree(&[&middle, &base], true), Vec::new()).unwrap();
+    assert_eq!(
+        listed(&changes),
+        ["./", "d/", "file", "o/", "d/.wh.gone", "d/middle", "o/.wh..wh..opq", "o/middle"]
+    );
+}
+
+#[test]
+fn what_is_packed_and_unpacked_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+    fs::create_dir(&one).unwrap();
+    fs::create_dir(&two).unwrap();
+    put(&one, "d/f", "text");
+    put(&one, &format!("{}/deep", "n".repeat(200)), "x");
+    fs::hard_link(one.join("d/f"), one.join("a")).unwrap();
+    symlink("d/f", one.join("l")).unwrap();
+    fs::set_permissions(one.join("d/f"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(one.join("d"), fs::Permissions::from_mode(0o700)).unwrap();
+    let sparse = fs::File::create(one.join("sparse")).unwrap();
+    sparse.set_len(1 << 20).unwrap();
+    let odd = fs::File::open(one.join("d")).unwrap();
+    xattr::set_on(odd.as_fd(), c"user.mine", b"v\0w").unwrap();
+    xattr::set_on(odd.as_fd(), OWNER, b"33:34:02750").unwrap();
+    xattr::set_on(odd.as_fd(), OPAQUE, b"n").unwrap();
+    let first = pack(&tree(&[&one], false), Vec::new()).unwrap();
+    let limits = Limits { bytes: 4 << 20, members: 100 };
+    let map = IdMap::of_caller(1, 1, None, "", "");
+    unpack(&first[..], &two, &map, limits).unwrap();
+    let second = pack(&tree(&[&two], false), Vec::new()).unwrap();
+    assert!(first == second, "{:?}\n{:?}", listed(&first), listed(&second));
+    assert!(listed(&first).contains(&"d/f = a".to_owned()), "{:?}", listed(&first));
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(fs::metadata(two.join("sparse")).unwrap().blocks(), 0);
+}
+
+#[test]
+fn what_is_to_be_left_out_is_only_where_it_is_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "etc/hosts", "");
+    put(dir.path(), "etc/hostname", "kept");
+    fs::create_dir(dir.path().join("proc")).unwrap();
+    put(dir.path(), "sys/kept", "");
+    let mut tree = tree(&[dir.path()], true);
+    tree.without = ["/etc/hosts", "/etc/hostname", "/proc", "/sys"].map(PathBuf::from).into();
+    let packed = pack(&tree, Vec::new()).unwrap();
+    assert_eq!(listed(&packed), ["./", "etc/", "sys/", "etc/hostname", "sys/kept"]);
+}
+
+#[test]
+fn only_the_public_part_of_a_public_layer_is_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, mode) in
+        [("open/x", 0o644), ("closed/x", 0o644), ("hidden/x", 0o644), ("key", 0o640)]
+    {
+        put(dir.path(), name, "x");
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    for (name, mode) in [("open", 0o755), ("hidden", 0o755), ("closed", 0o750)] {
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut tree = tree(&[dir.path()], false);
+    tree.layers[0].public = true;
+    tree.layers[0].hidden = [PathBuf::from("/hidden")].into();
+    let packed = pack(&tree, Vec::new()).unwrap();
+    assert_eq!(listed(&packed), ["./", "closed/", "hidden/", "open/", "open/x"]);
+}
