@@ -7,6 +7,7 @@ mod faults;
 mod fixtures;
 mod handshake;
 mod harness;
+mod images;
 mod lifecycle;
 mod names;
 mod net;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 21] = [
+    let tables: [&[Test]; 22] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         setup::TESTS,
         soak::TESTS,
         path::TESTS,
+        images::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }

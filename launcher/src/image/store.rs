@@ -230,7 +230,10 @@ impl Images {
         let images = self.list()?;
         let one = |found: Vec<&Entry>| match &found[..] {
             [] => None,
-            [only] => Some(Ok((*only).clone())),
+            // One configuration in two manifests is one image.
+            [first, rest @ ..] if rest.iter().all(|other| other.id == first.id) => {
+                Some(Ok((*first).clone()))
+            }
             several => {
                 let mut names: Vec<String> = several
                     .iter()

@@ -127,6 +127,9 @@ pub fn unpack(
     };
     let mut reader = Reader::new(archive);
     while let Some(member) = reader.next_member()? {
+        if unpacker.directories.is_empty() {
+            unpacker.directories.push(("/".into(), member.mtime));
+        }
         unpacker.member(&mut reader, &member)?;
     }
     unpacker.finish()?;
@@ -145,8 +148,8 @@ struct Unpacker<'a> {
     /// The current member took the place of something.
     replaced: bool,
     directories: Vec<(PathBuf, Time)>,
-    whiteouts: Vec<(PathBuf, OsString)>,
-    opaque: Vec<PathBuf>,
+    whiteouts: Vec<(PathBuf, OsString, Time)>,
+    opaque: Vec<(PathBuf, Time)>,
     buffer: Vec<u8>,
 }
 
@@ -188,7 +191,7 @@ impl Unpacker<'_> {
                 Ok(())
             }
             Named::Entry(parent, name) => {
-                let within = self.within(&parent).map_err(|error| {
+                let within = self.within(&parent, member.mtime).map_err(|error| {
                     refused(format!("cannot be put into '{}': {error}", parent.display()))
                 })?;
                 self.replaced = false;
@@ -204,11 +207,11 @@ impl Unpacker<'_> {
                 }
             }
             Named::Whiteout(parent, name) => {
-                self.whiteouts.push((parent, name));
+                self.whiteouts.push((parent, name, member.mtime));
                 Ok(())
             }
             Named::Opaque(directory) => {
-                self.opaque.push(directory);
+                self.opaque.push((directory, member.mtime));
                 Ok(())
             }
             Named::Nothing => Ok(()),
@@ -224,18 +227,31 @@ impl Unpacker<'_> {
         }
     }
 
-    /// The directory at `path`, made with its parents when missing.
-    fn within(&mut self, path: &Path) -> io::Result<OwnedFd> {
-        match self.parent.take() {
-            Some((last, directory)) if last == path => Ok(directory),
-            _ => {
-                let directory = self.root.ensure(path, Make::Directory)?;
-                if is_directory(directory.as_fd())? {
-                    Ok(directory)
-                } else {
-                    Err(io::Error::from(Errno::ENOTDIR))
-                }
+    /// The directory at `path`, made with its parents when missing. What is made
+    /// has a time that the archive tells, so that unpacking it again makes the same.
+    fn within(&mut self, path: &Path, time: Time) -> io::Result<OwnedFd> {
+        if let Some((last, directory)) = self.parent.take()
+            && last == path
+        {
+            return Ok(directory);
+        }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        match self.root.open(path, flags) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        let mut ancestors: Vec<&Path> = path.ancestors().collect();
+        ancestors.reverse();
+        for ancestor in ancestors {
+            if self.root.open(ancestor, flags).is_err() {
+                self.directories.push((ancestor.to_owned(), time));
             }
+        }
+        let directory = self.root.ensure(path, Make::Directory)?;
+        if is_directory(directory.as_fd())? {
+            Ok(directory)
+        } else {
+            Err(io::Error::from(Errno::ENOTDIR))
         }
     }
 
@@ -444,12 +460,12 @@ impl Unpacker<'_> {
             name: path.as_os_str().as_bytes().to_vec(),
             why: format!("{what}: {error}"),
         };
-        for (parent, name) in std::mem::take(&mut self.whiteouts) {
-            self.whiteout(&parent, &name)
+        for (parent, name, time) in std::mem::take(&mut self.whiteouts) {
+            self.whiteout(&parent, &name, time)
                 .map_err(|error| refused(&parent.join(&name), "cannot be hidden", error))?;
         }
-        for directory in std::mem::take(&mut self.opaque) {
-            self.make_opaque(&directory)
+        for (directory, time) in std::mem::take(&mut self.opaque) {
+            self.make_opaque(&directory, time)
                 .map_err(|error| refused(&directory, "cannot be made opaque", error))?;
         }
         for (directory, time) in std::mem::take(&mut self.directories) {
@@ -463,13 +479,13 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn whiteout(&mut self, parent: &Path, name: &OsStr) -> io::Result<()> {
-        let within = self.within(parent)?;
+    fn whiteout(&mut self, parent: &Path, name: &OsStr, time: Time) -> io::Result<()> {
+        let within = self.within(parent, time)?;
         match fstatat(&within, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             // What the layer itself has stands in its place; a directory would
             // be merged with those below.
             Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => {
-                self.opaque.push(parent.join(name));
+                self.opaque.push((parent.join(name), time));
             }
             Ok(_) => {}
             Err(Errno::ENOENT) => {
@@ -491,8 +507,8 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn make_opaque(&mut self, directory: &Path) -> io::Result<()> {
-        let path = self.within(directory)?;
+    fn make_opaque(&mut self, directory: &Path, time: Time) -> io::Result<()> {
+        let path = self.within(directory, time)?;
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let opened = openat(&path, ".", flags, Mode::empty())?;
         xattr::set_on(opened.as_fd(), OPAQUE, b"y")

@@ -97,6 +97,8 @@ fn images_are_found_by_name_digest_and_id() {
     assert_eq!(find("x/a").unwrap(), is(2));
     assert!(matches!(find("b:1"), Err(ImageError::Ambiguous { .. })));
     assert_eq!(find("q.io/x/b:1").unwrap(), is(3));
+    // The same image from an archive that has a manifest of its own.
+    images.add(Entry { manifest: is(9), ..entry(2, &["localhost/again:latest"]) }).unwrap();
     let id = Digest::of(&[2, 2]);
     for wanted in [id.to_string(), id.hex().to_owned(), id.short().to_owned(), is(2).to_string()] {
         assert_eq!(find(&wanted).unwrap(), is(2), "{wanted}");

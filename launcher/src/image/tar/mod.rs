@@ -320,18 +320,22 @@ impl<R: Read> Reader<R> {
         Ok(parts)
     }
 
-    /// Passes over what is left of the current member.
+    /// Passes over what is left of the current member. Some writers (umoci's
+    /// `insert`) leave out the padding of the last one, too.
     fn pass_over(&mut self) -> Result<(), TarError> {
         let mut scrap = [0; 16 * BLOCK];
-        let mut left = self.left.saturating_add(self.padding);
-        (self.left, self.padding) = (0, 0);
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(scrap.len());
-            let count = self.some(&mut scrap[..most])?;
-            if count == 0 {
-                return Err(TarError::Short("a member's data"));
+        for (left, needed) in
+            [(std::mem::take(&mut self.left), true), (std::mem::take(&mut self.padding), false)]
+        {
+            let mut left = left;
+            while left > 0 {
+                let most = usize::try_from(left).unwrap_or(usize::MAX).min(scrap.len());
+                match self.some(&mut scrap[..most])? {
+                    0 if needed => return Err(TarError::Short("a member's data")),
+                    0 => break,
+                    count => left -= count as u64,
+                }
             }
-            left -= count as u64;
         }
         Ok(())
     }

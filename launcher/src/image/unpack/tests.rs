@@ -123,6 +123,28 @@ fn what_an_archive_has_is_there() {
 }
 
 #[test]
+fn what_is_unpacked_again_is_the_same() {
+    use crate::image::pack::{Layer, Tree, pack};
+    // Directories that the archive does not have, whiteouts in them: all have
+    // times that do not depend on the day.
+    let members = [file("a/b/f", b"x"), file("c/d/.wh.x", b""), file("e/.wh..wh..opq", b"")];
+    let packed = || {
+        let place = Place::new();
+        place.unpack(&members).unwrap();
+        let layers = vec![Layer::open(&place.root(), false).unwrap()];
+        let without = Default::default();
+        pack(&Tree { layers, changes: true, without, single: true }, Vec::new()).unwrap()
+    };
+    let first = packed();
+    assert!(first == packed());
+    let place = Place::new();
+    place.unpack(&members).unwrap();
+    for name in ["", "a", "a/b", "c", "c/d", "e"] {
+        assert_eq!(place.meta(name).mtime(), 1_000_000_000, "{name}");
+    }
+}
+
+#[test]
 fn names_with_dots_are_refused() {
     for name in ["../x", "a/../../x", "..", "a/..", "/../x"] {
         let error = Place::new().unpack(&[file(name, b"x")]).unwrap_err();
