@@ -187,5 +187,7 @@ stop.set()
 for thread in threads:
     thread.join()
 print(dict(sorted(counts.items())), flush=True)
+# The server above is wanted until then.
+sys.stdin.read()
 if faults:
     sys.exit("\n".join(faults))

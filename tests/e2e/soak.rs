@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use tests::clock::Deadline;
 use tests::harness::{Test, World};
 use tests::lab::Outside;
@@ -73,47 +73,46 @@ fn traffic(world: &World<'_>, guest: &Guest, seed: u64, seconds: u64) -> Result<
         Outside::NAME
     );
     let limit = Duration::from_secs(seconds + 600);
-    let client = guest.cmd(world, &script).limit(limit).spawn()?;
+    let mut client = guest.cmd(world, &script).limit(limit).stdin_open().spawn()?;
     client.stdout_until("up\n", LIMIT)?;
     let over = AtomicBool::new(false);
-    let output = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let published = scope.spawn(|| {
             let mut turns = 0_u32;
             while !over.load(Ordering::Relaxed) {
-                connect(turns)?;
+                connect(turns).with_context(|| format!("connection {turns} to the guest"))?;
                 turns += 1;
             }
             anyhow::Ok(turns)
         });
-        let output = client.wait(limit);
+        // The guest's server stays until nobody connects any more.
+        let told = client.stdout_until("}\n", limit);
         over.store(true, Ordering::Relaxed);
-        match published.join() {
-            Ok(turns) => println!("soak: {:?} connections to the guest", turns?),
-            Err(_) => anyhow::bail!("the client of the published port panicked"),
-        }
-        output
-    })?
-    .ok()?;
+        let turns = published.join().map_err(|_| anyhow!("the client of the port panicked"))??;
+        println!("soak: {turns} connections to the guest");
+        ensure!(turns > 10, "only {turns} connections to the guest");
+        told
+    })?;
+    client.close_stdin();
+    let output = client.wait(limit)?.ok()?;
     println!("soak: {}", output.stdout.trim());
     Ok(())
 }
 
-/// One connection to the published port: ended in order, or not.
+/// One connection to the published port: ended in order, or with data on its way.
 fn connect(turn: u32) -> Result<()> {
     let at: SocketAddr = PUBLISHED.parse()?;
-    // The last of them may meet a guest that has gone.
-    let Ok(mut stream) = TcpStream::connect_timeout(&at, LIMIT) else { return Ok(()) };
+    let mut stream = TcpStream::connect_timeout(&at, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT * 10))?;
     let data = vec![turn as u8; 1 + (turn as usize * 7919) % 50_000];
-    if stream.write_all(&data).is_err() || turn.is_multiple_of(3) {
-        // With an answer on its way.
+    stream.write_all(&data)?;
+    if turn.is_multiple_of(3) {
         return Ok(());
     }
-    stream.shutdown(Shutdown::Write).ok();
+    stream.shutdown(Shutdown::Write)?;
     let mut back = Vec::new();
-    if stream.read_to_end(&mut back).is_ok() {
-        ensure!(back.is_empty() || back == data, "{} bytes of {}", back.len(), data.len());
-    }
+    stream.read_to_end(&mut back)?;
+    ensure!(back == data, "{} bytes of {} came back", back.len(), data.len());
     Ok(())
 }
 
