@@ -43,6 +43,9 @@ pub struct Spec {
     pub network: Network,
     /// Program and arguments; a shell when empty.
     pub command: Vec<String>,
+    /// Number of the signal that `stop` sends; SIGTERM when absent.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
 }
 
 /// Source of the root filesystem.

@@ -1,6 +1,5 @@
 //! `coracle image`.
 
-use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -26,6 +25,9 @@ use crate::store::Store;
 
 /// Members of a layer that are unpacked at most.
 const MOST_MEMBERS: u64 = 10_000_000;
+/// Bytes of names that are remembered while a layer is unpacked: a million
+/// directories of 250 bytes.
+const MOST_NAMES: u64 = 256 << 20;
 /// Bytes that a layer may unpack to, unless said otherwise.
 const DEFAULT_SIZE: u64 = 64 << 30;
 
@@ -70,7 +72,7 @@ pub(super) struct Care {
 
 impl Care {
     pub(super) fn limits(&self) -> Limits {
-        Limits { bytes: self.max_size, members: MOST_MEMBERS }
+        Limits { bytes: self.max_size, members: MOST_MEMBERS, names: MOST_NAMES }
     }
 
     pub(super) fn progress(&self) -> Progress {
@@ -389,18 +391,7 @@ fn table(rows: &[Row], now: u64) -> String {
             cells.push([printable(name), id.to_owned(), format!("{age} ago"), size(row.size)]);
         }
     }
-    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..4).map(|column| width(column).unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in &cells {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            write!(line, "{cell:width$}  ").expect("a string takes all that is written to it");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+    super::ps::columns(&cells)
 }
 
 /// As `1.3 MB`, in powers of 1000 as Podman's.

@@ -24,10 +24,10 @@ const CLEAN_UP: Duration = Duration::from_secs(30);
 
 /// Stop containers.
 ///
-/// The command gets SIGTERM, and SIGKILL when it has not ended in time.
+/// The command gets SIGTERM, or what its image says, and SIGKILL when it has not ended in time.
 #[derive(Debug, clap::Args)]
 pub(super) struct StopArgs {
-    /// Seconds between SIGTERM and SIGKILL
+    /// Seconds until SIGKILL
     #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
     time: u32,
 
@@ -68,7 +68,9 @@ pub(super) fn stop(args: &StopArgs) -> anyhow::Result<u8> {
     let mut code = for_each(&args.names, |name| {
         let running = running(&store.find(name)?)?;
         if let Some((state, init)) = &running {
-            signal(init, Signal::SIGTERM)
+            // Of a state that another version wrote it may be none of ours.
+            let wanted = state.spec.stop_signal.and_then(|number| Signal::try_from(number).ok());
+            signal(init, wanted.unwrap_or(Signal::SIGTERM))
                 .with_context(|| format!("cannot stop container '{name}'"))?;
             asked.push((name.to_owned(), Some((state.clone(), init.try_clone()?))));
         } else {

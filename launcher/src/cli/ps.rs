@@ -159,10 +159,15 @@ fn table(rows: &[Row], now: SystemTime, full: bool) -> String {
         ]
         .map(|cell| printable(&cell))
     }));
-    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..6).map(|column| width(column).unwrap_or(0)).collect();
+    columns(&cells)
+}
+
+/// Rows with their cells below each other, each column as wide as it must be.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<_> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
-    for row in &cells {
+    for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             write!(line, "{cell:width$}  ").expect("a string takes all that is written to it");

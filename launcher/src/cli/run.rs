@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::{complain, image, parse, print};
 use crate::image::config;
-use crate::image::store::Images;
+use crate::image::store::{Image, Images};
 use crate::spec::{Network, Protocol, Publish, Root, Spec, Upper, Volume};
 use crate::store::Store;
 
@@ -164,6 +164,7 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<u8> {
         let (found, lock) = image::ready(&images, &wanted, found, &registry)?;
         spec = config::apply(spec, &found.image, wanted, found.lowers, &options)
             .map_err(anyhow::Error::msg)?;
+        spec.stop_signal = stop_signal(&found.image)?;
         choose_ports(&mut spec)?;
         based = Some((images, found.image, lock));
     }
@@ -190,6 +191,17 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<u8> {
         print(&format!("{name}\n"))?;
     }
     Ok(code)
+}
+
+/// What the image wants to be stopped with.
+fn stop_signal(image: &Image) -> anyhow::Result<Option<i32>> {
+    let config = image.config.config.as_ref();
+    let text = config.and_then(|config| config.stop_signal.as_deref());
+    match text.filter(|text| !text.is_empty()).map(parse::signal) {
+        None => Ok(None),
+        Some(Ok(signal)) => Ok(Some(signal as i32)),
+        Some(Err(why)) => anyhow::bail!("the image's stop signal: {why}"),
+    }
 }
 
 /// Free ports of the host, for those published without one.
@@ -306,7 +318,8 @@ impl Args {
             }
             volumes.push(volume);
         }
-        if !self.publish.is_empty() && !matches!(self.network, NetworkArg::Netstack) {
+        let publishes = !self.publish.is_empty() || self.publish_all;
+        if publishes && !matches!(self.network, NetworkArg::Netstack) {
             anyhow::bail!("--publish needs --network netstack");
         }
         if self.rootfs.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
@@ -336,6 +349,7 @@ impl Args {
                 NetworkArg::Host => Network::Host,
             },
             command: self.command,
+            stop_signal: None,
         })
     }
 }
@@ -378,6 +392,7 @@ mod tests {
                 publish: Vec::new(),
                 network: Network::Netstack,
                 command: Vec::new(),
+                stop_signal: None,
             }
         );
     }

@@ -7,7 +7,7 @@ use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::compress;
+use super::compress::{self, Bounded};
 use super::tar::{Kind, Reader};
 use super::{ImageError, Result, malformed};
 
@@ -160,12 +160,12 @@ fn beside(name: &str, target: &str) -> String {
 /// images has decides.
 ///
 /// # Errors
-/// When it cannot be read.
-pub fn shape(archive: impl Read + Send) -> Result<Shape> {
+/// When it cannot be read, or has more than `most` bytes when it is unpacked.
+pub fn shape(archive: impl Read + Send, most: u64) -> Result<Shape> {
     let failed = |source| ImageError::Os { what: "cannot read the archive".to_owned(), source };
     let input = BufReader::with_capacity(256 << 10, archive);
     let (_, content) = compress::content(input).map_err(failed)?;
-    let mut reader = Reader::new(content);
+    let mut reader = Reader::new(Bounded::new(content, most));
     let (mut oci, mut index, mut docker) = (false, false, false);
     while let Some(member) =
         reader.next_member().map_err(|error| malformed("the archive", error))?
@@ -223,8 +223,14 @@ mod tests {
             (&["bin/sh"], Shape::Files),
             (&[], Shape::Files),
         ] {
-            assert_eq!(shape(&archive(names)[..]).unwrap(), want, "{names:?}");
+            assert_eq!(shape(&archive(names)[..], 1 << 20).unwrap(), want, "{names:?}");
         }
+    }
+
+    #[test]
+    fn no_more_is_unpacked_than_allowed_to_tell_a_shape() {
+        let large = archive(&["oci-layout", "index.json"]);
+        assert!(shape(&large[..], 1000).is_err());
     }
 
     #[test]

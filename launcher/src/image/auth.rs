@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -87,7 +88,16 @@ pub fn find(
         None => usual(),
     };
     for file in files {
-        let Ok(text) = fs::read(&file) else { continue };
+        let text = match fs::read(&file) {
+            Ok(text) => text,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            // To ask without the credentials that are in it would fail for another reason.
+            Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
+        };
         let found =
             within(&text, registry, path).map_err(|why| format!("{}: {why}", file.display()))?;
         if found.is_some() {

@@ -30,7 +30,7 @@ use super::progress::{Counted, Progress};
 use super::reference::{LOCAL, Reference};
 use super::store::{Entry, Images};
 use super::unpack::{Limits, Report, UnpackError, unpack};
-use super::{ImageError, Result, at, malformed};
+use super::{ImageError, Result, at, malformed, verify};
 use crate::clock;
 use crate::idmap::IdMap;
 
@@ -149,7 +149,7 @@ impl Import<'_> {
         let shape = match source.form {
             Some(Form::OciArchive) => Shape::Oci,
             Some(_) => Shape::Docker,
-            None => shape(file.clone())?,
+            None => shape(file.clone(), self.limits.bytes)?,
         };
         match shape {
             Shape::Files => self.tar(file, names(Vec::new())),
@@ -174,7 +174,7 @@ impl Import<'_> {
                     self.packed_layer(image.layers[index].clone(), Some(wanted))
                 })?;
                 let config = self.images.keep(media::CONFIG, &image.bytes)?;
-                self.finish(config, layers, names, Vec::new())
+                self.finish(config, layers, names)
             }
         }
     }
@@ -269,13 +269,17 @@ impl Import<'_> {
             fetch()?;
         }
         match self.unpack(wanted, diff_id) {
-            // What was kept long ago may have rotted.
-            Err(_) if had => {
+            // What was kept long ago may have rotted; what is whole is refused again.
+            Err(_) if had && !self.is_whole(&wanted.digest) => {
                 fetch()?;
                 self.unpack(wanted, diff_id)
             }
             unpacked => unpacked,
         }
+    }
+
+    fn is_whole(&self, blob: &Digest) -> bool {
+        verify::digest(&self.images.blob(blob)).is_ok_and(|found| found == *blob)
     }
 
     /// Unpacks a blob that is here, unless that is done already.
@@ -346,7 +350,7 @@ impl Import<'_> {
             "history": [{ "created": now, "created_by": "coracle image import" }],
         });
         let config = self.images.keep(media::CONFIG, config.to_string().as_bytes())?;
-        self.finish(config, vec![layer], names, Vec::new())
+        self.finish(config, vec![layer], names)
     }
 
     /// Keeps an archive as a layer: as it is when it is compressed as layers
@@ -425,15 +429,13 @@ impl Import<'_> {
         config: Descriptor,
         layers: Vec<Packed>,
         names: Vec<String>,
-        mut below: Vec<Descriptor>,
     ) -> Result<Imported> {
         let reports: Vec<Report> = layers.iter().map(|layer| layer.report).collect();
-        below.extend(layers.into_iter().map(|layer| layer.descriptor));
         let manifest = Manifest {
             schema_version: 2,
             media_type: media::MANIFEST.to_owned(),
             config,
-            layers: below,
+            layers: layers.into_iter().map(|layer| layer.descriptor).collect(),
             annotations: std::collections::BTreeMap::new(),
         };
         let bytes =

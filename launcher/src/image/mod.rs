@@ -23,8 +23,8 @@
 //! so that files get the owners they will have in containers, and that dies with
 //! the command.
 //!
-//! The other way, [`pack`] reads layers directly and writes the archive:
-//! `commit`, `export`.
+//! The other way, [`pack`] reads directories and writes the archive: of a root
+//! file system that is imported, and of an unpacked layer that is verified.
 
 pub mod archive;
 pub mod attributes;

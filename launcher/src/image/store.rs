@@ -35,7 +35,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, Read, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -558,19 +558,21 @@ impl Images {
         Ok(removed)
     }
 
+    /// The directories of containers, if there has been one.
+    fn containers(&self) -> Result<impl Iterator<Item = io::Result<fs::DirEntry>> + use<>> {
+        match fs::read_dir(&self.containers) {
+            Ok(items) => Ok(Some(items).into_iter().flatten()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
+            Err(error) => Err(at("read", &self.containers)(error)),
+        }
+    }
+
     /// What containers stand on.
     fn in_use(&self) -> Result<InUse> {
         let mut all = InUse::default();
-        let items = match fs::read_dir(&self.containers) {
-            Ok(items) => items,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
-            Err(error) => return Err(at("read", &self.containers)(error)),
-        };
-        for item in items {
-            let path = item.map_err(at("read", &self.containers))?.path().join(USES);
-            let Ok(file) = File::open(&path) else { continue };
-            let uses: Uses = serde_json::from_reader(BufReader::new(file))
-                .map_err(|error| malformed(path.display(), error))?;
+        for item in self.containers()? {
+            let container = item.map_err(at("read", &self.containers))?.path();
+            let Some(uses) = uses(&container)? else { continue };
             all.images.insert(uses.image);
             all.layers.extend(uses.layers.iter().map(|layer| layer.hex().to_owned()));
         }
@@ -583,12 +585,10 @@ impl Images {
     /// When the containers cannot be looked at.
     pub fn users(&self, id: &Digest) -> Result<Vec<String>> {
         let mut users = Vec::new();
-        let Ok(items) = fs::read_dir(&self.containers) else { return Ok(users) };
-        for item in items {
+        for item in self.containers()? {
             let item = item.map_err(at("read", &self.containers))?;
             let name = item.file_name().to_string_lossy().into_owned();
-            let Ok(bytes) = fs::read(item.path().join(USES)) else { continue };
-            let uses: Option<Uses> = serde_json::from_slice(&bytes).ok();
+            let uses = uses(&item.path())?;
             if uses.is_some_and(|uses| uses.image == *id) && !name.starts_with('.') {
                 users.push(name);
             }
@@ -628,6 +628,24 @@ const USES: &str = "image";
 struct Uses {
     image: Digest,
     layers: Vec<Digest>,
+}
+
+/// What a container stands on; `None` when that is no image. One that cannot be read
+/// is an error: what it stands on must not be removed.
+fn uses(container: &Path) -> Result<Option<Uses>> {
+    let path = container.join(USES);
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| malformed(path.display(), error)),
+        // A container of something else, or one that is just being removed.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(at("read", &path)(error)),
+    }
 }
 
 #[derive(Debug, Default)]

@@ -61,6 +61,8 @@ pub struct Limits {
     pub bytes: u64,
     /// Members.
     pub members: u64,
+    /// Bytes of the names that must be remembered to the end: directories and whiteouts.
+    pub names: u64,
 }
 
 /// What became of an archive.
@@ -118,6 +120,7 @@ pub fn unpack(
         map,
         limits,
         report: Report::default(),
+        names: 0,
         parent: None,
         replaced: false,
         directories: Vec::new(),
@@ -143,6 +146,8 @@ struct Unpacker<'a> {
     map: &'a IdMap,
     limits: Limits,
     report: Report,
+    /// Bytes of the names remembered.
+    names: u64,
     /// The directory of the last member: nearly always that of the next.
     parent: Option<(PathBuf, OwnedFd)>,
     /// The current member took the place of something.
@@ -178,6 +183,10 @@ impl Unpacker<'_> {
             let most = self.limits.bytes;
             return Err(UnpackError::TooMuch { what: "bytes (see --max-size)", most });
         }
+        if self.names > self.limits.names {
+            let most = self.limits.names;
+            return Err(UnpackError::TooMuch { what: "bytes of names of directories", most });
+        }
         let refused = |why: String| UnpackError::Member { name: member.name.clone(), why };
         match named(&member.name).map_err(|why| refused(why.to_owned()))? {
             Named::Root => {
@@ -187,6 +196,7 @@ impl Unpacker<'_> {
                 let root = self.root.open(Path::new("/"), OFlag::O_RDONLY | OFlag::O_DIRECTORY);
                 let root = root.map_err(|error| refused(error.to_string()))?;
                 self.attributes(root.as_fd(), member).map_err(refused)?;
+                self.names += member.name.len().max(1) as u64;
                 self.directories.push(("/".into(), member.mtime));
                 Ok(())
             }
@@ -207,10 +217,12 @@ impl Unpacker<'_> {
                 }
             }
             Named::Whiteout(parent, name) => {
+                self.names += member.name.len() as u64;
                 self.whiteouts.push((parent, name, member.mtime));
                 Ok(())
             }
             Named::Opaque(directory) => {
+                self.names += member.name.len() as u64;
                 self.opaque.push((directory, member.mtime));
                 Ok(())
             }
@@ -244,6 +256,7 @@ impl Unpacker<'_> {
         ancestors.reverse();
         for ancestor in ancestors {
             if self.root.open(ancestor, flags).is_err() {
+                self.names += ancestor.as_os_str().len() as u64;
                 self.directories.push((ancestor.to_owned(), time));
             }
         }
@@ -287,6 +300,7 @@ impl Unpacker<'_> {
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
                 let made = openat(within, name, flags | OFlag::O_CLOEXEC, Mode::empty())?;
                 self.attributes(made.as_fd(), member).map_err(Failed::Why)?;
+                self.names += member.name.len() as u64;
                 self.directories.push((parent.join(name), member.mtime));
             }
             Kind::File => {

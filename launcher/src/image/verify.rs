@@ -69,7 +69,8 @@ impl Import<'_> {
     }
 }
 
-fn digest(path: &Path) -> Result<Digest> {
+/// The digest of a file, as it is now.
+pub(super) fn digest(path: &Path) -> Result<Digest> {
     let mut hashing = Hashing::new(File::open(path).map_err(at("open", path))?);
     io::copy(&mut hashing, &mut io::sink()).map_err(at("read", path))?;
     let (_, digest, _) = hashing.finish();

@@ -45,6 +45,7 @@ fn spec() -> Spec {
         publish: Vec::new(),
         network: Network::Netstack,
         command: vec!["true".to_owned()],
+        stop_signal: None,
     }
 }
 

@@ -22,6 +22,7 @@ fn spec(name: Option<&str>, remove: bool) -> Spec {
         publish: Vec::new(),
         network: Network::None,
         command: vec!["true".to_owned()],
+        stop_signal: None,
     }
 }
 

@@ -124,6 +124,18 @@ pub(super) fn configuration(world: &World<'_>) -> Result<()> {
     ensure!(plan.stdout.contains(":80/tcp"), "port 80 is not published\n{}", plan.describe());
     let inspected = coracle(world, &["image", "inspect", "box"]).run()?.ok()?;
     inspected.stdout_has("\"StopSignal\": \"SIGUSR1\"")?;
+    // Asked to end as the image says: TERM would be fatal, and so would KILL.
+    let script = "trap 'echo as asked; exit 0' USR1; echo up; while :; do sleep 0.05; done";
+    let given = ["run", "-d", "--name", "stopped", "--network", "none", "--entrypoint", "sh"];
+    coracle(world, &[&given[..], &["box", "-c", script]].concat()).run()?.ok()?;
+    let log = |says: &str| -> Result<()> {
+        let follow = coracle(world, &["logs", "-f", "stopped"]).spawn()?;
+        follow.stdout_until(says, Duration::from_secs(20)).map(drop)
+    };
+    log("up\n")?;
+    coracle(world, &["stop", "stopped"]).run()?.ok()?;
+    log("as asked\n")?;
+    coracle(world, &["rm", "stopped"]).run()?.ok()?;
     // A user by name, from the image's own file.
     shell(world, "umoci config --image layout:box --config.user u")?;
     coracle(world, &["image", "import", text(&source)?, "user"]).run()?.ok()?;

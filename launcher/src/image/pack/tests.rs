@@ -83,7 +83,7 @@ fn what_is_packed_and_unpacked_is_the_same() {
     xattr::set_on(odd.as_fd(), OWNER, b"33:34:02750").unwrap();
     xattr::set_on(odd.as_fd(), OPAQUE, b"n").unwrap();
     let first = pack(&tree(&[&one], false), Vec::new()).unwrap();
-    let limits = Limits { bytes: 4 << 20, members: 100 };
+    let limits = Limits { bytes: 4 << 20, members: 100, names: 1 << 20 };
     let map = IdMap::of_caller(1, 1, None, "", "");
     unpack(&first[..], &two, &map, limits).unwrap();
     let second = pack(&tree(&[&two], false), Vec::new()).unwrap();

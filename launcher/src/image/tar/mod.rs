@@ -16,7 +16,7 @@
 //! [`Member::parts`] says where they belong.
 //!
 //! Whatever the archive says, memory is bounded ([`MOST_RECORDS`],
-//! [`MOST_PARTS`]), numbers are checked before they are added, and nothing
+//! [`MOST_XATTRS`], [`MOST_PARTS`]), numbers are checked before they are added, and nothing
 //! panics. Names are handed out as they stand in the archive: whoever makes
 //! files of them must not believe them.
 
@@ -34,6 +34,9 @@ use pax::Records;
 
 /// Longest extended header, in bytes.
 pub const MOST_RECORDS: u64 = 1 << 20;
+/// Most extended attributes of a member; of their names and values together at most
+/// [`MOST_RECORDS`] bytes.
+pub const MOST_XATTRS: usize = 1024;
 /// Longest map of a sparse member, in parts.
 pub const MOST_PARTS: usize = 1 << 16;
 

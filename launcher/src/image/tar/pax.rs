@@ -1,6 +1,6 @@
 //! PAX records: `LENGTH KEY=VALUE\n`, LENGTH counting all of it, in decimal.
 
-use super::{MOST_PARTS, Part, Time};
+use super::{MOST_PARTS, MOST_RECORDS, MOST_XATTRS, Part, Time};
 
 /// What the records of a member, and those before it, say.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +95,11 @@ impl Records {
                 if let Some(name) = name {
                     self.xattrs.retain(|(other, _)| other != name);
                     self.xattrs.push((name.to_vec(), value.to_vec()));
+                    // Headers add up until the member comes, and global ones for ever.
+                    let bytes: usize = self.xattrs.iter().map(|(n, v)| n.len() + v.len()).sum();
+                    if self.xattrs.len() > MOST_XATTRS || bytes as u64 > MOST_RECORDS {
+                        return Err("a member of too many extended attributes");
+                    }
                 }
             }
         }
@@ -172,6 +177,30 @@ mod tests {
         assert_eq!((records.size, records.uid), (Some(123_456), Some(77)));
         assert_eq!(records.mtime, Some(Time { seconds: -2, nanoseconds: 750_000_000 }));
         assert_eq!(records.xattrs, [(b"u.a".to_vec(), b"=b".to_vec())]);
+    }
+
+    #[test]
+    fn attributes_of_many_headers_are_bounded_together() {
+        let record = |name: &str, value: &str| {
+            let rest = format!(" SCHILY.xattr.{name}={value}\n");
+            let digits = (rest.len() + 7).to_string().len();
+            let length = rest.len() + digits;
+            assert_eq!(length.to_string().len(), digits, "a length that counts itself");
+            format!("{length}{rest}")
+        };
+        let large = "x".repeat(500_000);
+        let mut records = Records::default();
+        for name in ["user.a", "user.b"] {
+            records.read(record(name, &large).as_bytes()).unwrap();
+        }
+        // The same one again takes no more room.
+        records.read(record("user.a", &large).as_bytes()).unwrap();
+        assert!(records.read(record("user.c", &large).as_bytes()).is_err());
+        let mut records = Records::default();
+        for number in 0..MOST_XATTRS {
+            records.read(record(&format!("user.{number}"), "").as_bytes()).unwrap();
+        }
+        assert!(records.read(record("user.more", "").as_bytes()).is_err());
     }
 
     #[test]

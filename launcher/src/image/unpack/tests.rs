@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use super::*;
 use crate::image::tar::write::Writer;
 
-const LIMITS: Limits = Limits { bytes: 1 << 20, members: 1000 };
+const LIMITS: Limits = Limits { bytes: 1 << 20, members: 1000, names: 8 << 20 };
 
 fn single() -> IdMap {
     IdMap::of_caller(1000, 1000, None, "", "")
@@ -372,6 +372,22 @@ fn bounds_hold() {
     assert!(error.contains("bytes"), "{error}");
     let many: Vec<_> = (0..=LIMITS.members).map(|n| dir(&format!("d{n}/"))).collect();
     assert!(Place::new().unpack(&many).unwrap_err().contains("members"));
+    let few = Limits { names: 100, ..LIMITS };
+    let name = "n".repeat(60);
+    for kind in ["d/", ".wh.", "made/below/"] {
+        // All of them are remembered to the end.
+        let members: Vec<_> = match kind {
+            "d/" => (0..4).map(|n| dir(&format!("{n}{name}/"))).collect(),
+            ".wh." => (0..4).map(|n| file(&format!(".wh.{n}{name}"), b"")).collect(),
+            _ => (0..4).map(|n| file(&format!("{n}{name}/f"), b"")).collect(),
+        };
+        let bytes = archive(&members);
+        let place = Place::new();
+        let error = unpack(&bytes[..], &place.root(), &single(), few).unwrap_err().to_string();
+        assert!(error.contains("names"), "{kind}: {error}");
+        let place = Place::new();
+        unpack(&bytes[..], &place.root(), &single(), LIMITS).unwrap();
+    }
     let long = "n/".repeat(2048);
     assert!(Place::new().unpack(&[dir(&long)]).unwrap_err().contains("too long"));
     assert!(Place::new().unpack(&[file(&"n".repeat(256), b"")]).is_err());
@@ -389,7 +405,7 @@ fn deep_paths_are_made_and_removed() {
 #[test]
 fn holes_stay_holes() {
     let place = Place::new();
-    let big = Limits { bytes: 16 << 30, members: 10 };
+    let big = Limits { bytes: 16 << 30, members: 10, ..LIMITS };
     // 8 GiB, of which the archive stores one byte: GNU's sparse format 1.0.
     let size = 8u64 << 30;
     let map = format!("1\n{}\n1\n", size - 1);
