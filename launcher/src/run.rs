@@ -17,8 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Fault;
 use crate::clock;
 use crate::plan::{self, Paths, Plan};
-use crate::policy::PolicyError;
-use crate::policy::seccomp::Source;
+use crate::policy::{self, PolicyError};
 use crate::probe;
 use crate::spec::{Root, Spec, Upper};
 use crate::stage::monitor::{self, Ended, Orders, say};
@@ -251,12 +250,8 @@ impl Life {
             created: clock::unix_seconds(),
         };
         let cache = container.store.join("cache");
-        let source = Source {
-            seccomp: &spec.security.seccomp,
-            capabilities: spec.security.capabilities,
-            single_id: plan.map.is_single(),
-        };
-        let filter = || Ok(source.cached(&cache)?);
+        let single = plan.map.is_single();
+        let filter = || Ok(policy::cached_seccomp(&cache, single)?);
         let lived = container.record(&state).map_err(RunError::from).and_then(|()| {
             monitor::supervise(Orders {
                 plan: &plan,

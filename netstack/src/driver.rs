@@ -9,20 +9,21 @@
 //! frames that others have no use for, which come through its [`Inbox`]. With one
 //! queue it is alone.
 //!
-//! A turn: wait; take up to [`BATCH`] frames from the
+//! A turn: wait; take a batch of frames from the
 //! guest; carry out what the stack wants of the host; let the host's sockets fill
-//! the stack; write frames until there are none. In this order one
+//! the stack, up to what the processor's cache holds; write frames until there are
+//! none. In this order one
 //! acknowledgement to the guest covers a batch and carries the window that the
 //! host has reopened. The clock is read once a turn.
 //!
 //! The loop sleeps without limit when the stack has no deadline. When its last waits
 //! were short it looks for events for some microseconds before ([`crate::spin`]).
 
+mod frames;
 mod observe;
+mod published;
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,11 +37,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::published::spare_descriptor;
 use crate::clients::{self, Clients};
 use crate::config::Config;
 use crate::confine;
 use crate::egress;
-use crate::forward::{self, Forwards as _, Listener, PUBLISH_TOKEN, Table};
+use crate::forward::{self, Forwards as _, PUBLISH_TOKEN, Table};
 use crate::host::{FLOW_TOKEN, Host};
 use crate::inbox::{Contents, Inbox, Message};
 use crate::metrics::Traffic;
@@ -50,17 +52,12 @@ use crate::report;
 use crate::spin::{SPIN_MAX, Spin};
 use crate::stack::egress::Egress;
 use crate::stack::ports::Ports;
-use crate::stack::{Elsewhere, FlowId, HostCommand, HostEvent, Netstack};
+use crate::stack::{Elsewhere, FlowId, HostCommand, Netstack};
 use crate::sys::random;
 use crate::tap::Offloads;
 
-/// Frames taken from the guest in one turn, if they are small: the stack's batch
-/// ends sooner with large ones.
-const BATCH: usize = 64;
 /// Queues asked for at most.
 const QUEUES_MAX: usize = 4;
-/// Connections or datagrams taken from a published port in one turn.
-const ACCEPT_BATCH: usize = 64;
 
 const TAP: u64 = 0;
 const EXIT: u64 = 1;
@@ -304,11 +301,6 @@ struct Driver {
     inboxes: Arc<[Inbox]>,
 }
 
-/// Any kind will do; this one needs no file to be visible.
-fn spare_descriptor() -> Option<Epoll> {
-    Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).ok()
-}
-
 /// A flow costs a descriptor: takes as many as the hard limit allows. Without
 /// them there are only fewer flows.
 fn raise_descriptor_limit() {
@@ -422,13 +414,13 @@ impl Driver {
             if self.stack.poll_timeout().is_some_and(|at| at <= now) {
                 self.stack.handle_timeout(now);
             }
+            self.host.begin_turn(&mut self.stack, now);
             self.execute(now);
             let mut deferred = std::mem::take(&mut self.deferred);
             for (flow, flags) in deferred.drain(..) {
                 self.host.event(&mut self.stack, now, flow, flags);
             }
             self.deferred = deferred;
-            self.host.pump_again(&mut self.stack, now);
             self.execute(now);
             self.stack.end_batch();
             self.write_frames(now)?;
@@ -474,37 +466,6 @@ impl Driver {
                 EpollTimeout::try_from(millis.min(i32::MAX as u128)).unwrap_or(EpollTimeout::MAX)
             }
         }
-    }
-
-    /// Takes a batch of frames. Gives whether there may be more.
-    fn read_frames(&mut self, now: Duration) -> Result<(Turn, bool), Error> {
-        for _ in 0..BATCH {
-            let room = self.stack.frame_room();
-            if room.is_empty() {
-                break;
-            }
-            match nix::unistd::read(&self.tap, room) {
-                Ok(0) => return Ok((Turn::End, false)),
-                Ok(len) => {
-                    self.moved += len;
-                    self.traffic.frames_in += 1;
-                    self.traffic.bytes_in += self.seen.see(now, &[IoSlice::new(&room[..len])], len);
-                    if let Some(Elsewhere { stack, frame }) = self.stack.handle_frame(now, len) {
-                        self.inboxes[stack].send(Message::Frame(frame.to_vec()));
-                    }
-                }
-                Err(Errno::EAGAIN) => return Ok((Turn::GoOn, false)),
-                Err(Errno::EINTR) => {}
-                // The device was deleted, its namespace or the peer is gone.
-                Err(Errno::EBADFD | Errno::ENODEV | Errno::ECONNRESET) => {
-                    return Ok((Turn::End, false));
-                }
-                // The link is down: wait for it to come up.
-                Err(Errno::EIO) => return Ok((Turn::GoOn, false)),
-                Err(errno) => return Err(os("reading from the TAP")(errno)),
-            }
-        }
-        Ok((Turn::GoOn, true))
     }
 
     /// Takes a signal; gives whether it ends the run.
@@ -590,106 +551,13 @@ impl Driver {
         Ok(())
     }
 
-    fn write_frames(&mut self, now: Duration) -> Result<(), Error> {
-        if self.tap_full.is_some() {
-            return Ok(());
-        }
-        while let Some(frame) = self.stack.poll_frame(now) {
-            self.traffic.frames_out += 1;
-            self.traffic.bytes_out += self.seen.see(now, frame.as_slices(), frame.len());
-            match nix::sys::uio::writev(&self.tap, frame.as_slices()) {
-                Ok(len) => self.moved += len,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => {
-                    self.tap_full = Some(frame.to_vec());
-                    return self.watch_tap(EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT);
-                }
-                // Link down, device gone, no memory, or a frame the kernel finds
-                // wrong: lost, as on a wire. Reading tells when the device is gone.
-                Err(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn tap_writable(&mut self) -> Result<(), Error> {
-        let Some(frame) = self.tap_full.take() else { return Ok(()) };
-        if nix::unistd::write(&self.tap, &frame) == Err(Errno::EAGAIN) {
-            self.tap_full = Some(frame);
-            return Ok(());
-        }
-        self.watch_tap(EpollFlags::EPOLLIN)
-    }
-
-    fn watch_tap(&self, flags: EpollFlags) -> Result<(), Error> {
-        let mut event = EpollEvent::new(flags, TAP);
-        self.epoll.modify(&self.tap, &mut event).map_err(os("watching the TAP"))
-    }
-
     fn execute(&mut self, now: Duration) {
         while let Some(command) = self.stack.poll_host() {
             if let HostCommand::UdpReply { publish, to, data } = command {
-                if let Some((_, Listener::Udp(udp))) = self.ports.find(publish) {
-                    // A failed datagram is lost, as on a wire.
-                    udp.send_to(&data, reachable_from(udp, to)).ok();
-                }
+                self.answer_client(publish, to, &data);
             } else {
                 self.host.execute(&mut self.stack, now, &self.epoll, command);
             }
         }
-    }
-
-    /// Takes what came to a published port. Level-triggered: the rest comes with
-    /// the next turn.
-    fn published(&mut self, now: Duration, id: u64) {
-        let Some((publish, listener)) = self.ports.find(id) else { return };
-        let guest = publish.guest;
-        for _ in 0..ACCEPT_BATCH {
-            match listener {
-                Listener::Tcp(listener) => match listener.accept() {
-                    Ok((tcp, client)) => {
-                        if tcp.set_nonblocking(true).is_err() {
-                            continue;
-                        }
-                        let Some(flow) = self.stack.tcp_accepted(now, guest, client) else {
-                            continue;
-                        };
-                        if self.host.adopt(&self.epoll, flow, tcp).is_err() {
-                            self.stack.handle_host(now, HostEvent::TcpReset { flow });
-                        }
-                    }
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                        // Turned away with the spare descriptor: left waiting, it
-                        // would wake the loop for ever.
-                        self.spare = None;
-                        drop(listener.accept());
-                        self.spare = spare_descriptor();
-                        return;
-                    }
-                    Err(_) => return,
-                },
-                Listener::Udp(udp) => match udp.recv_from(&mut self.datagram) {
-                    Ok((len, from)) => {
-                        let data = &self.datagram[..len];
-                        let event = HostEvent::UdpInbound { publish: id, guest, from, data };
-                        self.stack.handle_host(now, event);
-                    }
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                    // An error of an earlier answer.
-                    Err(_) => {}
-                },
-            }
-        }
-    }
-}
-
-/// An IPv4 client of an IPv6 socket has a mapped address.
-fn reachable_from(socket: &std::net::UdpSocket, to: SocketAddr) -> SocketAddr {
-    match (socket.local_addr(), to) {
-        (Ok(SocketAddr::V6(_)), SocketAddr::V4(v4)) => {
-            SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
-        }
-        _ => to,
     }
 }

@@ -9,11 +9,11 @@
 //! direction costs no system call and an idle socket wakes nobody.
 //!
 //! A socket is worked on ([`Host::pump`]) when an edge came or the stack said
-//! that something changed. One that still has input when its share of a turn is
-//! used up is put on the `again` list; the loop does not sleep while that has
-//! entries.
+//! that something changed. One that still has input when the share of a turn is used
+//! up waits for the next ([`Turn`]), and the loop does not sleep until then.
 
 mod datagram;
+mod turn;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -27,6 +27,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
+use self::turn::Turn;
 use crate::stack::policy::Unreachable;
 use crate::stack::{ConnectError, FlowId, HostCommand, HostEvent, Netstack};
 use crate::sys::mmsg;
@@ -34,14 +35,11 @@ use crate::sys::mmsg;
 /// Marks an epoll token as a flow's.
 pub(crate) const FLOW_TOKEN: u64 = 1 << 63;
 
-/// Bytes one connection may read in a turn before others get theirs.
-const READ_SHARE: usize = 1 << 20;
-
 /// The host's sockets.
 #[derive(Debug)]
 pub struct Host {
     sockets: Vec<Option<Socket>>,
-    again: Vec<FlowId>,
+    turn: Turn,
     inbound: mmsg::Inbound,
     outbound_v4: Option<Ipv4Addr>,
     outbound_v6: Option<Ipv6Addr>,
@@ -58,7 +56,7 @@ struct Socket {
     writable: bool,
     /// The peer's end or an error is there: read until it is found.
     ending: bool,
-    /// On the `again` list.
+    /// Waits for the next turn.
     again: bool,
 }
 
@@ -86,7 +84,7 @@ impl Host {
     pub fn new(outbound_v4: Option<Ipv4Addr>, outbound_v6: Option<Ipv6Addr>) -> Host {
         Host {
             sockets: Vec::new(),
-            again: Vec::new(),
+            turn: Turn::default(),
             inbound: mmsg::Inbound::new(),
             outbound_v4,
             outbound_v6,
@@ -101,7 +99,7 @@ impl Host {
 
     /// Whether some socket still has input: don't sleep.
     pub fn has_more(&self) -> bool {
-        !self.again.is_empty()
+        self.turn.has_waiting()
     }
 
     /// Executes one command.
@@ -206,9 +204,10 @@ impl Host {
         }
     }
 
-    /// Works on the sockets that had input left in the last turn.
-    pub fn pump_again(&mut self, stack: &mut Netstack, now: Duration) {
-        for flow in std::mem::take(&mut self.again) {
+    /// Begins a turn, with the sockets that had input left in the last.
+    pub fn begin_turn(&mut self, stack: &mut Netstack, now: Duration) {
+        self.turn.begin();
+        while let Some(flow) = self.turn.next() {
             if let Some(socket) = self.find(flow) {
                 socket.again = false;
                 self.pump(stack, now, flow);
@@ -263,10 +262,10 @@ impl Host {
         now: Duration,
         flow: FlowId,
     ) -> std::io::Result<()> {
-        let Some(socket) = self.find(flow) else { return Ok(()) };
+        let Host { sockets, turn, .. } = self;
+        let Some(socket) = at(sockets, flow) else { return Ok(()) };
         let Kind::Stream { tcp, finished } = &mut socket.kind else { return Ok(()) };
-        let mut share = READ_SHARE;
-        while socket.readable && !*finished && share > 0 && stack.tcp_room(flow) > 0 {
+        while socket.readable && !*finished && !turn.is_over() && stack.tcp_room(flow) > 0 {
             let mut result = Ok(0);
             let mut wanted = 0;
             stack.tcp_fill(flow, &mut |room| {
@@ -280,7 +279,7 @@ impl Host {
                     stack.handle_host(now, HostEvent::TcpFinished { flow });
                 }
                 Ok(count) => {
-                    share = share.saturating_sub(count);
+                    turn.used(count);
                     // A short read means the socket is empty, unless its end is
                     // already announced and nothing will announce it again.
                     socket.readable = count == wanted || socket.ending;
@@ -290,9 +289,9 @@ impl Host {
                 Err(e) => return Err(e),
             }
         }
-        if share == 0 && socket.readable && !socket.again {
+        if turn.is_over() && socket.readable && !*finished && !socket.again {
             socket.again = true;
-            self.again.push(flow);
+            turn.wait(flow);
         }
         Ok(())
     }
@@ -341,19 +340,21 @@ impl Host {
     }
 
     fn find(&mut self, flow: FlowId) -> Option<&mut Socket> {
-        self.sockets.get_mut(flow.index())?.as_mut().filter(|socket| socket.flow == flow)
+        at(&mut self.sockets, flow)
     }
 
     fn insert(&mut self, epoll: &Epoll, flow: FlowId, kind: Kind) -> Result<(), Errno> {
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
-        let event = EpollEvent::new(flags, FLOW_TOKEN | flow.to_bits());
+        let mut flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         let fd = match &kind {
-            Kind::Connecting(tcp) | Kind::Stream { tcp, .. } => tcp.as_fd(),
+            Kind::Connecting(tcp) | Kind::Stream { tcp, .. } => {
+                flags |= EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP;
+                tcp.as_fd()
+            }
+            // The kernel says after each datagram that there is room again
+            // (sock_def_write_space): nobody waits for that.
             Kind::Datagram { udp, .. } | Kind::Ping(udp) => udp.as_fd(),
         };
+        let event = EpollEvent::new(flags, FLOW_TOKEN | flow.to_bits());
         epoll.add(fd, event)?;
         let socket =
             Socket { flow, kind, readable: false, writable: false, ending: false, again: false };
@@ -373,6 +374,10 @@ impl Host {
         self.open -= 1;
         self.sockets.get_mut(flow.index())?.take()
     }
+}
+
+fn at(sockets: &mut [Option<Socket>], flow: FlowId) -> Option<&mut Socket> {
+    sockets.get_mut(flow.index())?.as_mut().filter(|socket| socket.flow == flow)
 }
 
 fn new_socket(

@@ -20,7 +20,6 @@ mod policy;
 mod root;
 mod run;
 mod secrets;
-mod security;
 mod setup;
 mod slirp;
 mod soak;
@@ -30,7 +29,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 23] = [
+    let tables: [&[Test]; 22] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -41,7 +40,6 @@ fn main() -> ExitCode {
         faults::TESTS,
         handshake::TESTS,
         attacks::TESTS,
-        security::TESTS,
         bad_input::TESTS,
         overlay::TESTS,
         slirp::TESTS,

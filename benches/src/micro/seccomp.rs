@@ -2,8 +2,6 @@
 //! waits for.
 
 use anyhow::ensure;
-use launcher::policy::seccomp::Source;
-use launcher::spec::Seccomp;
 
 use super::Workload;
 
@@ -14,12 +12,7 @@ pub(super) const WORKLOADS: &[Workload] = &[Workload {
     per_call: 1,
     make: || {
         Ok(Box::new(|| {
-            let source = Source {
-                seccomp: &Seccomp::Default,
-                capabilities: launcher::policy::capabilities(),
-                single_id: false,
-            };
-            let filter = source.compile()?;
+            let filter = launcher::policy::seccomp(false)?;
             ensure!(!filter.is_empty(), "an empty filter");
             Ok(())
         }))

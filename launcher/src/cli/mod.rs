@@ -20,7 +20,6 @@ mod logs;
 pub mod parse;
 mod ps;
 mod run;
-mod security;
 mod setup;
 
 /// The command line makes no sense, or `run` and `exec` could not do their part.

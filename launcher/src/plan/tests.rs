@@ -46,7 +46,6 @@ fn spec() -> Spec {
         network: Network::Netstack,
         command: vec!["true".to_owned()],
         stop_signal: None,
-        security: crate::spec::Security::default(),
     }
 }
 

@@ -39,8 +39,8 @@ const MANY: usize = 4;
 impl Host {
     /// Host to guest.
     pub(super) fn pump_datagrams(&mut self, stack: &mut Netstack, now: Duration, flow: FlowId) {
-        let Host { sockets, again, inbound, .. } = self;
-        let Some(socket) = sockets.get_mut(flow.index()).and_then(Option::as_mut) else { return };
+        let Host { sockets, turn, inbound, .. } = self;
+        let Some(socket) = super::at(sockets, flow) else { return };
         let (udp, mut joins) = match &mut socket.kind {
             Kind::Datagram { udp, joins, .. } => (&*udp, Some(joins)),
             Kind::Ping(udp) => (&*udp, None),
@@ -89,7 +89,7 @@ impl Host {
         }
         if socket.readable && !socket.again {
             socket.again = true;
-            again.push(flow);
+            turn.wait(flow);
         }
     }
 

@@ -23,7 +23,7 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::dns::QueryId;
+use super::dns::SocketId;
 
 /// Names a flow for as long as it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,8 +59,8 @@ pub enum Key {
     /// All UDP traffic of one port of the guest (endpoint-independent mapping,
     /// RFC 4787 section 4.1).
     Udp(SocketAddr),
-    /// A query under way of the built-in name server.
-    Dns(QueryId),
+    /// A socket of the built-in name server.
+    Dns(SocketId),
     /// Echo requests with one identifier (as the port).
     Echo(SocketAddr),
 }

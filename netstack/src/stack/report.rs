@@ -11,8 +11,8 @@ pub struct FlowInfo {
     pub protocol: &'static str,
     /// "connecting" or "open".
     pub state: &'static str,
-    /// The guest's end; an echo request's identifier is its port. None for a query of
-    /// the built-in name server.
+    /// The guest's end; an echo request's identifier is its port. None for a socket
+    /// of the built-in name server.
     pub guest: Option<SocketAddr>,
     /// The other end as the guest knows it; None when there may be several (UDP, ICMP).
     pub peer: Option<SocketAddr>,
@@ -27,7 +27,7 @@ pub struct Report {
     pub udp: u64,
     /// The same.
     pub icmp: u64,
-    /// Queries under way.
+    /// Sockets to name servers.
     pub dns: u64,
     /// What was dropped, refused or repeated.
     pub counters: Counters,

@@ -4,9 +4,8 @@
 //! # Theory of operation
 //!
 //! Services are asked before the policy and before any flow. All but DNS answer
-//! from what they know. A DNS query under way has a flow, [`Key::Dns`], for each
-//! server it is sent to in turn: a new flow is a new host socket, hence a new
-//! port. The forwarder ends these flows; they have no deadline of their own.
+//! from what they know. DNS queries leave from sockets of the forwarder's choice. Each
+//! has a flow, [`Key::Dns`], which the forwarder ends: it has no deadline of its own.
 //!
 //! A connection of the guest to the name server has no socket of the host: its bytes
 //! go into a [`Session`] and come from it. Whenever the connection could go on it is
@@ -36,10 +35,10 @@ pub(super) struct Services {
     advertise_at: Option<Duration>,
 }
 
-/// The socket of a DNS query under way.
+/// A socket to a name server.
 #[derive(Debug)]
 pub(super) struct DnsFlow {
-    query: dns::QueryId,
+    socket: dns::SocketId,
     server: SocketAddr,
     /// Of a connection.
     stream: Option<Stream>,
@@ -209,7 +208,7 @@ impl Netstack {
         }
     }
 
-    /// A datagram came to the socket of a query. Gives whether `flow` is one.
+    /// A datagram came to a socket of the forwarder. Gives whether `flow` is one.
     pub(super) fn dns_received(
         &mut self,
         now: Duration,
@@ -217,25 +216,25 @@ impl Netstack {
         from: SocketAddr,
         data: &[u8],
     ) -> bool {
-        let Some(Flow::Dns(DnsFlow { query, server, .. })) = self.flows.get(flow) else {
+        let Some(Flow::Dns(DnsFlow { socket, server, .. })) = self.flows.get(flow) else {
             return false;
         };
-        let (query, server) = (*query, *server);
+        let (socket, server) = (*socket, *server);
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         // A zone tells apart links, not servers.
         if (from.ip(), from.port()) == (server.ip(), server.port()) {
-            self.services.dns.handle_answer(now, query, data);
+            self.services.dns.handle_answer(now, socket, data);
             self.dns_actions(now);
         }
         true
     }
 
-    /// The socket of a query failed, or its connection ended. Gives whether `flow` is
-    /// one of a query.
+    /// A socket of the forwarder failed, or its connection ended. Gives whether `flow`
+    /// is one.
     pub(super) fn dns_failed(&mut self, now: Duration, flow: FlowId) -> bool {
-        let Some(Flow::Dns(DnsFlow { query, .. })) = self.flows.get(flow) else { return false };
-        let query = *query;
-        self.services.dns.handle_error(now, query);
+        let Some(Flow::Dns(DnsFlow { socket, .. })) = self.flows.get(flow) else { return false };
+        let socket = *socket;
+        self.services.dns.handle_error(now, socket);
         self.dns_actions(now);
         true
     }
@@ -303,14 +302,14 @@ impl Netstack {
     pub(super) fn poll_local(&mut self, now: Duration) {
         while let Some(id) = self.services.local.pop_front() {
             match self.flows.get(id) {
-                Some(Flow::Dns(DnsFlow { query, stream: Some(stream), .. })) => {
+                Some(Flow::Dns(DnsFlow { socket, stream: Some(stream), .. })) => {
                     let Some((len, rest)) = stream.answer.split_first_chunk::<2>() else {
                         continue;
                     };
                     let len = usize::from(u16::from_be_bytes(*len));
                     if let Some(answer) = rest.get(..len) {
-                        let (query, answer) = (*query, answer.to_vec());
-                        self.services.dns.handle_answer(now, query, &answer);
+                        let (socket, answer) = (*socket, answer.to_vec());
+                        self.services.dns.handle_answer(now, socket, &answer);
                         self.dns_actions(now);
                         // Not the answer: nothing better comes after it.
                         self.dns_failed(now, id);
@@ -352,10 +351,10 @@ impl Netstack {
     fn dns_actions(&mut self, now: Duration) {
         while let Some(action) = self.services.dns.poll() {
             match action {
-                dns::Action::Send { query, server, bytes, tcp } => {
-                    self.dns_send(now, query, server, bytes, tcp);
+                dns::Action::Send { socket, server, bytes, tcp } => {
+                    self.dns_send(now, socket, server, bytes, tcp);
                 }
-                dns::Action::Close { query } => self.dns_close(query),
+                dns::Action::Close { socket } => self.dns_close(socket),
                 dns::Action::Reply { client: dns::Client::Udp { guest, alias }, bytes } => {
                     self.pin(now, &bytes);
                     self.out.push_udp(&self.link, alias, guest, &bytes);
@@ -376,19 +375,22 @@ impl Netstack {
     fn dns_send(
         &mut self,
         now: Duration,
-        query: dns::QueryId,
+        socket: dns::SocketId,
         server: SocketAddr,
         bytes: Vec<u8>,
         tcp: bool,
     ) {
-        self.dns_close(query);
-        let stream = tcp.then(|| {
-            let mut query = (bytes.len() as u16).to_be_bytes().to_vec();
-            query.extend_from_slice(&bytes);
-            Stream { query, sent: 0, answer: Vec::new() }
+        let known = self.flows.find(&Key::Dns(socket));
+        let flow = known.or_else(|| {
+            let stream = tcp.then(|| {
+                let mut query = (bytes.len() as u16).to_be_bytes().to_vec();
+                query.extend_from_slice(&bytes);
+                Stream { query, sent: 0, answer: Vec::new() }
+            });
+            let flow = Flow::Dns(DnsFlow { socket, server, stream });
+            self.flows.insert(Key::Dns(socket), flow)
         });
-        let flow = Flow::Dns(DnsFlow { query, server, stream });
-        match self.flows.insert(Key::Dns(query), flow) {
+        match flow {
             Some(flow) if tcp => {
                 self.commands.push_back(HostCommand::TcpConnect { flow, to: server });
             }
@@ -398,7 +400,7 @@ impl Netstack {
             // Ends after the tries the forwarder allows.
             None => {
                 self.counters.table_full += 1;
-                self.services.dns.handle_error(now, query);
+                self.services.dns.handle_error(now, socket);
             }
         }
     }
@@ -407,14 +409,14 @@ impl Netstack {
     pub(super) fn dns_forget(&mut self, id: FlowId) {
         self.services.dns.forget(id);
         while let Some(action) = self.services.dns.poll() {
-            if let dns::Action::Close { query } = action {
-                self.dns_close(query);
+            if let dns::Action::Close { socket } = action {
+                self.dns_close(socket);
             }
         }
     }
 
-    fn dns_close(&mut self, query: dns::QueryId) {
-        if let Some(flow) = self.flows.find(&Key::Dns(query)) {
+    fn dns_close(&mut self, socket: dns::SocketId) {
+        if let Some(flow) = self.flows.find(&Key::Dns(socket)) {
             self.flows.remove(flow);
             self.commands.push_back(HostCommand::Close { flow, reset: false });
         }
@@ -546,6 +548,9 @@ mod tests {
             let (from, to, reply) = next_datagram(&mut stack);
             assert_eq!((from, to), (alias.parse().unwrap(), client.parse().unwrap()));
             assert_eq!(reply[..2], [0, 7]);
+            assert_eq!(stack.poll_host(), None);
+            let end = stack.services.dns.poll_timeout().expect("a socket does not stay open");
+            stack.handle_timeout(end);
             let close = HostCommand::Close { flow: second, reset: false };
             assert_eq!(stack.poll_host(), Some(close));
             assert_eq!(stack.flow_count(), 0);
@@ -563,6 +568,9 @@ mod tests {
         stack.handle_timeout(NOW + dns::TRY * 2);
         let (_, _, reply) = next_datagram(&mut stack);
         assert_eq!(reply[3] & 0xf, 2);
+        while let Some(at) = stack.services.dns.poll_timeout() {
+            stack.handle_timeout(at);
+        }
         assert_eq!(stack.flow_count(), 0);
     }
 

@@ -7,6 +7,9 @@ mod queues;
 mod tcp;
 mod udp;
 
+use std::net::IpAddr;
+
+use super::policy::Unreachable;
 use super::*;
 use crate::tap::Offloads;
 

@@ -3,8 +3,8 @@
 //! # Theory of operation
 //!
 //! A query of the guest, which came over UDP or TCP, is answered from the [`cache`] or
-//! becomes an [`Exchange`]: it is sent with an identifier of our own from a socket of
-//! its own (the kernel picks a fresh port) to one name server at a time.
+//! becomes an [`Exchange`]: it is sent to one name server at a time, with an identifier
+//! of our own that no other query under way has, from a socket that [`sockets`] picks.
 //!
 //! ```text
 //! asked --answer--> done                           reply to the guest, cache
@@ -15,7 +15,7 @@
 //!
 //! The server that answered last is asked first; a dead first line of resolv.conf
 //! costs two seconds once, not for every name. With one server, it is asked twice.
-//! An answer is taken only when server, identifier and question match (RFC 5452
+//! An answer is taken only when socket, server, identifier and question match (RFC 5452
 //! section 9). A query that is repeated while it is under way is not sent twice: the
 //! forwarder repeats by itself. Messages pass as they are, so EDNS is between guest and
 //! server. An answer that is longer than the guest takes over UDP is cut to its
@@ -25,6 +25,7 @@
 
 mod cache;
 mod message;
+mod sockets;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hasher};
@@ -36,6 +37,8 @@ use cache::Cache;
 use message::HEADER;
 pub(super) use message::encode;
 pub use message::{addresses, asked};
+pub use sockets::SocketId;
+use sockets::Sockets;
 
 /// Queries under way at most.
 pub const EXCHANGES_MAX: usize = 512;
@@ -54,8 +57,8 @@ const RESPONSE: u8 = 0x80;
 const TRUNCATED: u8 = 2;
 
 /// Names a query under way. Never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct QueryId(u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct QueryId(u64);
 
 /// Who asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,12 +77,12 @@ pub enum Client {
 /// What is to be done for the forwarder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Close the socket of this query, if it has one, and send `bytes` to `server`
-    /// from a new one. Answers and errors on it come back through
+    /// Send `bytes` to `server` from this socket, which is to be made if it is not
+    /// there. Answers and errors on it come back through
     /// [`Forwarder::handle_answer`] and [`Forwarder::handle_error`].
     Send {
-        /// Which query.
-        query: QueryId,
+        /// Which socket. It has one server only.
+        socket: SocketId,
         /// Name server.
         server: SocketAddr,
         /// DNS message.
@@ -87,10 +90,10 @@ pub enum Action {
         /// Over a connection, with its length in front (RFC 7766 section 8).
         tcp: bool,
     },
-    /// Close the socket of this query.
+    /// Close this socket.
     Close {
-        /// Which query.
-        query: QueryId,
+        /// Which socket.
+        socket: SocketId,
     },
     /// Give the guest an answer.
     Reply {
@@ -108,10 +111,15 @@ pub struct Forwarder {
     /// Index of the server asked first.
     preferred: usize,
     exchanges: BTreeMap<QueryId, Exchange>,
+    /// By the identifier of the try under way.
+    by_id: BTreeMap<u16, QueryId>,
+    sockets: Sockets,
     cache: Cache,
     actions: VecDeque<Action>,
     next: u64,
     seed: u64,
+    /// Random numbers drawn so far.
+    drawn: u64,
 }
 
 #[derive(Debug)]
@@ -119,8 +127,9 @@ struct Exchange {
     client: Client,
     /// The guest's message, with the guest's identifier.
     query: Vec<u8>,
-    /// Our identifier in the try under way.
-    id: u16,
+    /// Our identifier in the try under way, and the socket it was sent from; none
+    /// before the first.
+    sent: Option<(u16, SocketId)>,
     server: usize,
     tries: usize,
     /// The try under way is over TCP.
@@ -130,16 +139,19 @@ struct Exchange {
 
 impl Forwarder {
     /// A forwarder to `servers`, in order of preference. `seed` must be
-    /// unpredictable: identifiers are derived from it.
+    /// unpredictable: identifiers and the choice of sockets are derived from it.
     pub fn new(servers: Vec<SocketAddr>, seed: u64) -> Forwarder {
         Forwarder {
             servers,
             preferred: 0,
             exchanges: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            sockets: Sockets::default(),
             cache: Cache::default(),
             actions: VecDeque::new(),
             next: 0,
             seed,
+            drawn: 0,
         }
     }
 
@@ -154,6 +166,7 @@ impl Forwarder {
         self.servers = servers;
         self.preferred = 0;
         self.cache.clear();
+        self.sockets.retire();
         let waiting: Vec<QueryId> = self.exchanges.keys().copied().collect();
         for query in waiting {
             if let Some(exchange) = self.exchanges.get_mut(&query) {
@@ -163,6 +176,7 @@ impl Forwarder {
             }
             self.next_server(now, query);
         }
+        self.close_sockets(now);
     }
 
     /// Takes a query of the guest. Then [`Forwarder::poll`].
@@ -192,7 +206,7 @@ impl Forwarder {
         let exchange = Exchange {
             client,
             query: bytes.to_vec(),
-            id: 0,
+            sent: None,
             server: self.preferred,
             tries: 0,
             tcp: false,
@@ -202,16 +216,17 @@ impl Forwarder {
         self.send(now, query, false);
     }
 
-    /// Takes a message that arrived on the socket of `query`. Then
+    /// Takes a message that arrived on `socket` from its server. Then
     /// [`Forwarder::poll`].
-    pub fn handle_answer(&mut self, now: Duration, query: QueryId, bytes: &[u8]) {
+    pub fn handle_answer(&mut self, now: Duration, socket: SocketId, bytes: &[u8]) {
+        if bytes.len() < HEADER || bytes[2] & RESPONSE == 0 {
+            return;
+        }
+        let id = u16::from_be_bytes([bytes[0], bytes[1]]);
+        // What is not the answer is not the end: that may still come.
+        let Some(&query) = self.by_id.get(&id) else { return };
         let Some(exchange) = self.exchanges.get(&query) else { return };
-        if bytes.len() < HEADER
-            || bytes[2] & RESPONSE == 0
-            || bytes[..2] != exchange.id.to_be_bytes()
-            || !message::same_question(&exchange.query, bytes)
-        {
-            // Not the answer; it may still come.
+        if exchange.sent != Some((id, socket)) || !message::same_question(&exchange.query, bytes) {
             return;
         }
         if bytes[2] & TRUNCATED != 0 && !exchange.tcp {
@@ -226,18 +241,24 @@ impl Forwarder {
         if !unwilling && exchange.server < self.servers.len() {
             self.preferred = exchange.server;
         }
-        let Some(exchange) = self.exchanges.remove(&query) else { return };
+        let Some(exchange) = self.end(now, query) else { return };
         let mut bytes = bytes.to_vec();
         bytes[..2].copy_from_slice(&exchange.query[..2]);
         self.cache.add(now, &exchange.query, &bytes);
-        self.actions.push_back(Action::Close { query });
         self.reply(exchange.client, &exchange.query, bytes);
     }
 
-    /// The socket of `query` failed: no such route, port unreachable, a connection
-    /// that ended. Then [`Forwarder::poll`].
-    pub fn handle_error(&mut self, now: Duration, query: QueryId) {
-        self.next_server(now, query);
+    /// `socket` failed: no such route, port unreachable, a connection that ended. Then
+    /// [`Forwarder::poll`].
+    pub fn handle_error(&mut self, now: Duration, socket: SocketId) {
+        self.sockets.use_up(socket);
+        let on_it =
+            |(id, e): (&QueryId, &Exchange)| e.sent.is_some_and(|s| s.1 == socket).then_some(*id);
+        let waiting: Vec<QueryId> = self.exchanges.iter().filter_map(on_it).collect();
+        for query in waiting {
+            self.next_server(now, query);
+        }
+        self.close_sockets(now);
     }
 
     /// The connection is gone on which these queries came. Then [`Forwarder::poll`].
@@ -246,8 +267,8 @@ impl Forwarder {
             |(id, e): (&QueryId, &Exchange)| (e.client == Client::Tcp(client)).then_some(*id);
         let gone: Vec<QueryId> = self.exchanges.iter().filter_map(gone).collect();
         for query in gone {
-            self.exchanges.remove(&query);
-            self.actions.push_back(Action::Close { query });
+            // What is used up is closed now, the rest when its time has come.
+            self.end(Duration::ZERO, query);
         }
     }
 
@@ -258,25 +279,26 @@ impl Forwarder {
 
     /// When [`Forwarder::handle_timeout`] must be called at the latest.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        self.exchanges.values().map(|e| e.deadline).min()
+        let deadlines = self.exchanges.values().map(|e| e.deadline);
+        deadlines.chain(self.sockets.deadline()).min()
     }
 
-    /// Goes on with the queries whose server did not answer. Then
-    /// [`Forwarder::poll`].
+    /// Goes on with the queries whose server did not answer, and closes sockets that
+    /// are no longer needed. Then [`Forwarder::poll`].
     pub fn handle_timeout(&mut self, now: Duration) {
         let late = |(id, e): (&QueryId, &Exchange)| (e.deadline <= now).then_some(*id);
         let late: Vec<QueryId> = self.exchanges.iter().filter_map(late).collect();
         for query in late {
             self.next_server(now, query);
         }
+        self.close_sockets(now);
     }
 
     fn next_server(&mut self, now: Duration, query: QueryId) {
         let Some(exchange) = self.exchanges.get_mut(&query) else { return };
         let allowed = self.servers.len().clamp(2, TRIES_MAX);
         if self.servers.is_empty() || exchange.tries >= allowed {
-            if let Some(e) = self.exchanges.remove(&query) {
-                self.actions.push_back(Action::Close { query });
+            if let Some(e) = self.end(now, query) {
                 self.refuse(e.client, &e.query, SERVFAIL);
             }
             return;
@@ -286,16 +308,53 @@ impl Forwarder {
     }
 
     fn send(&mut self, now: Duration, query: QueryId, tcp: bool) {
+        self.take_back(now, query);
         let Some(exchange) = self.exchanges.get_mut(&query) else { return };
         let Some(&server) = self.servers.get(exchange.server) else { return };
         // Coming again over TCP belongs to the same try.
         exchange.tries += usize::from(!tcp);
         exchange.tcp = tcp;
         exchange.deadline = now + TRY;
-        exchange.id = identifier(self.seed, query, exchange.tries * 2 + usize::from(tcp));
+        let id = loop {
+            let id = draw(self.seed, self.drawn) as u16;
+            self.drawn += 1;
+            // Ends: there are more identifiers than queries.
+            if !self.by_id.contains_key(&id) {
+                break id;
+            }
+        };
+        let socket = if tcp {
+            self.sockets.connection(server)
+        } else {
+            self.drawn += 1;
+            self.sockets.pick(now, server, draw(self.seed, self.drawn))
+        };
+        self.by_id.insert(id, query);
+        exchange.sent = Some((id, socket));
         let mut bytes = exchange.query.clone();
-        bytes[..2].copy_from_slice(&exchange.id.to_be_bytes());
-        self.actions.push_back(Action::Send { query, server, bytes, tcp });
+        bytes[..2].copy_from_slice(&id.to_be_bytes());
+        self.actions.push_back(Action::Send { socket, server, bytes, tcp });
+    }
+
+    /// The try under way is over, whatever it has come to.
+    fn take_back(&mut self, now: Duration, query: QueryId) {
+        if let Some((id, socket)) = self.exchanges.get_mut(&query).and_then(|e| e.sent.take()) {
+            self.by_id.remove(&id);
+            self.sockets.give_back(socket);
+            self.close_sockets(now);
+        }
+    }
+
+    /// Takes a query out.
+    fn end(&mut self, now: Duration, query: QueryId) -> Option<Exchange> {
+        self.take_back(now, query);
+        self.exchanges.remove(&query)
+    }
+
+    fn close_sockets(&mut self, now: Duration) {
+        while let Some(socket) = self.sockets.done(now) {
+            self.actions.push_back(Action::Close { socket });
+        }
     }
 
     /// An answer of our own: the question, and an error code (RFC 1035 section 4.1.1).
@@ -335,303 +394,12 @@ fn only_question(message: &[u8]) -> Vec<u8> {
 }
 
 /// SipHash of a counter under a secret key: unpredictable without the seed.
-fn identifier(seed: u64, query: QueryId, tries: usize) -> u16 {
+fn draw(seed: u64, count: u64) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write_u64(seed);
-    hasher.write_u64(query.0);
-    hasher.write_usize(tries);
-    hasher.finish() as u16
+    hasher.write_u64(count);
+    hasher.finish()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::message::tests::query;
-    use super::*;
-
-    const NOW: Duration = Duration::from_secs(100);
-
-    fn addr(s: &str) -> SocketAddr {
-        s.parse().unwrap()
-    }
-
-    fn client() -> Client {
-        Client::Udp { guest: addr("10.0.2.100:4000"), alias: addr("10.0.2.3:53") }
-    }
-
-    fn forwarder(servers: &[&str]) -> Forwarder {
-        Forwarder::new(servers.iter().map(|s| addr(s)).collect(), 42)
-    }
-
-    fn answer(to: &[u8], rcode: u8) -> Vec<u8> {
-        let mut m = to.to_vec();
-        m[2] |= 0x80;
-        m[3] = rcode;
-        m.extend_from_slice(b"the records");
-        m
-    }
-
-    fn sent(f: &mut Forwarder) -> (QueryId, SocketAddr, Vec<u8>) {
-        match f.poll() {
-            Some(Action::Send { query, server, bytes, tcp: false }) => (query, server, bytes),
-            other => panic!("expected a query, got {other:?}"),
-        }
-    }
-
-    fn replied(f: &mut Forwarder) -> Vec<u8> {
-        loop {
-            match f.poll() {
-                Some(Action::Close { .. }) => {}
-                Some(Action::Reply { client: c, bytes }) => {
-                    assert_eq!(c, client());
-                    return bytes;
-                }
-                other => panic!("expected a reply, got {other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_query_goes_out_under_another_identifier_and_its_answer_comes_back_under_the_first() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        let (id, server, bytes) = sent(&mut f);
-        assert_eq!(server, addr("192.0.2.1:53"));
-        assert_eq!(bytes[2..], query(7, "a.example")[2..]);
-        let mut reply = answer(&bytes, 0);
-        reply[13..22].make_ascii_uppercase();
-        f.handle_answer(NOW, id, &reply);
-        assert_eq!(f.poll(), Some(Action::Close { query: id }));
-        let got = replied(&mut f);
-        assert_eq!(got[..2], [0, 7]);
-        assert_eq!(got[2..], reply[2..]);
-        assert_eq!((f.poll(), f.poll_timeout()), (None, None));
-        f.handle_answer(NOW, id, &reply);
-        assert_eq!(f.poll(), None, "a second answer finds nobody");
-    }
-
-    #[test]
-    fn identifiers_differ_from_query_to_query() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        let mut ids = std::collections::BTreeSet::new();
-        for n in 0..100 {
-            f.handle_query(NOW, client(), &query(n, "a.example"));
-            let (_, _, bytes) = sent(&mut f);
-            ids.insert([bytes[0], bytes[1]]);
-        }
-        assert!(ids.len() > 95, "{} identifiers", ids.len());
-    }
-
-    #[test]
-    fn forged_answers_are_ignored() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        let (id, _, bytes) = sent(&mut f);
-        let good = answer(&bytes, 0);
-        let mut wrong_id = good.clone();
-        wrong_id[0] ^= 1;
-        let mut no_answer = good.clone();
-        no_answer[2] &= 0x7f;
-        let mut other_name = good.clone();
-        other_name[13] = b'b';
-        for bad in [&wrong_id, &no_answer, &other_name, &good[..11].to_vec(), &vec![]] {
-            f.handle_answer(NOW, id, bad);
-            assert_eq!(f.poll(), None);
-        }
-        f.handle_answer(NOW, id, &good);
-        replied(&mut f);
-    }
-
-    #[test]
-    fn a_silent_server_is_passed_over_after_two_seconds_and_asked_last_from_then_on() {
-        let mut f = forwarder(&["192.0.2.1:53", "192.0.2.2:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        sent(&mut f);
-        assert_eq!(f.poll_timeout(), Some(NOW + TRY));
-        f.handle_timeout(NOW + TRY - Duration::from_millis(1));
-        assert_eq!(f.poll(), None);
-        f.handle_timeout(NOW + TRY);
-        let (id, server, bytes) = sent(&mut f);
-        assert_eq!(server, addr("192.0.2.2:53"));
-        f.handle_answer(NOW + TRY, id, &answer(&bytes, 0));
-        replied(&mut f);
-        f.handle_query(NOW, client(), &query(8, "b.example"));
-        assert_eq!(sent(&mut f).1, addr("192.0.2.2:53"));
-    }
-
-    #[test]
-    fn refusals_and_errors_move_on_at_once_and_end_in_servfail() {
-        let mut f = forwarder(&["192.0.2.1:53", "192.0.2.2:53", "192.0.2.3:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        let (id, _, bytes) = sent(&mut f);
-        f.handle_answer(NOW, id, &answer(&bytes, REFUSED));
-        let (_, server, _) = sent(&mut f);
-        assert_eq!(server, addr("192.0.2.2:53"));
-        f.handle_error(NOW, id);
-        assert_eq!(sent(&mut f).1, addr("192.0.2.3:53"));
-        f.handle_error(NOW, id);
-        let reply = replied(&mut f);
-        assert_eq!(reply[..4], [0, 7, 0x81, 0x82]);
-        assert_eq!(reply[12..], query(7, "a.example")[12..]);
-    }
-
-    #[test]
-    fn the_last_servers_refusal_is_passed_on() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        let (id, _, bytes) = sent(&mut f);
-        f.handle_answer(NOW, id, &answer(&bytes, SERVFAIL));
-        assert_eq!(replied(&mut f)[3] & 0xf, SERVFAIL);
-    }
-
-    #[test]
-    fn one_server_is_asked_twice() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        let (_, _, first) = sent(&mut f);
-        f.handle_timeout(NOW + TRY);
-        let (_, _, second) = sent(&mut f);
-        assert_ne!(first[..2], second[..2]);
-        f.handle_timeout(NOW + TRY * 2);
-        assert_eq!(replied(&mut f)[3] & 0xf, SERVFAIL);
-    }
-
-    #[test]
-    fn repeated_queries_are_sent_once() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        for _ in 0..3 {
-            f.handle_query(NOW, client(), &query(7, "a.example"));
-        }
-        sent(&mut f);
-        assert_eq!(f.poll(), None);
-        // The same identifier for another type, as glibc does for A and AAAA.
-        let mut aaaa = query(7, "a.example");
-        let at = aaaa.len() - 3;
-        aaaa[at] = 28;
-        f.handle_query(NOW, client(), &aaaa);
-        sent(&mut f);
-    }
-
-    #[test]
-    fn without_servers_and_beyond_the_limit_the_guest_is_told() {
-        let mut f = forwarder(&[]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        assert_eq!(replied(&mut f)[3] & 0xf, SERVFAIL);
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        for n in 0..EXCHANGES_MAX as u16 {
-            f.handle_query(NOW, client(), &query(n, "a.example"));
-            sent(&mut f);
-        }
-        f.handle_query(NOW, client(), &query(9999, "a.example"));
-        assert_eq!(replied(&mut f)[3] & 0xf, SERVFAIL);
-    }
-
-    #[test]
-    fn new_servers_are_used_at_once() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        sent(&mut f);
-        f.set_servers(NOW, vec![addr("198.51.100.1:53"), addr("198.51.100.2:53")]);
-        assert_eq!(sent(&mut f).1, addr("198.51.100.1:53"));
-        f.set_servers(NOW, vec![]);
-        assert_eq!(replied(&mut f)[3] & 0xf, SERVFAIL);
-    }
-
-    #[test]
-    fn a_truncated_answer_is_asked_for_over_tcp_and_cut_to_what_the_guest_takes() {
-        let mut f = forwarder(&["192.0.2.1:53", "192.0.2.2:53"]);
-        f.handle_query(NOW, client(), &query(7, "a.example"));
-        let (id, _, bytes) = sent(&mut f);
-        let mut cut = answer(&bytes, 0);
-        cut[2] |= TRUNCATED;
-        f.handle_answer(NOW, id, &cut);
-        let Some(Action::Send { query: again, server, bytes: asked, tcp: true }) = f.poll() else {
-            panic!("not asked over TCP");
-        };
-        assert_eq!((again, server), (id, addr("192.0.2.1:53")));
-        assert_ne!(asked[..2], bytes[..2], "another identifier");
-        f.handle_answer(NOW, id, &answer(&bytes, 0));
-        assert_eq!(f.poll(), None, "the first answer again");
-        let strings = [7; 300];
-        let records: [(usize, &str, u16, u32, &[u8]); 2] =
-            [(6, "@", 1, 60, &strings), (6, "@", 1, 60, &strings)];
-        let whole = message::tests::answer(&asked, 0, &records);
-        f.handle_answer(NOW, id, &whole);
-        let reply = replied(&mut f);
-        assert_eq!((reply[2] & TRUNCATED, reply.len()), (TRUNCATED, query(7, "a.example").len()));
-        // The guest comes over TCP, and has the whole from the cache.
-        let flow = FlowId::from_bits(5);
-        f.handle_query(NOW, Client::Tcp(flow), &query(8, "a.example"));
-        let Some(Action::Reply { client: Client::Tcp(to), bytes }) = f.poll() else {
-            panic!("not from the cache");
-        };
-        assert_eq!((to, bytes.len()), (flow, whole.len()));
-    }
-
-    #[test]
-    fn a_connection_that_ends_takes_its_queries_along() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        let flow = FlowId::from_bits(5);
-        f.handle_query(NOW, Client::Tcp(flow), &query(7, "a.example"));
-        let (id, _, bytes) = sent(&mut f);
-        f.forget(flow);
-        assert_eq!(f.poll(), Some(Action::Close { query: id }));
-        f.handle_answer(NOW, id, &answer(&bytes, 0));
-        assert_eq!((f.poll(), f.poll_timeout()), (None, None));
-    }
-
-    #[test]
-    fn new_servers_have_other_answers() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        let asked = query(7, "a.example");
-        f.handle_query(NOW, client(), &asked);
-        let (id, _, bytes) = sent(&mut f);
-        f.handle_answer(NOW, id, &message::tests::answer(&bytes, 0, &[(6, "@", 1, 60, &[9; 4])]));
-        replied(&mut f);
-        f.handle_query(NOW, client(), &asked);
-        replied(&mut f);
-        f.set_servers(NOW, vec![addr("198.51.100.1:53")]);
-        f.handle_query(NOW, client(), &asked);
-        assert_eq!(sent(&mut f).1, addr("198.51.100.1:53"));
-    }
-
-    #[test]
-    fn malformed_queries_are_told_so_and_answers_are_not_answered() {
-        let mut f = forwarder(&["192.0.2.1:53"]);
-        let mut none = query(7, "a.example");
-        none[5] = 0;
-        f.handle_query(NOW, client(), &none);
-        let reply = replied(&mut f);
-        assert_eq!((reply[3] & 0xf, reply.len()), (FORMERR, HEADER));
-        f.handle_query(NOW, client(), &answer(&query(7, "a.example"), 0));
-        f.handle_query(NOW, client(), &[0; 11]);
-        assert_eq!(f.poll(), None);
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(
-            steps in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..60), 0u8..4), 0..60),
-        ) {
-            let mut f = forwarder(&["192.0.2.1:53", "192.0.2.2:53"]);
-            let mut now = NOW;
-            for (bytes, step) in steps {
-                match step {
-                    0 => f.handle_query(now, client(), &bytes),
-                    1 => {
-                        let mut good = query(bytes.len() as u16, "x.example");
-                        good.extend_from_slice(&bytes);
-                        f.handle_query(now, client(), &good);
-                    }
-                    2 => f.handle_answer(now, QueryId(0), &bytes),
-                    _ => {
-                        now += TRY;
-                        f.handle_timeout(now);
-                    }
-                }
-                while f.poll().is_some() {}
-            }
-        }
-    }
-}
+mod tests;

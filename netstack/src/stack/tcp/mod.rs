@@ -26,12 +26,13 @@
 //! there is none between the guest and us.
 //!
 //! So that nothing leaks: a guest that is silent is probed, and given up when it
-//! does not answer ([`PROBE_IDLE`], [`PROBE_HALF_CLOSED`], [`SILENCE_MAX`]); the
+//! does not answer ([`flow`]); the
 //! host's kernel probes the other side (SO_KEEPALIVE).
 //!
 //! What all connections together may hold is decided in [`memory`].
 
 pub(super) mod endpoint;
+mod flow;
 pub(super) mod memory;
 mod receive;
 mod rtt;
@@ -50,24 +51,13 @@ use super::egress::Protocol;
 use super::flow::{FlowId, Key};
 use super::frame::{self, Packet, proto};
 use super::policy::{self, Unreachable, Verdict};
-use super::report::FlowInfo;
 use super::services::Session;
 use super::{HostCommand, Netstack};
 use endpoint::{Endpoint, Limits, Outgoing};
+pub(super) use flow::Flow;
+use flow::{CONNECT_MAX, HANDSHAKE_MAX, State};
 use segment::{HEADER_LEN, HEADER_MAX, Header, Segment};
 use seq::Seq;
-
-/// Silence after which a guest with an open connection is probed (RFC 9293
-/// section 3.8.4 asks for two hours at least).
-const PROBE_IDLE: Duration = Duration::from_secs(7200);
-/// The same once one direction has ended.
-const PROBE_HALF_CLOSED: Duration = Duration::from_secs(60);
-/// How long data or a probe may stay unanswered.
-const SILENCE_MAX: Duration = Duration::from_secs(180);
-/// How long the guest may take for its part of the handshake.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(60);
-/// How long the host may take to connect, above any kernel's own limit.
-const CONNECT_MAX: Duration = Duration::from_secs(200);
 
 /// Why the host has no connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,48 +68,6 @@ pub enum ConnectError {
     Unreachable(Unreachable),
     /// Nobody answered.
     TimedOut,
-}
-
-/// A TCP flow.
-#[derive(Debug)]
-pub(super) struct Flow {
-    guest: SocketAddr,
-    /// The other end as the guest sees it.
-    peer: SocketAddr,
-    state: State,
-    /// In [`Netstack::sending`].
-    sending: bool,
-    /// In [`Netstack::unsettled`].
-    fresh: bool,
-    /// A `TcpTransfer` is queued.
-    transfer: bool,
-    /// When the guest was last heard.
-    heard: Duration,
-    /// When it was last probed.
-    probed: Duration,
-    /// Since when the flow is in its present state.
-    since: Duration,
-    /// Of a connection to the name server, which has no socket of the host.
-    session: Option<Box<Session>>,
-}
-
-#[derive(Debug)]
-enum State {
-    Connecting {
-        /// The guest's SYN, a whole IP packet.
-        syn: Vec<u8>,
-    },
-    Open {
-        endpoint: Box<Endpoint>,
-        /// The host's peer has ended its direction.
-        host_finished: bool,
-        /// `TcpShutdown` was sent.
-        host_shut: bool,
-        /// The host's socket is gone: only a RST is left to send.
-        aborted: bool,
-        /// The guest has reset: `Close` follows the last `TcpTransfer`.
-        ending: bool,
-    },
 }
 
 /// Shift of our windows: 128 bytes' steps, and 8 MiB at most.
@@ -627,94 +575,4 @@ impl Netstack {
 fn ends(packet: &Packet<'_>) -> (SocketAddr, SocketAddr) {
     let port = |at: usize| u16::from_be_bytes([packet.payload[at], packet.payload[at + 1]]);
     (SocketAddr::new(packet.src, port(0)), SocketAddr::new(packet.dst, port(2)))
-}
-
-impl State {
-    fn open(endpoint: Box<Endpoint>) -> State {
-        State::Open {
-            endpoint,
-            host_finished: false,
-            host_shut: false,
-            aborted: false,
-            ending: false,
-        }
-    }
-}
-
-impl Flow {
-    fn new(now: Duration, guest: SocketAddr, peer: SocketAddr, state: State) -> Flow {
-        Flow {
-            guest,
-            peer,
-            state,
-            sending: false,
-            fresh: false,
-            transfer: false,
-            heard: now,
-            probed: Duration::ZERO,
-            since: now,
-            session: None,
-        }
-    }
-
-    pub(super) fn info(&self) -> FlowInfo {
-        let opening = match &self.state {
-            State::Connecting { .. } => true,
-            State::Open { endpoint, .. } => endpoint.status().opening,
-        };
-        let state = if opening { "connecting" } else { "open" };
-        FlowInfo { protocol: "tcp", state, guest: Some(self.guest), peer: Some(self.peer) }
-    }
-
-    fn aborted(&self) -> bool {
-        matches!(self.state, State::Open { aborted: true, .. })
-    }
-
-    /// When the guest is given up unless it is heard.
-    fn dead_at(&self) -> Duration {
-        let State::Open { endpoint, host_finished, host_shut, .. } = &self.state else {
-            return self.since + CONNECT_MAX;
-        };
-        let status = endpoint.status();
-        if status.closed {
-            // The guest is done; what it sent waits for the host's peer, whose
-            // patience is the host kernel's affair.
-            self.heard.max(self.since) + PROBE_IDLE
-        } else if status.opening {
-            self.since + HANDSHAKE_MAX
-        } else if endpoint.is_outstanding() {
-            self.heard.max(self.since) + SILENCE_MAX
-        } else if *host_finished || *host_shut {
-            self.heard.max(self.since) + PROBE_HALF_CLOSED + SILENCE_MAX
-        } else {
-            self.heard.max(self.since) + PROBE_IDLE + SILENCE_MAX
-        }
-    }
-
-    /// When a silent guest is asked whether it lives.
-    fn probe_at(&self) -> Duration {
-        let State::Open { endpoint, host_finished, host_shut, .. } = &self.state else {
-            return Duration::MAX;
-        };
-        let status = endpoint.status();
-        if status.opening || status.closed || endpoint.is_outstanding() {
-            return Duration::MAX;
-        }
-        let quiet = self.heard.max(self.since);
-        if self.probed > quiet {
-            self.probed + PROBE_HALF_CLOSED
-        } else if *host_finished || *host_shut {
-            quiet + PROBE_HALF_CLOSED
-        } else {
-            quiet + PROBE_IDLE
-        }
-    }
-
-    fn deadline(&self) -> Duration {
-        let dead = self.dead_at().min(self.probe_at());
-        match &self.state {
-            State::Open { endpoint, .. } => endpoint.deadline().map_or(dead, |at| at.min(dead)),
-            State::Connecting { .. } => dead,
-        }
-    }
 }
