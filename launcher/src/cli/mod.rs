@@ -12,11 +12,16 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::sys::fd;
 
+mod commit;
+mod cp;
 mod diff;
 mod exec;
+mod ground;
 mod image;
 mod lifecycle;
 mod logs;
+mod mounted;
+mod output;
 pub mod parse;
 mod ps;
 mod run;
@@ -46,6 +51,9 @@ enum Command {
     Kill(lifecycle::KillArgs),
     Rm(lifecycle::RmArgs),
     Diff(diff::Args),
+    Commit(commit::CommitArgs),
+    Export(commit::ExportArgs),
+    Cp(cp::Args),
     Image(image::Args),
     Setup(setup::Args),
 }
@@ -89,6 +97,9 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => (lifecycle::kill(&args), 1),
         Command::Rm(args) => (lifecycle::rm(&args), 1),
         Command::Diff(args) => (diff::diff(&args), 1),
+        Command::Commit(args) => (commit::commit(args), 1),
+        Command::Export(args) => (commit::export(&args), 1),
+        Command::Cp(args) => (cp::cp(&args), 1),
         Command::Image(args) => (image::image(&args), 1),
         Command::Setup(args) => (setup::setup(&args), 1),
     };

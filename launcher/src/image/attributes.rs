@@ -7,6 +7,10 @@ use std::ffi::CStr;
 pub const OWNER: &CStr = c"user.containers.override_stat";
 /// `y`: hides the directory of the same name in the layers below.
 pub const OPAQUE: &CStr = c"user.overlay.opaque";
+/// Any value: an empty file with it is a whiteout.
+pub const WHITEOUT: &CStr = c"user.overlay.whiteout";
+/// Where in the layers below a renamed directory has its content.
+pub const REDIRECT: &CStr = c"user.overlay.redirect";
 
 /// Whether an attribute belongs to the file: what users set, and capabilities.
 /// What speaks to the overlay would let an image redirect its directories or
@@ -26,6 +30,14 @@ pub fn owner(value: &[u8]) -> Option<(u32, u32, u32)> {
     let gid = fields.next()?.parse().ok()?;
     let mode = u32::from_str_radix(fields.next()?, 8).ok()?;
     Some((uid, gid, mode & 0o7777))
+}
+
+/// What the file stands for that has this [`OWNER`], when it is no plain one: the
+/// overlay keeps special files so where only one id exists.
+#[must_use]
+pub fn stands_for(value: &[u8]) -> Option<&str> {
+    let kind = std::str::from_utf8(value).ok()?.trim_end_matches('\0').split(':').nth(3)?;
+    Some(kind).filter(|kind| *kind != "file" && *kind != "dir")
 }
 
 #[cfg(test)]
@@ -55,5 +67,9 @@ mod tests {
         assert_eq!(owner(b"33:34:0755:dir"), Some((33, 34, 0o755)));
         assert_eq!(owner(b"33:34"), None);
         assert_eq!(owner(b"-1:0:7"), None);
+        assert_eq!(stands_for(b"33:34:0755:pipe"), Some("pipe"));
+        assert_eq!(stands_for(b"33:34:0755:char-1-3"), Some("char-1-3"));
+        assert_eq!(stands_for(b"33:34:0755:file"), None);
+        assert_eq!(stands_for(b"33:34:0755"), None);
     }
 }

@@ -99,14 +99,14 @@ fn command(config: &Running, given: &[String], options: &Options) -> Vec<String>
     command
 }
 
-fn inside(text: &str) -> Option<PathBuf> {
+pub(super) fn inside(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let sound = path.is_absolute() && !path.components().any(|c| c == Component::ParentDir);
     sound.then(|| path.components().collect())
 }
 
 /// `PORT[-PORT][/PROTOCOL]`.
-fn ports(text: &str) -> Result<Vec<(u16, Protocol)>, String> {
+pub(super) fn ports(text: &str) -> Result<Vec<(u16, Protocol)>, String> {
     let bad = || format!("the image exposes '{text}', which is no port");
     let (ports, protocol) = match text.split_once('/') {
         None | Some((_, "tcp")) => (text.split('/').next().unwrap_or_default(), Protocol::Tcp),

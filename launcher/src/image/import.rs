@@ -11,7 +11,7 @@
 //! first failure keeps the others from beginning another one.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write as _};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -327,12 +327,7 @@ impl Import<'_> {
 
     /// Imports a directory as one layer.
     fn directory(&self, dir: &Path, names: Vec<String>) -> Result<Imported> {
-        let tree = Tree {
-            layers: vec![Layer::open(dir, true)?],
-            changes: false,
-            without: std::collections::BTreeSet::new(),
-            single: self.map.is_single(),
-        };
+        let tree = Tree::of(vec![Layer::open(dir, true)?], false, self.map.is_single());
         let layer = self.compressed(|output| Ok(pack::pack(&tree, output).map(drop)?))?;
         let report = self.unpack(&layer.descriptor, &layer.diff_id)?;
         self.single(Packed { report, ..layer }, names)
@@ -403,19 +398,7 @@ impl Import<'_> {
         &self,
         write: impl FnOnce(&mut dyn io::Write) -> Result<()>,
     ) -> Result<Packed> {
-        let (digest, size, diff_id) = self.images.write(|output| {
-            let level = flate2::Compression::fast();
-            let mut plain = Hashing::new(flate2::write::GzEncoder::new(output, level));
-            write(&mut plain)?;
-            let failed = at("keep", Path::new("a layer"));
-            plain
-                .flush()
-                .and_then(|()| {
-                    let (encoder, diff_id, _) = plain.finish();
-                    encoder.finish().map(|_| diff_id)
-                })
-                .map_err(failed)
-        })?;
+        let (digest, size, diff_id) = self.images.write(|output| compress(output, write))?;
         let descriptor = Descriptor::new(media::LAYER_GZIP, digest, size);
         Ok(Packed { descriptor, diff_id, report: Report::default() })
     }
@@ -513,6 +496,19 @@ pub struct Packed {
     pub diff_id: Digest,
     /// What unpacking it came to.
     pub report: Report,
+}
+
+/// Compresses what `write` writes, as layers are; the digest of it.
+pub(super) fn compress(
+    output: impl io::Write,
+    write: impl FnOnce(&mut dyn io::Write) -> Result<()>,
+) -> Result<Digest> {
+    let mut plain =
+        Hashing::new(flate2::write::GzEncoder::new(output, flate2::Compression::fast()));
+    write(&mut plain)?;
+    let (encoder, diff_id, _) = plain.finish();
+    encoder.finish().map_err(at("keep", Path::new("a layer")))?;
+    Ok(diff_id)
 }
 
 /// Reads a manifest or an index, and checks it.

@@ -24,11 +24,14 @@
 //! the command.
 //!
 //! The other way, [`pack`] reads directories and writes the archive: of a root
-//! file system that is imported, and of an unpacked layer that is verified.
+//! file system that is imported, of an unpacked layer that is verified, of what a
+//! container changed ([`commit`]). [`save`] writes images for others.
 
 pub mod archive;
 pub mod attributes;
 pub mod auth;
+pub mod change;
+pub mod commit;
 pub mod compress;
 pub mod config;
 pub mod date;
@@ -41,6 +44,7 @@ pub mod pack;
 pub mod progress;
 pub mod reference;
 pub mod registry;
+pub mod save;
 pub mod store;
 pub mod tar;
 pub mod unpack;

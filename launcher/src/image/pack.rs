@@ -31,7 +31,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use super::attributes::{self, OPAQUE, OWNER};
+use super::attributes::{self, OPAQUE, OWNER, REDIRECT, WHITEOUT};
 use super::tar::write::Writer;
 use super::tar::{Kind, Member, Time};
 use crate::stage::in_root::InRoot;
@@ -86,6 +86,26 @@ pub struct Tree {
     pub without: BTreeSet<PathBuf>,
     /// Only one id exists: owners are in an attribute.
     pub single: bool,
+    /// It is a layer's: names may speak of others (`.wh.`).
+    pub marks: bool,
+    /// What its root is called in the archive; nothing for `./`.
+    pub called: Vec<u8>,
+}
+
+impl Tree {
+    /// Layers of a container or an image.
+    #[must_use]
+    pub fn of(layers: Vec<Layer>, changes: bool, single: bool) -> Self {
+        let without = BTreeSet::new();
+        Self { layers, changes, without, single, marks: true, called: Vec::new() }
+    }
+
+    /// A directory as it is seen, whatever it is part of.
+    #[must_use]
+    pub fn plain(root: InRoot, called: Vec<u8>) -> Self {
+        let layer = Layer { root, foreign: false, public: false, hidden: BTreeSet::new() };
+        Self { marks: false, called, ..Self::of(vec![layer], false, false) }
+    }
 }
 
 /// What a name in a directory stands for.
@@ -126,6 +146,23 @@ pub fn pack<W: Write>(tree: &Tree, output: W) -> Result<W, PackError> {
     packer.writer.finish().map_err(|source| PackError { path: "/".into(), source })
 }
 
+/// Packs an open file alone, as `called`.
+///
+/// # Errors
+/// As of [`pack`].
+pub fn pack_file<W: Write>(file: File, called: &[u8], output: W) -> Result<W, PackError> {
+    let at = |source| PackError { path: OsStr::from_bytes(called).into(), source };
+    let tree = Tree { marks: false, ..Tree::of(Vec::new(), false, false) };
+    let mut packer = Packer {
+        tree: &tree,
+        writer: Writer::new(output),
+        linked: HashMap::new(),
+        buffer: vec![0; 256 << 10],
+    };
+    packer.content(false, called.to_vec(), file).map_err(at)?;
+    packer.writer.finish().map_err(at)
+}
+
 struct Packer<'a, W> {
     tree: &'a Tree,
     writer: Writer<W>,
@@ -142,7 +179,11 @@ impl<W: Write> Packer<'_, W> {
         let Some(layer) = parts.first() else { return Ok(()) };
         let opened = self.open(*layer, Path::new("/")).map_err(at)?;
         let stat = fstat(&opened).map_err(|errno| at(errno.into()))?;
-        let member = self.member(*layer, b"./".to_vec(), &stat, Some(opened.as_fd()));
+        let name = match &self.tree.called[..] {
+            b"" => b"./".to_vec(),
+            called => [called, b"/"].concat(),
+        };
+        let member = self.member(self.foreign(*layer), name, &stat, Some(opened.as_fd()));
         let member = member.map_err(at)?;
         self.writer.header(&member).map_err(at)
     }
@@ -200,7 +241,9 @@ impl<W: Write> Packer<'_, W> {
                 }
                 Found::Entry { layer, stat, parts } => {
                     let Some(directory) = opened.get(&layer) else { continue };
-                    if self.is_left_out(&path, &stat, directory) {
+                    // A mount point that the image has itself is the image's.
+                    let own = layer == 0 && !parts.iter().any(|part| *part != 0);
+                    if own && self.is_left_out(&path, &stat, directory) {
                         continue;
                     }
                     let packed = self.entry(layer, directory.as_fd(), &name, &path, &stat);
@@ -235,7 +278,9 @@ impl<W: Write> Packer<'_, W> {
             let layer = &self.tree.layers[*index];
             let mut seen = Vec::new();
             for name in names(directory.as_fd())? {
-                if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
+                if self.tree.marks
+                    && let Some(hidden) = name.as_bytes().strip_prefix(b".wh.")
+                {
                     if !hidden.starts_with(b".wh.") && !hidden.is_empty() {
                         let hidden = OsStr::from_bytes(hidden).to_owned();
                         all.entry(hidden.clone()).or_insert(Found::Hidden);
@@ -253,7 +298,7 @@ impl<W: Write> Packer<'_, W> {
                     continue;
                 }
                 let kind = stat.st_mode & libc::S_IFMT;
-                if kind == libc::S_IFCHR && stat.st_rdev == 0 {
+                if self.tree.marks && kind == libc::S_IFCHR && stat.st_rdev == 0 {
                     all.entry(name.clone()).or_insert(Found::Hidden);
                     seen.push(name);
                     continue;
@@ -274,6 +319,12 @@ impl<W: Write> Packer<'_, W> {
                     continue;
                 }
                 if layer.public && kind != libc::S_IFLNK && stat.st_mode & 0o004 == 0 {
+                    continue;
+                }
+                let empty = kind == libc::S_IFREG && stat.st_size == 0;
+                if self.tree.marks && empty && marked(directory, &name)? {
+                    all.entry(name.clone()).or_insert(Found::Hidden);
+                    seen.push(name);
                     continue;
                 }
                 all.entry(name.clone()).or_insert(Found::Entry {
@@ -307,9 +358,18 @@ impl<W: Write> Packer<'_, W> {
         }
     }
 
+    /// What a path is called in the archive.
+    fn relative(&self, path: &Path) -> Vec<u8> {
+        let path = path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes();
+        match &self.tree.called[..] {
+            b"" => path.to_vec(),
+            called => [called, b"/", path].concat(),
+        }
+    }
+
     fn marker(&mut self, path: &Path) -> Result<(), PackError> {
         let member = Member {
-            name: relative(path),
+            name: self.relative(path),
             link: Vec::new(),
             kind: Kind::File,
             mode: 0o600,
@@ -332,7 +392,7 @@ impl<W: Write> Packer<'_, W> {
         path: &Path,
         stat: &FileStat,
     ) -> io::Result<bool> {
-        let mut relative = relative(path);
+        let mut relative = self.relative(path);
         let kind = stat.st_mode & libc::S_IFMT;
         if kind == libc::S_IFSOCK || kind == libc::S_IFCHR || kind == libc::S_IFBLK {
             return Ok(false);
@@ -341,7 +401,13 @@ impl<W: Write> Packer<'_, W> {
         if kind == libc::S_IFDIR {
             relative.push(b'/');
             let opened = openat(directory, name, flags | OFlag::O_DIRECTORY, Mode::empty())?;
-            let member = self.member(layer, relative, stat, Some(opened.as_fd()))?;
+            if xattr::value_of(opened.as_fd(), REDIRECT)?.is_some() {
+                return Err(io::Error::other(
+                    "it was renamed on an overlay with redirect_dir=on, and its content is \
+                     elsewhere: copy it to a new directory in the container first",
+                ));
+            }
+            let member = self.member(self.foreign(layer), relative, stat, Some(opened.as_fd()))?;
             self.writer.header(&member)?;
             return Ok(true);
         }
@@ -349,26 +415,41 @@ impl<W: Write> Packer<'_, W> {
             let first = self.linked.entry((stat.st_dev, stat.st_ino)).or_insert(relative.clone());
             if *first != relative {
                 let link = first.clone();
-                let member = self.member(layer, relative, stat, None)?;
+                let member = self.member(self.foreign(layer), relative, stat, None)?;
                 let member = Member { kind: Kind::HardLink, link, size: 0, ..member };
                 self.writer.header(&member)?;
                 return Ok(true);
             }
         }
         if kind != libc::S_IFREG {
-            let mut member = self.member(layer, relative, stat, None)?;
+            let mut member = self.member(self.foreign(layer), relative, stat, None)?;
             if kind == libc::S_IFLNK {
                 member.link = readlinkat(directory, name)?.as_bytes().to_vec();
             }
             self.writer.header(&member)?;
             return Ok(true);
         }
-        let mut file = File::from(openat(directory, name, flags, Mode::empty())?);
+        let file = File::from(openat(directory, name, flags, Mode::empty())?);
+        self.content(self.foreign(layer), relative, file)
+    }
+
+    /// Packs a file that is open; whether it is one.
+    fn content(&mut self, foreign: bool, name: Vec<u8>, mut file: File) -> io::Result<bool> {
         let now = fstat(&file)?;
         if now.st_mode & libc::S_IFMT != libc::S_IFREG {
             return Ok(false);
         }
-        let member = self.member(layer, relative, &now, Some(file.as_fd()))?;
+        let mut member = self.member(foreign, name, &now, Some(file.as_fd()))?;
+        let kept = if self.tree.single { xattr::value_of(file.as_fd(), OWNER)? } else { None };
+        match kept.as_deref().and_then(attributes::stands_for) {
+            None => {}
+            Some("pipe") => {
+                (member.kind, member.size) = (Kind::Fifo, 0);
+                self.writer.header(&member)?;
+                return Ok(true);
+            }
+            Some(_) => return Ok(false),
+        }
         self.writer.header(&member)?;
         let mut left = member.size;
         while left > 0 {
@@ -385,9 +466,13 @@ impl<W: Write> Packer<'_, W> {
         Ok(true)
     }
 
+    fn foreign(&self, layer: usize) -> bool {
+        self.tree.layers.get(layer).is_some_and(|layer| layer.foreign)
+    }
+
     fn member(
         &self,
-        layer: usize,
+        foreign: bool,
         name: Vec<u8>,
         stat: &FileStat,
         opened: Option<BorrowedFd<'_>>,
@@ -398,8 +483,7 @@ impl<W: Write> Packer<'_, W> {
             libc::S_IFIFO => Kind::Fifo,
             _ => Kind::File,
         };
-        let known =
-            |id: u32| if self.tree.layers[layer].foreign && id == OVERFLOW { 0 } else { id };
+        let known = |id: u32| if foreign && id == OVERFLOW { 0 } else { id };
         let (mut uid, mut gid) = (known(stat.st_uid), known(stat.st_gid));
         let mut mode = stat.st_mode & 0o7777;
         let mut xattrs = Vec::new();
@@ -462,13 +546,19 @@ fn is_opaque(directory: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// Whether an empty file is a whiteout by its attribute.
+fn marked(directory: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    match openat(directory, name, flags, Mode::empty()) {
+        Ok(file) => Ok(xattr::value_of(file.as_fd(), WHITEOUT)?.is_some()),
+        // It says so itself when it is packed.
+        Err(_) => Ok(false),
+    }
+}
+
 /// It has vanished, or become something else, since it was seen.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
-}
-
-fn relative(path: &Path) -> Vec<u8> {
-    path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes().to_vec()
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, Hashing};
+use super::import::Blobs;
 use super::manifest::{self, Config, Descriptor, Document, MOST_JSON, Manifest};
 use super::reference::Reference;
 use super::unpack::Report;
@@ -397,10 +398,27 @@ impl Images {
     /// # Errors
     /// When it cannot be written.
     pub fn spool(&self, input: &mut impl Read) -> Result<File> {
+        let file = self.nameless()?;
+        io::copy(input, &mut &file).map_err(at("write", &self.tmp()))?;
+        Ok(file)
+    }
+
+    /// An empty file that has no name, and goes when it is closed.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn nameless(&self) -> Result<File> {
         let Fresh { path, file } = self.fresh()?;
         fs::remove_file(&path).map_err(at("remove", &path))?;
-        io::copy(input, &mut &file).map_err(at("write", &path))?;
         Ok(file)
+    }
+
+    /// The very bytes of an image's manifest.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub fn manifest(&self, image: &Image) -> Result<Vec<u8>> {
+        self.json(&image.entry.manifest)
     }
 
     fn fresh(&self) -> Result<Fresh> {
@@ -618,6 +636,13 @@ impl Images {
             place.is_dir().then(|| place.join("fs"))
         };
         image.config.rootfs.diff_ids.iter().rev().map(layer).collect()
+    }
+}
+
+impl Blobs for Images {
+    fn open(&self, wanted: &Descriptor) -> Result<Box<dyn Read + Send + '_>> {
+        let path = self.blob(&wanted.digest);
+        Ok(Box::new(File::open(&path).map_err(at("open", &path))?))
     }
 }
 

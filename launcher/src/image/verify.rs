@@ -58,12 +58,7 @@ impl Import<'_> {
 
     /// The digest of a layer, with the overlay's own marks.
     fn tree(&self, dir: &Path) -> Result<Digest> {
-        let tree = Tree {
-            layers: vec![Layer::open(dir, false)?],
-            changes: true,
-            without: std::collections::BTreeSet::new(),
-            single: self.map.is_single(),
-        };
+        let tree = Tree::of(vec![Layer::open(dir, false)?], true, self.map.is_single());
         let (_, digest, _) = pack::pack(&tree, Hashing::new(io::sink()))?.finish();
         Ok(digest)
     }

@@ -36,6 +36,12 @@ impl InRoot {
         Ok(Self(nix::fcntl::open(path, flags, Mode::empty())?))
     }
 
+    /// Takes an open directory as the root.
+    #[must_use]
+    pub fn new(directory: OwnedFd) -> Self {
+        Self(directory)
+    }
+
     /// Opens what is at `path`.
     ///
     /// # Errors

@@ -152,7 +152,7 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
         .context(|| "cannot make mounts private")?;
     let mut overlay = None;
     for step in &plan.storage {
-        if let Some(started) = carry_out(step, &pipes)? {
+        if let Some(started) = carry_out(step, &pipes, Kinship::Sibling)? {
             own.send(&ToMonitor::Overlay(started.pid), &[])
                 .context(|| "cannot reach the monitor")?;
             overlay = Some(started);
@@ -216,7 +216,15 @@ fn receive_plan(own: &Channel) -> Result<(Plan, Vec<u8>, Theirs), Fault> {
     Ok((plan, bytes, Theirs { exit, stderr }))
 }
 
-fn carry_out(step: &StorageStep, pipes: &Theirs) -> Result<Option<Started>, Fault> {
+/// Carries out one step; the overlay, when it is the one that starts it.
+///
+/// # Errors
+/// What failed, and why.
+pub fn carry_out(
+    step: &StorageStep,
+    pipes: &Theirs,
+    kinship: Kinship,
+) -> Result<Option<Started>, Fault> {
     match step {
         StorageStep::BindTree { source, target } => {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
@@ -242,7 +250,7 @@ fn carry_out(step: &StorageStep, pipes: &Theirs) -> Result<Option<Started>, Faul
         }
         StorageStep::Overlay { program, options, target } => {
             let arguments = ["-f", "-o", options, &target.to_string_lossy()].map(str::to_owned);
-            let started = spawn::start(Kinship::Sibling, program, &arguments, &[], pipes)
+            let started = spawn::start(kinship, program, &arguments, &[], pipes)
                 .context(|| format!("cannot start {}", program.display()))?;
             return Ok(Some(started));
         }

@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command, Stdio};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
@@ -97,6 +98,35 @@ fn finish_helper(program: &'static str, child: Child) -> Result<(), UsernsError>
     Err(UsernsError::Helper { program, said })
 }
 
+/// A child process in namespaces of its own, which works for this one.
+#[derive(Debug)]
+pub struct Inside {
+    pid: i32,
+    result: io::PipeReader,
+}
+
+impl Inside {
+    /// Waits until the work is done, and hands back what it returned.
+    ///
+    /// # Errors
+    /// [`UsernsError::Work`] when the work failed.
+    pub fn finish(mut self) -> Result<Vec<u8>, UsernsError> {
+        let outcome = hear(&mut self.result);
+        wait(self.pid)?;
+        outcome
+    }
+}
+
+fn wait(pid: i32) -> Result<(), UsernsError> {
+    loop {
+        match waitpid(Pid::from_raw(pid), None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(io_error("cannot wait for the child")(errno.into())),
+        }
+    }
+}
+
 /// Runs `work` in a child process that is uid 0 of a new user namespace with
 /// the ids of `map` (and of a mount namespace of its own), and hands back what
 /// it returned. For files that belong to subordinate ids.
@@ -109,9 +139,20 @@ pub fn enter_with_map(
     map: &IdMap,
     work: impl FnOnce() -> Result<Vec<u8>, String>,
 ) -> Result<Vec<u8>, UsernsError> {
+    start_with_map(map, work)?.finish()
+}
+
+/// As [`enter_with_map`], without waiting for the work.
+///
+/// # Errors
+/// What went wrong before it began.
+pub fn start_with_map(
+    map: &IdMap,
+    work: impl FnOnce() -> Result<Vec<u8>, String>,
+) -> Result<Inside, UsernsError> {
     let (mut entered, tell_entered) = io::pipe().map_err(io_error("cannot make a pipe"))?;
     let (mapped, mut tell_mapped) = io::pipe().map_err(io_error("cannot make a pipe"))?;
-    let (mut result, tell_result) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    let (result, tell_result) = io::pipe().map_err(io_error("cannot make a pipe"))?;
     let parent = std::process::id() as i32;
     match fork().map_err(io_error("cannot fork"))? {
         Forked::Child => {
@@ -123,7 +164,7 @@ pub fn enter_with_map(
         }
         Forked::Parent(pid) => {
             drop((tell_entered, mapped, tell_result));
-            let outcome = (|| {
+            let begun = (|| {
                 let mut byte = [0];
                 entered.read_exact(&mut byte).map_err(io_error("cannot make a user namespace"))?;
                 if byte[0] != 0 {
@@ -131,14 +172,17 @@ pub fn enter_with_map(
                     return Err(io_error("cannot make a user namespace")(source));
                 }
                 write_maps(pid, map)?;
-                tell_mapped.write_all(&[1]).map_err(io_error("cannot wake the child"))?;
-                hear(&mut result)
+                tell_mapped.write_all(&[1]).map_err(io_error("cannot wake the child"))
             })();
             // Without its byte the child gives up: it is always waited for.
             drop(tell_mapped);
-            waitpid(Pid::from_raw(pid), None)
-                .map_err(|e| io_error("cannot wait for the child")(e.into()))?;
-            outcome
+            match begun {
+                Ok(()) => Ok(Inside { pid, result }),
+                Err(error) => {
+                    wait(pid)?;
+                    Err(error)
+                }
+            }
         }
     }
 }
@@ -154,7 +198,18 @@ pub fn enter_process(
     pidfd: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<Vec<u8>, String>,
 ) -> Result<Vec<u8>, UsernsError> {
-    let (mut result, tell_result) = io::pipe().map_err(io_error("cannot make a pipe"))?;
+    start_in_process(pidfd, work)?.finish()
+}
+
+/// As [`enter_process`], without waiting for the work.
+///
+/// # Errors
+/// What went wrong before it began.
+pub fn start_in_process(
+    pidfd: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<Vec<u8>, String>,
+) -> Result<Inside, UsernsError> {
+    let (result, tell_result) = io::pipe().map_err(io_error("cannot make a pipe"))?;
     let parent = std::process::id() as i32;
     let joined = || {
         join(pidfd, libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
@@ -168,13 +223,7 @@ pub fn enter_process(
             let done = catch_unwind(AssertUnwindSafe(|| tell(tell_result, joined())));
             exit_now(if matches!(done, Ok(Ok(()))) { 0 } else { 1 });
         }
-        Forked::Parent(pid) => {
-            drop(tell_result);
-            let outcome = hear(&mut result);
-            waitpid(Pid::from_raw(pid), None)
-                .map_err(|e| io_error("cannot wait for the child")(e.into()))?;
-            outcome
-        }
+        Forked::Parent(pid) => Ok(Inside { pid, result }),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Images: made by skopeo, umoci and buildah, imported, pulled, run.
 
+mod copy;
+mod export;
 mod import;
 mod registry;
 
@@ -29,6 +31,17 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("images/rot-is-found", import::rot_is_found).each_user(),
     Test::new("images/in-use", import::in_use).each_user(),
     Test::new("images/bad-input", import::bad_input).each_user(),
+    Test::new("images/commit", export::commit).each_user(),
+    Test::new("images/commit-running", export::commit_running).each_user(),
+    Test::new("images/commit-directory", export::commit_directory).each_user(),
+    Test::new("images/export", export::export).each_user(),
+    Test::new("images/save", export::save).each_user(),
+    Test::new("images/making-bad-input", export::bad_input).each_user(),
+    Test::new("images/cp", copy::both_ways).each_user(),
+    Test::new("images/cp-ended", copy::ended).each_user(),
+    Test::new("images/cp-links", copy::links).each_user().seconds(120),
+    Test::new("images/cp-owners", copy::owners).each_user(),
+    Test::new("images/cp-bad-input", copy::bad_input).each_user(),
     Test::new("images/registry", registry::registry).each_user().seconds(120),
 ];
 

@@ -13,12 +13,8 @@ fn put(root: &Path, path: &str, content: &str) {
 }
 
 fn tree(layers: &[&Path], changes: bool) -> Tree {
-    Tree {
-        layers: layers.iter().map(|layer| Layer::open(layer, false).unwrap()).collect(),
-        changes,
-        without: BTreeSet::new(),
-        single: true,
-    }
+    let layers = layers.iter().map(|layer| Layer::open(layer, false).unwrap()).collect();
+    Tree::of(layers, changes, true)
 }
 
 fn listed(bytes: &[u8]) -> Vec<String> {
@@ -124,4 +120,48 @@ fn only_the_public_part_of_a_public_layer_is_packed() {
     tree.layers[0].hidden = [PathBuf::from("/hidden")].into();
     let packed = pack(&tree, Vec::new()).unwrap();
     assert_eq!(listed(&packed), ["./", "closed/", "hidden/", "open/", "open/x"]);
+}
+
+#[test]
+fn a_directory_as_it_is_seen_has_no_marks() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), ".wh.x", "x");
+    put(dir.path(), "d/f", "x");
+    let root = || InRoot::open_root(dir.path()).unwrap();
+    let packed = pack(&Tree::plain(root(), b"name".to_vec()), Vec::new()).unwrap();
+    assert_eq!(listed(&packed), ["name/", "name/.wh.x", "name/d/", "name/d/f"]);
+    let opened = fs::File::open(dir.path().join("d/f")).unwrap();
+    assert_eq!(listed(&pack_file(opened, b"other", Vec::new()).unwrap()), ["other"]);
+}
+
+#[test]
+fn whiteouts_by_attribute_and_directories_renamed_are_known() {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "gone", "");
+    let gone = fs::File::open(dir.path().join("gone")).unwrap();
+    xattr::set_on(gone.as_fd(), WHITEOUT, b"y").unwrap();
+    assert_eq!(listed(&pack(&tree(&[dir.path()], true), Vec::new()).unwrap()), ["./", ".wh.gone"]);
+    put(dir.path(), "moved/x", "");
+    let moved = fs::File::open(dir.path().join("moved")).unwrap();
+    xattr::set_on(moved.as_fd(), REDIRECT, b"/elsewhere").unwrap();
+    let error = pack(&tree(&[dir.path()], true), Vec::new()).unwrap_err();
+    assert!(error.to_string().contains("redirect_dir"), "{error}");
+}
+
+#[test]
+fn special_files_that_are_kept_as_plain_ones_are_what_they_stand_for() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, kind) in [("pipe", ":pipe"), ("socket", ":socket"), ("file", ":file")] {
+        put(dir.path(), name, "x");
+        let file = fs::File::open(dir.path().join(name)).unwrap();
+        xattr::set_on(file.as_fd(), OWNER, format!("7:8:0640{kind}").as_bytes()).unwrap();
+    }
+    let packed = pack(&tree(&[dir.path()], true), Vec::new()).unwrap();
+    let mut reader = Reader::new(&packed[..]);
+    let mut kinds = Vec::new();
+    while let Some(member) = reader.next_member().unwrap() {
+        kinds.push((String::from_utf8(member.name).unwrap(), member.kind, member.uid));
+    }
+    let want = [("file", Kind::File), ("pipe", Kind::Fifo)].map(|(n, k)| (n.to_owned(), k, 7));
+    assert_eq!(kinds[1..], want);
 }

@@ -8,9 +8,9 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use super::*;
 use crate::image::tar::write::Writer;
 
-const LIMITS: Limits = Limits { bytes: 1 << 20, members: 1000, names: 8 << 20 };
+pub(super) const LIMITS: Limits = Limits { bytes: 1 << 20, members: 1000, names: 8 << 20 };
 
-fn single() -> IdMap {
+pub(super) fn single() -> IdMap {
     IdMap::of_caller(1000, 1000, None, "", "")
 }
 
@@ -29,20 +29,20 @@ fn member(kind: Kind, name: &[u8], link: &[u8]) -> Member {
     }
 }
 
-fn dir(name: &str) -> (Member, Vec<u8>) {
+pub(super) fn dir(name: &str) -> (Member, Vec<u8>) {
     (member(Kind::Directory, name.as_bytes(), b""), Vec::new())
 }
 
-fn file(name: &str, data: &[u8]) -> (Member, Vec<u8>) {
+pub(super) fn file(name: &str, data: &[u8]) -> (Member, Vec<u8>) {
     let size = data.len() as u64;
     (Member { size, ..member(Kind::File, name.as_bytes(), b"") }, data.to_vec())
 }
 
-fn link(kind: Kind, name: &str, target: &str) -> (Member, Vec<u8>) {
+pub(super) fn link(kind: Kind, name: &str, target: &str) -> (Member, Vec<u8>) {
     (member(kind, name.as_bytes(), target.as_bytes()), Vec::new())
 }
 
-fn archive(members: &[(Member, Vec<u8>)]) -> Vec<u8> {
+pub(super) fn archive(members: &[(Member, Vec<u8>)]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new());
     for (member, data) in members {
         writer.header(member).unwrap();
@@ -132,8 +132,7 @@ fn what_is_unpacked_again_is_the_same() {
         let place = Place::new();
         place.unpack(&members).unwrap();
         let layers = vec![Layer::open(&place.root(), false).unwrap()];
-        let without = Default::default();
-        pack(&Tree { layers, changes: true, without, single: true }, Vec::new()).unwrap()
+        pack(&Tree::of(layers, true, true), Vec::new()).unwrap()
     };
     let first = packed();
     assert!(first == packed());

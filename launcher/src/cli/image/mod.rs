@@ -1,5 +1,7 @@
 //! `coracle image`.
 
+mod save;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -48,6 +50,7 @@ enum Command {
     Ls(LsArgs),
     Inspect(InspectArgs),
     Rm(RmArgs),
+    Save(save::Args),
     Verify(VerifyArgs),
     Gc(GcArgs),
 }
@@ -228,6 +231,7 @@ pub(super) fn image(args: &Args) -> anyhow::Result<u8> {
         Command::Ls(args) => ls(&images, args),
         Command::Inspect(args) => inspect(&images, args),
         Command::Rm(args) => rm(&images, args),
+        Command::Save(args) => save::save(&images, args),
         Command::Verify(args) => verify(&images, args),
         Command::Gc(GcArgs {}) => gc(&images),
     }

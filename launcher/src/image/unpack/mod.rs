@@ -26,6 +26,9 @@
 //! set. Refused, with the whole layer: an owner that does not exist in the
 //! namespace, a parent that is no directory, an archive that exceeds its bounds.
 
+pub mod files;
+mod name;
+
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -40,17 +43,18 @@ use nix::sys::stat::{
     FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstatat, futimens, mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, LinkatFlags, Uid, fchown, fchownat, linkat, symlinkat};
+use nix::unistd::{
+    Gid, LinkatFlags, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat,
+};
 
 use super::attributes::{self, OPAQUE, OWNER};
 use super::tar::{Kind, Member, Reader, TarError, Time};
 use crate::idmap::IdMap;
 use crate::stage::in_root::{InRoot, Make};
 use crate::sys::xattr;
+use files::Owner;
+use name::{Named, named, plainly_named};
 
-/// Longest name of a member, in bytes: what a path may have (linux/limits.h,
-/// without the NUL).
-const LONGEST_NAME: usize = 4095;
 /// Blocks of zeros of this length, aligned, become holes.
 const HOLE: usize = 4096;
 
@@ -115,19 +119,7 @@ pub fn unpack(
     limits: Limits,
 ) -> Result<Report, UnpackError> {
     let opened = InRoot::open_root(root).map_err(TarError::from)?;
-    let mut unpacker = Unpacker {
-        root: opened,
-        map,
-        limits,
-        report: Report::default(),
-        names: 0,
-        parent: None,
-        replaced: false,
-        directories: Vec::new(),
-        whiteouts: Vec::new(),
-        opaque: Vec::new(),
-        buffer: vec![0; 256 << 10],
-    };
+    let mut unpacker = Unpacker::new(opened, map, limits, None);
     let mut reader = Reader::new(archive);
     while let Some(member) = reader.next_member()? {
         if unpacker.directories.is_empty() {
@@ -156,16 +148,27 @@ struct Unpacker<'a> {
     whiteouts: Vec<(PathBuf, OsString, Time)>,
     opaque: Vec<(PathBuf, Time)>,
     buffer: Vec<u8>,
+    /// Of files that are put into a directory in use: whose they become.
+    files: Option<Owner>,
 }
 
-/// What a member's name means.
-enum Named {
-    Root,
-    Entry(PathBuf, OsString),
-    Whiteout(PathBuf, OsString),
-    Opaque(PathBuf),
-    /// Bookkeeping of aufs.
-    Nothing,
+impl<'a> Unpacker<'a> {
+    fn new(root: InRoot, map: &'a IdMap, limits: Limits, files: Option<Owner>) -> Self {
+        Self {
+            root,
+            map,
+            limits,
+            report: Report::default(),
+            names: 0,
+            parent: None,
+            replaced: false,
+            directories: Vec::new(),
+            whiteouts: Vec::new(),
+            opaque: Vec::new(),
+            buffer: vec![0; 256 << 10],
+            files,
+        }
+    }
 }
 
 impl Unpacker<'_> {
@@ -188,7 +191,11 @@ impl Unpacker<'_> {
             return Err(UnpackError::TooMuch { what: "bytes of names of directories", most });
         }
         let refused = |why: String| UnpackError::Member { name: member.name.clone(), why };
-        match named(&member.name).map_err(|why| refused(why.to_owned()))? {
+        let name = match self.files {
+            None => named(&member.name),
+            Some(_) => plainly_named(&member.name),
+        };
+        match name.map_err(|why| refused(why.to_owned()))? {
             Named::Root => {
                 if member.kind != Kind::Directory {
                     return Err(refused("the root is a directory".to_owned()));
@@ -288,6 +295,14 @@ impl Unpacker<'_> {
                 return Ok(());
             }
             Kind::HardLink => return self.hard_link(member, within, name, there.as_ref()),
+            Kind::Directory if self.files.is_some() && there.is_some() => {
+                return if there.as_ref().is_some_and(is_dir) {
+                    // What others made stays as they made it.
+                    Ok(())
+                } else {
+                    Err(Failed::Why("would take the place of a file".to_owned()))
+                };
+            }
             Kind::Directory if there.as_ref().is_some_and(is_dir) => {}
             _ => self.remove(within, name, there.as_ref())?,
         }
@@ -318,8 +333,8 @@ impl Unpacker<'_> {
                 } else {
                     mknodat(within, name, SFlag::S_IFIFO, mode, 0)?;
                 }
-                let (uid, gid) = self.owner(member).map_err(Failed::Why)?;
-                if !self.map.is_single() {
+                let owner = self.owner(member).map_err(Failed::Why)?;
+                if let Some((uid, gid)) = owner.filter(|_| !self.map.is_single()) {
                     let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
                     fchownat(within, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
                 }
@@ -346,7 +361,8 @@ impl Unpacker<'_> {
     ) -> Result<(), Failed> {
         let target = String::from_utf8_lossy(&member.link).into_owned();
         let nowhere = |why: &str| Failed::Why(format!("is a hard link to '{target}', {why}"));
-        let Named::Entry(parent, last) = named(&member.link).map_err(nowhere)? else {
+        let link = if self.files.is_some() { plainly_named } else { named };
+        let Named::Entry(parent, last) = link(&member.link).map_err(nowhere)? else {
             return Err(nowhere("which is no file"));
         };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
@@ -374,6 +390,14 @@ impl Unpacker<'_> {
     ) -> Result<(), Failed> {
         let Some(there) = there else { return Ok(()) };
         self.replaced = true;
+        if self.files.is_some() {
+            return match unlinkat(within, name, UnlinkatFlags::NoRemoveDir) {
+                Err(Errno::EISDIR) => {
+                    Err(Failed::Why("would take the place of a directory".to_owned()))
+                }
+                done => Ok(done?),
+            };
+        }
         let path = reach(within.as_fd()).join(name);
         if there.st_mode & libc::S_IFMT == libc::S_IFDIR {
             std::fs::remove_dir_all(path)?;
@@ -412,7 +436,13 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn owner(&self, member: &Member) -> Result<(u32, u32), String> {
+    /// Whose a member becomes; nobody's in particular when that is not to be set.
+    fn owner(&self, member: &Member) -> Result<Option<(u32, u32)>, String> {
+        match self.files {
+            Some(Owner::Caller) => return Ok(None),
+            Some(Owner::Is(uid, gid)) => return Ok(Some((uid, gid))),
+            Some(Owner::AsArchived) | None => {}
+        }
         let id = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
         let (uid, gid) = id(member.uid)
             .zip(id(member.gid))
@@ -424,25 +454,31 @@ impl Unpacker<'_> {
                  ask the administrator for more (usermod --add-subuids and --add-subgids)"
             ));
         }
-        Ok((uid, gid))
+        Ok(Some((uid, gid)))
     }
 
     /// Owner, mode and extended attributes of a file or directory.
     fn attributes(&mut self, made: BorrowedFd<'_>, member: &Member) -> Result<(), String> {
-        let (uid, gid) = self.owner(member)?;
+        const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
         let failed = |what: &str, error: io::Error| format!("{what}: {error}");
         let mut mode = member.mode;
-        if self.map.is_single() {
-            const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
-            if (uid, gid) != (0, 0) || mode & SET_ID != 0 {
-                let value = format!("{uid}:{gid}:0{mode:o}");
-                xattr::set_on(made, OWNER, value.as_bytes())
-                    .map_err(|error| failed("its owner cannot be kept", error))?;
-                mode &= !SET_ID;
+        match self.owner(member)? {
+            // With another owner they would give away the caller's own power.
+            None => mode &= !SET_ID,
+            Some((uid, gid)) if !self.map.is_single() => {
+                fchown(made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                    .map_err(|errno| failed("its owner cannot be set", errno.into()))?;
             }
-        } else {
-            fchown(made, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-                .map_err(|errno| failed("its owner cannot be set", errno.into()))?;
+            // Through a mounted root the overlay's attribute cannot be set.
+            Some(_) if self.files.is_some() => {}
+            Some((uid, gid)) => {
+                if (uid, gid) != (0, 0) || mode & SET_ID != 0 {
+                    let value = format!("{uid}:{gid}:0{mode:o}");
+                    xattr::set_on(made, OWNER, value.as_bytes())
+                        .map_err(|error| failed("its owner cannot be kept", error))?;
+                    mode &= !SET_ID;
+                }
+            }
         }
         // After the owner, whose change clears set-id bits.
         fchmod(made, Mode::from_bits_truncate(mode))
@@ -550,38 +586,6 @@ impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
         Self::Why(error.to_string())
     }
-}
-
-/// Takes a name apart.
-fn named(name: &[u8]) -> Result<Named, &'static str> {
-    if name.len() > LONGEST_NAME {
-        return Err("is too long a name");
-    }
-    let mut path = PathBuf::from("/");
-    let mut last: Option<&OsStr> = None;
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => continue,
-            b".." => return Err("leads out of where it is ('..')"),
-            _ => {}
-        }
-        if let Some(above) = last.replace(OsStr::from_bytes(part)) {
-            if above.as_bytes().starts_with(b".wh.") {
-                return Err("lies in a directory with the name of a whiteout");
-            }
-            path.push(above);
-        }
-    }
-    let Some(last) = last else { return Ok(Named::Root) };
-    let Some(hidden) = last.as_bytes().strip_prefix(b".wh.") else {
-        return Ok(Named::Entry(path, last.to_owned()));
-    };
-    Ok(match hidden {
-        b".wh..opq" => Named::Opaque(path),
-        b"" | b"." | b".." => return Err("hides no name"),
-        hidden if hidden.starts_with(b".wh.") => Named::Nothing,
-        hidden => Named::Whiteout(path, OsStr::from_bytes(hidden).to_owned()),
-    })
 }
 
 fn write_sparsely(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
