@@ -14,7 +14,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::channel::{Channel, ToMonitor, ToStage};
 use crate::plan;
-use crate::policy;
+use crate::policy::seccomp::Source;
 use crate::run::{RunError, spoken};
 use crate::spec::{Exec, Network};
 use crate::stage::join::Joining;
@@ -56,7 +56,13 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     let payload = serde_json::to_vec(&joining)
         .map_err(io::Error::from)
         .map_err(RunError::os("cannot write down what to run"))?;
-    let filter = policy::cached_seccomp(cache, state.map.is_single())?;
+    let security = &state.spec.security;
+    let source = Source {
+        seccomp: &security.seccomp,
+        capabilities: security.capabilities,
+        single_id: state.map.is_single(),
+    };
+    let filter = source.cached(cache)?;
     let mut mask: SigSet = FORWARDED.into_iter().collect();
     mask.add(Signal::SIGWINCH);
     let old = mask

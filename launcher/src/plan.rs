@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::idmap::IdMap;
 use crate::policy;
 use crate::probe::HostCaps;
-use crate::spec::{Exec, Network, Protocol, Publish, Root, Spec, Upper};
+use crate::spec::{Exec, Network, Protocol, Publish, Root, Spec, Unmask, Upper};
 
 /// The container's end of the network, as slirp4netns users know it.
 pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
@@ -292,8 +292,15 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
     files(&mut plan, spec, host, name, paths);
     plan.init.push(InitStep::Hostname(hostname(spec, name).to_owned()));
     plan.init.push(InitStep::Pivot);
-    plan.init.extend(policy::MASKED_PATHS.iter().map(|path| InitStep::Hide(path.into())));
-    plan.init.extend(policy::READONLY_PATHS.iter().map(|path| InitStep::Protect(path.into())));
+    let usual = |path: &&&str| match &spec.security.unmask {
+        Unmask::All => false,
+        Unmask::Paths(paths) => !paths.iter().any(|unmasked| unmasked == Path::new(path)),
+    };
+    let masked = policy::MASKED_PATHS.iter().filter(usual).map(PathBuf::from);
+    let masked = masked.chain(spec.security.mask.iter().cloned());
+    plan.init.extend(masked.map(InitStep::Hide));
+    let protected = policy::READONLY_PATHS.iter().filter(usual);
+    plan.init.extend(protected.map(|path| InitStep::Protect(path.into())));
     if spec.read_only {
         plan.init.push(InitStep::RootReadOnly);
     }
@@ -341,7 +348,7 @@ fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> W
         env,
         tty: spec.tty,
         interactive: spec.interactive,
-        capabilities: policy::capabilities(),
+        capabilities: spec.security.capabilities,
         single_id,
     }
 }

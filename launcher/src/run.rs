@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Fault;
 use crate::clock;
 use crate::plan::{self, Paths, Plan};
-use crate::policy::{self, PolicyError};
+use crate::policy::PolicyError;
+use crate::policy::seccomp::Source;
 use crate::probe;
 use crate::spec::{Root, Spec, Upper};
 use crate::stage::monitor::{self, Ended, Orders, say};
@@ -250,8 +251,12 @@ impl Life {
             created: clock::unix_seconds(),
         };
         let cache = container.store.join("cache");
-        let single = plan.map.is_single();
-        let filter = || Ok(policy::cached_seccomp(&cache, single)?);
+        let source = Source {
+            seccomp: &spec.security.seccomp,
+            capabilities: spec.security.capabilities,
+            single_id: plan.map.is_single(),
+        };
+        let filter = || Ok(source.cached(&cache)?);
         let lived = container.record(&state).map_err(RunError::from).and_then(|()| {
             monitor::supervise(Orders {
                 plan: &plan,

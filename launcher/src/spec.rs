@@ -46,6 +46,58 @@ pub struct Spec {
     /// Number of the signal that `stop` sends; SIGTERM when absent.
     #[serde(default)]
     pub stop_signal: Option<i32>,
+    /// How the workload is kept apart from the host.
+    #[serde(default)]
+    pub security: Security,
+}
+
+/// How the workload is kept apart from the host, besides its namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Security {
+    /// Capabilities of the container's root, bit n standing for capability n.
+    pub capabilities: u64,
+    /// The system calls it may make.
+    pub seccomp: Seccomp,
+    /// Paths inside that are hidden besides the usual ones.
+    pub mask: Vec<PathBuf>,
+    /// Paths inside that are, of the usual ones, neither hidden nor read-only.
+    pub unmask: Unmask,
+}
+
+impl Default for Security {
+    fn default() -> Self {
+        Self {
+            capabilities: crate::policy::capabilities(),
+            seccomp: Seccomp::Default,
+            mask: Vec::new(),
+            unmask: Unmask::Paths(Vec::new()),
+        }
+    }
+}
+
+/// Which system calls a container may make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// Those of our own list.
+    Default,
+    /// All.
+    Unconfined,
+    /// Those of a profile.
+    Profile {
+        /// Where it came from, for messages.
+        path: PathBuf,
+        /// All of it: the file may be another one by the next start.
+        text: String,
+    },
+}
+
+/// Which of the usual paths are left as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unmask {
+    /// All.
+    All,
+    /// These.
+    Paths(Vec<PathBuf>),
 }
 
 /// Source of the root filesystem.

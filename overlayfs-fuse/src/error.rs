@@ -25,8 +25,9 @@ pub enum Error {
     /// A directory that exists in a lower layer cannot be moved, or only by copying.
     #[error("a directory of a lower layer cannot be renamed")]
     CrossDevice,
-    /// A directory says that its lower part is elsewhere, and is not followed there.
-    #[error("redirected directory: {reason}")]
+    /// A directory says that its lower part is elsewhere, or a file its data, and is not
+    /// followed there.
+    #[error("redirected: {reason}")]
     Redirect {
         /// Why not.
         reason: &'static str,

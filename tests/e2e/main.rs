@@ -20,6 +20,7 @@ mod policy;
 mod root;
 mod run;
 mod secrets;
+mod security;
 mod setup;
 mod slirp;
 mod soak;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 22] = [
+    let tables: [&[Test]; 23] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         handshake::TESTS,
         attacks::TESTS,
+        security::TESTS,
         bad_input::TESTS,
         overlay::TESTS,
         slirp::TESTS,

@@ -2,6 +2,8 @@
 //! waits for.
 
 use anyhow::ensure;
+use launcher::policy::seccomp::Source;
+use launcher::spec::Seccomp;
 
 use super::Workload;
 
@@ -12,7 +14,12 @@ pub(super) const WORKLOADS: &[Workload] = &[Workload {
     per_call: 1,
     make: || {
         Ok(Box::new(|| {
-            let filter = launcher::policy::seccomp(false)?;
+            let source = Source {
+                seccomp: &Seccomp::Default,
+                capabilities: launcher::policy::capabilities(),
+                single_id: false,
+            };
+            let filter = source.compile()?;
             ensure!(!filter.is_empty(), "an empty filter");
             Ok(())
         }))

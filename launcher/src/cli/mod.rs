@@ -25,6 +25,7 @@ mod output;
 pub mod parse;
 mod ps;
 mod run;
+mod security;
 mod setup;
 
 /// The command line makes no sense, or `run` and `exec` could not do their part.

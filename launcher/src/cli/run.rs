@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use super::security::SecurityArgs;
 use super::{complain, image, parse, print};
 use crate::image::config;
 use crate::image::store::{Image, Images};
@@ -95,6 +96,9 @@ pub(super) struct Args {
     /// Network of the container
     #[arg(long, alias = "net", value_enum, default_value = "netstack", value_name = "NETWORK")]
     network: NetworkArg,
+
+    #[command(flatten)]
+    security: SecurityArgs,
 
     /// Run PROGRAM of the image in place of its own; a JSON array has arguments, too
     #[arg(long, value_name = "PROGRAM")]
@@ -350,6 +354,7 @@ impl Args {
             },
             command: self.command,
             stop_signal: None,
+            security: self.security.into_security(cwd)?,
         })
     }
 }
@@ -393,6 +398,7 @@ mod tests {
                 network: Network::Netstack,
                 command: Vec::new(),
                 stop_signal: None,
+                security: crate::spec::Security::default(),
             }
         );
     }
@@ -467,6 +473,8 @@ mod tests {
             &["-h", "no host"],
             &["--rootfs", ""],
             &["--upper", "ram:x"],
+            &["--cap-add", "x"],
+            &["--security-opt", "x"],
             &[""],
         ] {
             assert!(spec(args).is_err(), "{args:?}");

@@ -46,6 +46,7 @@ fn spec() -> Spec {
         network: Network::Netstack,
         command: vec!["true".to_owned()],
         stop_signal: None,
+        security: crate::spec::Security::default(),
     }
 }
 

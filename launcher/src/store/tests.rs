@@ -23,6 +23,7 @@ fn spec(name: Option<&str>, remove: bool) -> Spec {
         network: Network::None,
         command: vec!["true".to_owned()],
         stop_signal: None,
+        security: crate::spec::Security::default(),
     }
 }
 

@@ -84,6 +84,19 @@ impl MemLayer {
         self
     }
 
+    /// Adds a file whose data is in the layers below, at `to` if that is given.
+    #[must_use]
+    pub fn metacopy(mut self, path: &str, size: usize, to: Option<&str>) -> Self {
+        self.put(path, Object::File(vec![0; size]), 0o644);
+        if let Some(inode) = self.inodes.get_mut(Path::new(path)) {
+            inode.attributes.insert("user.overlay.metacopy".into(), Vec::new());
+            if let Some(to) = to {
+                inode.attributes.insert("user.overlay.redirect".into(), to.into());
+            }
+        }
+        self
+    }
+
     /// Adds a whiteout.
     #[must_use]
     pub fn whiteout(mut self, path: &str) -> Self {

@@ -132,7 +132,7 @@ impl Overlay {
                 let keep = keep.map_or(size, |k| k.min(size));
                 // Nothing wanted: the original need not even be readable.
                 if keep > 0 {
-                    let source = lower.open(path, name)?;
+                    let (source, _) = self.open_lower(layer, path, name)?;
                     let real = fstat(source.as_fd()).during("stat an opened file")?;
                     if real.st_mode & libc::S_IFMT != libc::S_IFREG {
                         return Err(Error::Stale);
@@ -162,13 +162,14 @@ impl Overlay {
             None => Object::Path(Arc::new(reach(up, temp)?)),
         };
         self.copy_metadata(&object, &stat, kept.as_ref(), kind, layer, path, name)?;
-        if let Some(origin) = self.origin_of(layer, &stat) {
-            up.set_origin(&object, origin)?;
-        }
+        let forgetful = match self.origin_of(layer, &stat) {
+            Some(origin) => !up.set_origin(&object, origin)?,
+            None => false,
+        };
         if let (Object::Open(file), false) = (&object, self.options.volatile) {
             nix::unistd::fsync(file).during("sync a copy")?;
         }
-        Ok(Copy { source: stat, object })
+        Ok(Copy { source: stat, object, forgetful })
     }
 
     /// Owner, mode, attributes, times: from a lower object to its copy.
@@ -260,7 +261,7 @@ impl Overlay {
         copy: Copy,
     ) -> Result<()> {
         let _tree = self.tree_shared();
-        let Copy { source, object } = copy;
+        let Copy { source, object, forgetful } = copy;
         let stat = fstat(object.as_fd()).during("stat a copy")?;
         let links = i64::try_from(source.st_nlink).unwrap_or(i64::MAX);
         let place = node.body().place.clone();
@@ -275,12 +276,11 @@ impl Overlay {
         let mut indexed = None;
         // One name of the copy stands for all names that lowers have.
         let mut delta = shown - 1;
-        if links > 1 && shown > 0 {
+        if (links > 1 || forgetful) && shown > 0 {
             let by_index = if named { delta } else { shown };
-            if let Some(origin) = self.origin_of(layer, &source)
-                && up.set_nlink_delta(&object, by_index)?
-            {
+            if let Some(origin) = self.origin_of(layer, &source) {
                 let key = origin.key();
+                up.set_nlink_delta(&object, &key, by_index)?;
                 let work = up.work.try_clone().during("duplicate a descriptor")?;
                 let spot = Spot::At(Arc::new(work), temp.to_owned());
                 super::create::link_spot(&spot, up.links.as_fd(), &key)?;
@@ -412,7 +412,7 @@ fn put_back_times(dir: BorrowedFd<'_>, stat: &FileStat) -> Result<()> {
 
 /// What a file system has refused before and need not be asked again.
 #[derive(Debug, Default)]
-pub(crate) struct Refused {
+pub(super) struct Refused {
     /// Sharing blocks.
     reflink: AtomicBool,
     /// Copying inside the kernel.
@@ -424,6 +424,8 @@ struct Copy {
     /// Status of the original.
     source: FileStat,
     object: Object,
+    /// It cannot hold where it came from: the index has to.
+    forgetful: bool,
 }
 
 /// The ranges of a file that hold data. A file system that cannot tell gives
@@ -455,7 +457,7 @@ fn data_segments(file: BorrowedFd<'_>, size: u64) -> Result<Vec<Segment>> {
 }
 
 /// Copies the first `keep` bytes of a file of status `stat`, holes staying holes.
-fn copy_data(
+pub(super) fn copy_data(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     stat: &FileStat,

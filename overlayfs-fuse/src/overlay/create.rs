@@ -470,6 +470,7 @@ impl Overlay {
         }
         let parent = self.node(parent)?;
         self.copy_up(&node, None)?;
+        self.complete(&node)?;
         self.copy_up_dir(&parent)?;
         let _tree = self.tree_shared();
         let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;

@@ -33,19 +33,34 @@ pub(crate) struct OpenFile {
     writes: bool,
     /// The file is known to have no set-id bits.
     plain: bool,
+    /// It is of the file that has the data, not of the one that is shown.
+    elsewhere: bool,
     fd: Arc<OwnedFd>,
 }
 
 impl OpenFile {
     /// A directory of the upper.
     pub(crate) fn of_directory(epoch: u32, fd: Arc<OwnedFd>) -> Self {
-        Self { epoch, reads: false, writes: false, plain: false, fd }
+        Self { epoch, reads: false, writes: false, plain: false, elsewhere: false, fd }
     }
 
     /// A file of the upper, opened for reading and writing.
     pub(crate) fn of_upper(epoch: u32, fd: Arc<OwnedFd>) -> Self {
-        Self { epoch, reads: true, writes: true, plain: false, fd }
+        Self { epoch, reads: true, writes: true, plain: false, elsewhere: false, fd }
     }
+
+    /// Whether it is of a file of the upper that has all of its data.
+    pub(crate) fn is_complete(&self, epoch: u32) -> bool {
+        self.writes && self.epoch == epoch
+    }
+}
+
+/// A regular file that was opened.
+struct Opened {
+    fd: OwnedFd,
+    reads: bool,
+    /// As in [`OpenFile`].
+    elsewhere: bool,
 }
 
 /// The nodes that keep a descriptor.
@@ -111,7 +126,8 @@ impl Overlay {
     pub(crate) fn kept_file(&self, node: &Node) -> Option<Arc<OwnedFd>> {
         let epoch = node.epoch();
         let slot = node.file();
-        slot.as_ref().filter(|file| file.epoch == epoch).map(|file| Arc::clone(&file.fd))
+        let shown = |file: &&OpenFile| file.epoch == epoch && !file.elsewhere;
+        slot.as_ref().filter(shown).map(|file| Arc::clone(&file.fd))
     }
 
     /// A descriptor of a regular file; for writing it is copied up first. The
@@ -119,6 +135,7 @@ impl Overlay {
     pub(crate) fn file(&self, node: &Arc<Node>, writes: bool) -> Result<Arc<OwnedFd>> {
         if writes {
             self.copy_up(node, None)?;
+            self.complete(node)?;
         }
         let _tree = self.tree_shared();
         let epoch = node.epoch();
@@ -129,19 +146,19 @@ impl Overlay {
             return Ok(Arc::clone(&file.fd));
         }
         // Two threads may both open it: either's descriptor will do.
-        let (fd, reads) = self.open_node(node, writes)?;
+        let Opened { fd, reads, elsewhere } = self.open_node(node, writes)?;
         let fd = Arc::new(fd);
-        let file = OpenFile { epoch, reads, writes, plain: false, fd: Arc::clone(&fd) };
+        let file = OpenFile { epoch, reads, writes, plain: false, elsewhere, fd: Arc::clone(&fd) };
         self.keep_file(node, file);
         Ok(fd)
     }
 
-    /// Opens a regular file where it is; whether it can be read comes along. The
-    /// tree lock is held.
-    fn open_node(&self, node: &Arc<Node>, writes: bool) -> Result<(OwnedFd, bool)> {
+    /// Opens a regular file where it is. The tree lock is held.
+    fn open_node(&self, node: &Arc<Node>, writes: bool) -> Result<Opened> {
         let Some(spot) = self.upper_spot(node)? else {
             let (layer, path, name) = super::attr::lower_of(node)?;
-            return Ok((self.lowers[layer].open(&path, &name)?, true));
+            let (fd, elsewhere) = self.open_lower(layer, &path, &name)?;
+            return Ok(Opened { fd, reads: true, elsewhere });
         };
         // Never O_APPEND (the kernel gives every write its offset), O_DIRECT (our
         // buffers are not aligned) or O_SYNC (the kernel asks for it by FSYNC).
@@ -149,15 +166,21 @@ impl Overlay {
         let base = OFlag::O_NONBLOCK;
         if !writes {
             let fd = spot.open(base | OFlag::O_RDONLY).during("open a file of the upper")?;
-            return Ok((fd, true));
+            return Ok(match self.data_below_upper(node, &fd)? {
+                Some(fd) => Opened { fd, reads: true, elsewhere: true },
+                None => Opened { fd, reads: true, elsewhere: false },
+            });
         }
         match spot.open(base | OFlag::O_RDWR) {
             // Writable but not readable by this process.
             Err(Errno::EACCES) => {
                 let fd = spot.open(base | OFlag::O_WRONLY).during("open a file of the upper")?;
-                Ok((fd, false))
+                Ok(Opened { fd, reads: false, elsewhere: false })
             }
-            other => Ok((other.during("open a file of the upper")?, true)),
+            other => {
+                let fd = other.during("open a file of the upper")?;
+                Ok(Opened { fd, reads: true, elsewhere: false })
+            }
         }
     }
 

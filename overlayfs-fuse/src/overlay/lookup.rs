@@ -12,8 +12,8 @@ use nix::sys::stat::{FileStat, fstatat};
 
 use super::directory::{Indexed, Place};
 use super::inode::{Identity, Ino, Lower, LowerDir, Node, UpperAt};
+use super::links::Origin;
 use super::redirect::{Trail, walk};
-use super::upper::Origin;
 use super::xattr::OverrideStat;
 use super::{Attr, Overlay, dev_ino};
 use crate::error::{Error, Result};
@@ -150,17 +150,19 @@ impl Overlay {
                     }
                 } else if let Some(up) = &self.upper
                     && !self.inodes.is_known(dev_ino(&stat))
-                    && let Some(origin) = up.origin(upper, name)?
-                    && let Some(from_top) = self.lowers.len().checked_sub(1 + origin.from_bottom)
+                    && let Some(past) = up.past(upper, name, &stat)?
+                    && let Some(from_top) =
+                        self.lowers.len().checked_sub(1 + past.origin.from_bottom)
                 {
-                    identity.origin = (self.lower_devices[from_top], origin.ino);
-                    // Only a copied-up hard link keeps a count of names.
                     // The index entry may be missing: an upper may be copied
                     // or used with another work directory.
-                    let key = origin.key();
-                    if let Some(delta) = up.nlink_delta(upper, name)?
-                        && up.link_is(&key, dev_ino(&stat))?
-                    {
+                    let key = past.origin.key();
+                    let linked = past.delta.is_some() && up.link_is(&key, dev_ino(&stat))?;
+                    // A record that no entry confirms may be of another inode.
+                    if linked || !past.recorded {
+                        identity.origin = (self.lower_devices[from_top], past.origin.ino);
+                    }
+                    if let (Some(delta), true) = (past.delta, linked) {
                         identity.upper = UpperAt::Linked(key);
                         identity.nlink_delta = delta;
                     }
@@ -233,7 +235,7 @@ impl Overlay {
             let key = origin.key();
             match fstatat(up.links.as_fd(), key.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
-                    found.identity.nlink_delta = up.linked_nlink_delta(&key)?.unwrap_or(0);
+                    found.identity.nlink_delta = up.linked_nlink_delta(&key, &stat)?;
                     found.identity.upper_ino = Some(dev_ino(&stat));
                     found.identity.upper = UpperAt::Linked(key.clone());
                     found.kept = self.kept(|attribute| {

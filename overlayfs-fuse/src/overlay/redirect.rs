@@ -220,7 +220,7 @@ impl Overlay {
     }
 
     /// The path by which the lowers together show a directory.
-    fn path_in_lowers(&self, node: &Arc<Node>) -> Result<PathBuf> {
+    pub(super) fn path_in_lowers(&self, node: &Arc<Node>) -> Result<PathBuf> {
         let mut names: Vec<OsString> = Vec::new();
         let mut start = PathBuf::new();
         let mut at = Arc::clone(node);

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::Indexed;
 use super::inode::{Ino, Lower, Node, UpperAt};
@@ -190,8 +189,7 @@ impl Overlay {
         let fd = openat(&up.links, key, flags, Mode::empty()).during("reach a hard link")?;
         let object = Object::Path(Arc::new(fd));
         if shown <= 0 {
-            unlinkat(&up.links, key, UnlinkatFlags::NoRemoveDir)
-                .during("empty a place in the link index")?;
+            up.remove_link(key, stat.st_ino)?;
             let mut body = node.body();
             body.upper = UpperAt::Held(Arc::clone(object.descriptor()));
             body.place = None;
@@ -199,7 +197,7 @@ impl Overlay {
             drop(body);
             return self.name_was_last(node, object.as_fd());
         }
-        up.set_nlink_delta(&object, delta)?;
+        up.set_nlink_delta(&object, key, delta)?;
         node.body().nlink_delta = delta;
         Ok(())
     }

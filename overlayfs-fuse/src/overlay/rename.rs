@@ -120,7 +120,11 @@ impl Overlay {
     }
 
     fn ready_to_move(&self, node: &Arc<Node>) -> Result<()> {
-        if node.is_dir() { self.ready_to_redirect(node) } else { self.copy_up(node, None) }
+        if node.is_dir() {
+            return self.ready_to_redirect(node);
+        }
+        self.copy_up(node, None)?;
+        self.complete(node)
     }
 
     fn end<'a>(&self, parent: &Arc<Node>, name: &'a OsStr) -> Result<End<'a>> {
@@ -142,11 +146,14 @@ impl Overlay {
             let mut body = node.body();
             body.nlink_delta -= 1;
             body.place.get_or_insert_with(|| (Arc::clone(&end.parent), end.name.into()));
-            matches!(body.upper, UpperAt::Linked(_)).then_some(body.nlink_delta)
+            match &body.upper {
+                UpperAt::Linked(key) => Some((key.clone(), body.nlink_delta)),
+                _ => None,
+            }
         };
-        if let Some(delta) = delta {
+        if let Some((key, delta)) = delta {
             let object = Object::Path(spot.reach().during("reach a hard link")?);
-            up.set_nlink_delta(&object, delta)?;
+            up.set_nlink_delta(&object, &key, delta)?;
         }
         Ok(())
     }

@@ -179,6 +179,60 @@ fn redirects_are_followed_through_the_layers() {
     }
 }
 
+/// A file whose data is in a layer below, in a table of where it may be.
+#[test]
+fn data_is_found_in_the_layers_below() {
+    let data =
+        || MemLayer::new(9).dir("a", 0o755).file("a/f", b"data", 0o644).file("f", b"root", 0o644);
+    let copy =
+        |path: &str, to: Option<&str>| MemLayer::new(1).dir("a", 0o755).metacopy(path, 4, to);
+    let moved = || MemLayer::new(2).redirected("b", "a").whiteout("a");
+    for (layers, path, want) in [
+        (vec![copy("a/f", None), data()], "a/f", Ok(&b"data"[..])),
+        (vec![copy("a/g", Some("f")), data()], "a/g", Ok(b"data")),
+        (vec![copy("g", Some("/a/f")), data()], "g", Ok(b"data")),
+        // A layer that has nothing there; one that has such a copy again.
+        (vec![copy("g", Some("/a/f")), MemLayer::new(2), data()], "g", Ok(b"data")),
+        (vec![copy("g", Some("/a/h")), copy("a/h", Some("f")), data()], "g", Ok(b"data")),
+        (vec![copy("a/f", None), copy("a/f", None), data()], "a/f", Ok(b"data")),
+        // The directory that it is in was renamed, there or above.
+        (
+            vec![MemLayer::new(1).redirected("b", "a").metacopy("b/f", 4, None), data()],
+            "b/f",
+            Ok(b"data"),
+        ),
+        (
+            vec![MemLayer::new(1).dir("b", 0o755).metacopy("b/f", 4, None), moved(), data()],
+            "b/f",
+            Ok(b"data"),
+        ),
+        // Hidden on the way, not a file, not there, nowhere.
+        (vec![copy("a/f", None), MemLayer::new(2).whiteout("a"), data()], "a/f", Err(libc::EIO)),
+        (vec![copy("a/f", None), MemLayer::new(2).opaque("a"), data()], "a/f", Err(libc::EIO)),
+        (vec![copy("g", Some("/a")), data()], "g", Err(libc::EIO)),
+        (vec![copy("g", None), data()], "g", Err(libc::EIO)),
+        (vec![data(), copy("z", None)], "z", Err(libc::EIO)),
+        (vec![copy("g", Some("../f")), data()], "g", Err(libc::EINVAL)),
+    ] {
+        let shown = format!("{layers:?}");
+        let union = union(layers, Options::default());
+        let attr = find(&union, path).unwrap();
+        assert_eq!(attr.size, 4, "{shown}");
+        let mut buffer = [0; 9];
+        let got = union.read(attr.ino, 0, &mut buffer).map(|n| &buffer[..n]);
+        assert_eq!(got.map_err(|e| e.errno()), want, "{shown}");
+    }
+    // As with redirects, it may be private.
+    for options in [
+        Options { redirect_dir: RedirectDir::NoFollow, ..Options::default() },
+        Options { public_lower: true, ..Options::default() },
+    ] {
+        let union = union(vec![copy("a/f", None), data()], options);
+        let f = find(&union, "a/f").unwrap();
+        assert_eq!(union.read(f.ino, 0, &mut [0; 9]).unwrap_err().errno(), libc::EPERM);
+    }
+}
+
 #[test]
 fn redirects_are_refused_where_they_could_show_what_is_hidden() {
     let layers = || {

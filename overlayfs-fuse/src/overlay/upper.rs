@@ -4,10 +4,7 @@
 //! `WORKDIR/work` holds what is being made; everything in it is garbage at mount
 //! and removed then. An object is made there complete and renamed into place, so
 //! that a crash leaves the old state or the new one. `WORKDIR/links.coracle` is
-//! the index of copied-up hard links: an entry per inode of a lower that had
-//! several names, itself one more hard link to the copy. Where names were removed
-//! before anything was copied up, `KEY.lost` there is a symbolic link whose target is
-//! their number; an entry of the index makes it void.
+//! the index of copied-up hard links ([`super::links`]).
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,43 +14,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, readlinkat, renameat2};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{
     FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat,
 };
-use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::object::Object;
 use super::whiteout;
 use crate::error::{During, Error, Result};
 use crate::sys;
 
 const WORK: &str = "work";
 const LINKS: &str = "links.coracle";
-
-/// The lower file an upper file was copied from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Origin {
-    /// Which lower, counted from the bottom one.
-    pub(crate) from_bottom: usize,
-    pub(crate) ino: u64,
-}
-
-impl Origin {
-    /// Its name in the index of hard links.
-    pub(crate) fn key(self) -> OsString {
-        format!("{}-{:x}", self.from_bottom, self.ino).into()
-    }
-
-    pub(crate) fn format(self) -> String {
-        format!("{}:{}", self.from_bottom, self.ino)
-    }
-
-    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
-        let (layer, ino) = std::str::from_utf8(value).ok()?.split_once(':')?;
-        Some(Self { from_bottom: layer.parse().ok()?, ino: ino.parse().ok()? })
-    }
-}
 
 /// An object of the upper: an entry of a directory, or a descriptor.
 #[derive(Debug)]
@@ -110,7 +82,7 @@ pub struct Upper {
     marker_files: AtomicBool,
     counter: AtomicU64,
     /// Held while a number of lost names is changed.
-    lost: Mutex<()>,
+    pub(super) lost: Mutex<()>,
     _lock: Option<Flock<OwnedFd>>,
     /// Another instance holds the work directory.
     pub shared_work: bool,
@@ -177,7 +149,12 @@ impl Upper {
         self.marker_files.load(Ordering::Relaxed)
     }
 
-    fn attribute(&self, name: &str) -> OsString {
+    /// Whether `trusted.*` can be read and written.
+    pub(super) fn sees_trusted(&self) -> bool {
+        self.namespace == "trusted"
+    }
+
+    pub(super) fn attribute(&self, name: &str) -> OsString {
         format!("{}.overlay.{name}", self.namespace).into()
     }
 
@@ -212,89 +189,6 @@ impl Upper {
     /// Whether the root hides all lowers.
     pub(crate) fn root_is_opaque(&self) -> Result<bool> {
         Ok(whiteout::dir_marks(self.root.as_fd())?.opaque)
-    }
-
-    /// Records where a copy came from. A file system without attributes keeps
-    /// no record; node ids are then stable within a mount only.
-    pub(crate) fn set_origin(&self, object: &Object, origin: Origin) -> Result<bool> {
-        self.set_private(object, "coracle.origin", origin.format().as_bytes())
-    }
-
-    /// Records how many names exist in lowers only.
-    pub(crate) fn set_nlink_delta(&self, object: &Object, delta: i64) -> Result<bool> {
-        self.set_private(object, "coracle.nlink", delta.to_string().as_bytes())
-    }
-
-    /// Sets an attribute of ours; `false` where the object cannot have one.
-    fn set_private(&self, object: &Object, name: &str, value: &[u8]) -> Result<bool> {
-        match object.set_attribute(&self.attribute(name), value, 0) {
-            Ok(()) => Ok(true),
-            // EPERM: attributes of the user exist on files and directories only.
-            Err(Errno::EOPNOTSUPP | Errno::EPERM) => Ok(false),
-            Err(errno) => Err(Error::Layer { op: "record the origin of a copy", errno }),
-        }
-    }
-
-    fn private_at(&self, dir: BorrowedFd<'_>, file: &OsStr, name: &str) -> Result<Option<Vec<u8>>> {
-        match sys::getxattr_at(dir, file, &self.attribute(name)) {
-            Ok(value) => Ok(Some(value)),
-            Err(
-                Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EPERM | Errno::EACCES | Errno::ENOENT,
-            ) => Ok(None),
-            Err(errno) => Err(Error::Layer { op: "read an attribute of the upper", errno }),
-        }
-    }
-
-    pub(crate) fn origin(&self, dir: BorrowedFd<'_>, file: &OsStr) -> Result<Option<Origin>> {
-        let value = self.private_at(dir, file, "coracle.origin")?;
-        Ok(value.and_then(|v| Origin::parse(&v)))
-    }
-
-    pub(crate) fn nlink_delta(&self, dir: BorrowedFd<'_>, file: &OsStr) -> Result<Option<i64>> {
-        Ok(parse_delta(self.private_at(dir, file, "coracle.nlink")?))
-    }
-
-    /// Whether the index of hard links has `object` under `key`.
-    pub(crate) fn link_is(&self, key: &OsStr, object: (u64, u64)) -> Result<bool> {
-        match fstatat(&self.links, key, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok((stat.st_dev, stat.st_ino) == object),
-            Err(Errno::ENOENT) => Ok(false),
-            Err(errno) => Err(Error::Layer { op: "look into the link index", errno }),
-        }
-    }
-
-    /// How many names a lower file has lost that was never copied up.
-    pub(crate) fn lost_names(&self, key: &OsStr) -> Result<i64> {
-        match readlinkat(&self.links, lost_name(key).as_os_str()) {
-            Ok(number) => Ok(number.to_str().and_then(|n| n.parse().ok()).unwrap_or(0)),
-            Err(Errno::ENOENT | Errno::EINVAL) => Ok(0),
-            Err(errno) => Err(Error::Layer { op: "look into the link index", errno }),
-        }
-    }
-
-    /// Records what `number` says then; with `None` that there is nothing to record.
-    pub(crate) fn set_lost_names(
-        &self,
-        key: &OsStr,
-        number: impl FnOnce() -> Option<i64>,
-    ) -> Result<()> {
-        const OP: &str = "record how many names are lost";
-        let _lost = self.lost.lock().expect("no panic while it is locked");
-        let name = lost_name(key);
-        let Some(number) = number() else {
-            return match unlinkat(&self.links, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => Ok(()),
-                Err(errno) => Err(Error::Layer { op: OP, errno }),
-            };
-        };
-        let temp = self.temp_name();
-        symlinkat(number.to_string().as_str(), &self.work, temp.as_os_str()).during(OP)?;
-        let flags = RenameFlags::empty();
-        renameat2(&self.work, temp.as_os_str(), &self.links, name.as_os_str(), flags).during(OP)
-    }
-
-    pub(crate) fn linked_nlink_delta(&self, key: &OsStr) -> Result<Option<i64>> {
-        Ok(parse_delta(self.private_at(self.links.as_fd(), key, "coracle.nlink")?))
     }
 
     /// Puts a whiteout at `name` in `dir`, in place of what the upper has there
@@ -390,16 +284,6 @@ impl Upper {
     }
 }
 
-fn lost_name(key: &OsStr) -> OsString {
-    let mut name = key.to_owned();
-    name.push(".lost");
-    name
-}
-
-fn parse_delta(value: Option<Vec<u8>>) -> Option<i64> {
-    std::str::from_utf8(&value?).ok()?.parse().ok()
-}
-
 fn open_or_make(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     match mkdirat(dir, name, Mode::from_bits_truncate(0o700)) {
         Ok(()) | Err(Errno::EEXIST) => {}
@@ -472,26 +356,4 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     .during("remove from the work directory")?;
     remove_contents(fd.as_fd())?;
     unlinkat(dir, name, UnlinkatFlags::RemoveDir).during("remove from the work directory")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn origins_round_trip(from_bottom in 0usize..500, ino: u64) {
-            let origin = Origin { from_bottom, ino };
-            prop_assert_eq!(Origin::parse(origin.format().as_bytes()), Some(origin));
-        }
-
-        #[test]
-        fn any_origin_is_survived(value: Vec<u8>) {
-            if let Some(origin) = Origin::parse(&value) {
-                prop_assert_eq!(Origin::parse(origin.format().as_bytes()), Some(origin));
-            }
-            parse_delta(Some(value));
-        }
-    }
 }

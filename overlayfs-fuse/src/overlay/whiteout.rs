@@ -24,7 +24,9 @@ const OPAQUE_FILE: &str = ".wh..wh..opq";
 const OPAQUE_ATTRIBUTES: [&str; 3] =
     ["user.overlay.opaque", "trusted.overlay.opaque", "user.fuseoverlayfs.opaque"];
 /// The first counts: where both are readable the privileged one is written.
-const REDIRECT_ATTRIBUTES: [&str; 2] = ["trusted.overlay.redirect", "user.overlay.redirect"];
+/// Where an object is in the layers below.
+pub(super) const REDIRECT_ATTRIBUTES: [&str; 2] =
+    ["trusted.overlay.redirect", "user.overlay.redirect"];
 const WHITEOUT_ATTRIBUTES: [&str; 2] = ["user.overlay.whiteout", "trusted.overlay.whiteout"];
 
 /// What a name that starts with `.wh.` stands for.

@@ -130,6 +130,62 @@ pub(crate) fn hard_links_are_one_inode() {
     assert_eq!(fs::read_dir("work/links.coracle").unwrap().count(), 0);
 }
 
+/// What can have no attributes of the user is one file all the same, and keeps its
+/// inode number, by a record in the index.
+pub(crate) fn links_without_attributes() {
+    let options = layers();
+    sh(
+        "cd lower; ln -s target a; ln a b; ln a c; mkfifo -m 640 p; ln p q; ln -s alone s; mkfifo t",
+    );
+    let inos = |union: &Mounted, names: &[&str]| -> Vec<u64> {
+        names.iter().map(|name| stat(union.path(name)).ino()).collect()
+    };
+    let check = |union: &Mounted, names: &[&str], uid: u32| {
+        for name in names {
+            let s = stat(union.path(name));
+            assert_eq!((s.nlink(), s.uid()), (names.len() as u64, uid), "{name}");
+            assert_eq!(s.ino(), stat(union.path(names[0])).ino(), "{name}");
+        }
+    };
+    let union = Mounted::new(&options, "union");
+    let before = inos(&union, &["a", "p", "s", "t"]);
+    sh("cd union; chown -h 5 b; chown 5 q; chown -h 5 s; chown 5 t");
+    let changed = |union: &Mounted| {
+        for names in [&["a", "b", "c"][..], &["p", "q"], &["s"], &["t"]] {
+            check(union, names, 5);
+        }
+        assert_eq!(inos(union, &["a", "p", "s", "t"]), before);
+    };
+    changed(&union);
+    drop(union);
+    let union = Mounted::new(&options, "union");
+    changed(&union);
+    sh("cd union; mv b b2; rm a; ln c d; mv s s2; mv p over; touch f; mv f over");
+    let after = |union: &Mounted| {
+        check(union, &["b2", "c", "d"], 5);
+        check(union, &["q"], 5);
+        check(union, &["s2"], 5);
+        assert_eq!(inos(union, &["c", "q", "s2"]), before[..3]);
+        assert_eq!(fs::read_link(union.path("b2")).unwrap().to_str(), Some("target"));
+    };
+    after(&union);
+    drop(union);
+    let union = Mounted::new(&options, "union");
+    after(&union);
+    sh("rm union/*");
+    assert_eq!(fs::read_dir("work/links.coracle").unwrap().count(), 0);
+    // The upper without its work directory: the number is another's, or nobody's.
+    drop(union);
+    sh("rm -r upper work; mkdir upper work");
+    let union = Mounted::new(&options, "union");
+    sh("chown -h 6 union/a; chown -h 6 union/s");
+    drop(union);
+    sh("rm -r work; mkdir work");
+    let union = Mounted::new(&options, "union");
+    assert_eq!((stat(union.path("a")).uid(), stat(union.path("b")).uid()), (6, 0));
+    assert_eq!(stat(union.path("s")).uid(), 6);
+}
+
 pub(crate) fn set_gid_directories() {
     let options = layers();
     sh("mkdir -m 2777 lower/d; chown :42 lower/d; chmod 2777 lower/d; touch lower/d/old");

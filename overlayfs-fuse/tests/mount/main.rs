@@ -10,13 +10,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test: it fails by panicking")]
 
+mod conformance;
 mod corners;
 mod crash;
 mod lab;
+mod metacopy;
 mod model;
 mod promises;
 mod quota;
 mod redirect;
+mod together;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +31,7 @@ const CASES: &[Case] = &[
     ("corners::copy_up_keeps_everything", corners::copy_up_keeps_everything),
     ("corners::removal_copies_nothing", corners::removal_copies_nothing),
     ("corners::hard_links_are_one_inode", corners::hard_links_are_one_inode),
+    ("corners::links_without_attributes", corners::links_without_attributes),
     ("corners::set_gid_directories_pass_on_their_group", corners::set_gid_directories),
     ("corners::open_files_outlive_their_names", corners::open_files_outlive_their_names),
     ("corners::whiteouts_and_opaque_marks_are_read", corners::whiteouts_are_read),
@@ -51,14 +55,14 @@ const CASES: &[Case] = &[
     ),
     ("promises::started_in_every_way", promises::started_in_every_way),
     ("promises::counters_on_request", promises::counters_on_request),
-    ("promises::many_at_once", promises::many_at_once),
-    ("promises::renames_leave_nothing_behind", promises::renames_leave_nothing),
-    ("promises::few_descriptors_are_enough", promises::few_descriptors),
+    ("together::many_at_once", together::many_at_once),
+    ("together::renames_leave_nothing_behind", together::renames_leave_nothing),
+    ("together::few_descriptors_are_enough", together::few_descriptors),
     ("promises::layers_cannot_be_left", promises::layers_cannot_be_left),
-    ("promises::pjdfstest", promises::pjdfstest),
-    ("promises::fsx", promises::fsx),
-    ("promises::file_operations_as_on_a_plain_file", promises::file_operations),
-    ("promises::locks_and_syncing", promises::locks_and_syncing),
+    ("conformance::pjdfstest", conformance::pjdfstest),
+    ("conformance::fsx", conformance::fsx),
+    ("conformance::file_operations_as_on_a_plain_file", conformance::file_operations),
+    ("conformance::locks_and_syncing", conformance::locks_and_syncing),
     ("crash::at_every_step", crash::at_every_step),
     ("quota::space_is_bounded", quota::space_is_bounded),
     ("quota::bounded_for_many_at_once", quota::bounded_for_many_at_once),
@@ -72,6 +76,8 @@ const CASES: &[Case] = &[
 const PRIVILEGED: &[Case] = &[
     ("corners::devices_are_copied_up", corners::devices_are_copied_up),
     ("redirect::on_disk_as_the_kernels", redirect::on_disk_as_the_kernels),
+    ("metacopy::files_without_data", metacopy::files_without_data),
+    ("metacopy::data_that_is_not_there", metacopy::data_that_is_not_there),
     ("model::random_renames_match_the_kernel", model::redirects),
 ];
 

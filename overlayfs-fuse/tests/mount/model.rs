@@ -226,7 +226,8 @@ fn with_links(root: &Path, mut tree: BTreeMap<PathBuf, String>) -> BTreeMap<Path
     for (path, line) in &mut tree {
         let m = fs::symlink_metadata(root.join(path)).unwrap();
         if !m.is_dir() {
-            *line += &format!(" is {}", first.entry(m.ino()).or_insert(path.clone()).display());
+            let first = first.entry(m.ino()).or_insert(path.clone());
+            *line += &format!(" links {} is {}", m.nlink(), first.display());
         }
     }
     tree
@@ -290,10 +291,8 @@ fn lowers(r: &mut Random, dir: &str, right: Right) -> String {
                 // Only at the top, where no other layer hides one of the names: what is
                 // hidden still counts as a link.
                 3 if links && i == 0 => {
-                    // Of files only: a copied-up symbolic link or FIFO cannot hold what
-                    // the index needs.
                     let from = r.path();
-                    if fs::symlink_metadata(root.join(&from)).is_ok_and(|m| m.is_file()) {
+                    if fs::symlink_metadata(root.join(&from)).is_ok_and(|m| !m.is_dir()) {
                         Step::Link(from, r.path())
                     } else {
                         Step::Make(from)

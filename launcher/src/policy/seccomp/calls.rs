@@ -428,11 +428,10 @@ pub(super) const PROCESSES: &[&str] = &[
 pub(super) const ALLOWED: &[&[&str]] =
     &[FILES, OWNERS, EVENTS, MEMORY, NETWORK, IPC, TIME, SIGNALS, ASYNC, PROCESSES];
 
-/// Calls that are known and refused (EPERM): the answer a process without the
-/// privilege for them gets, which programs are prepared for.
-pub(super) const DENIED: &[&str] = &[
-    // Mounts are set up before the workload runs; in its own namespace a mount could uncover what
-    // is masked.
+/// Mounts and namespaces, refused as [`DENIED`] unless the container has
+/// CAP_SYS_ADMIN: they are set up before the workload runs, and in its own namespace a
+/// mount could uncover what is masked.
+pub(super) const ADMIN: &[&str] = &[
     "fsconfig",
     "fsmount",
     "fsopen",
@@ -445,6 +444,11 @@ pub(super) const DENIED: &[&str] = &[
     "setns",
     "umount",
     "umount2",
+];
+
+/// Calls that are known and refused (EPERM): the answer a process without the
+/// privilege for them gets, which programs are prepared for.
+pub(super) const DENIED: &[&str] = &[
     // The kernel's own: modules, a new kernel, probes, accounting, logs, quotas, swap, reboot.
     "acct",
     "bpf",

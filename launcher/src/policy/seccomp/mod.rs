@@ -1,4 +1,4 @@
-//! The default system call filter.
+//! The system call filter: the default one, or a [profile] of the caller's own.
 //!
 //! # Theory of operation
 //!
@@ -13,6 +13,12 @@
 //!
 //! What is not covered: the family of a socket made by `socketcall`, which
 //! 32-bit x86 programs use, lies in memory, where no filter can look.
+//!
+//! With CAP_SYS_ADMIN, which somebody must have asked for, mounts and namespaces
+//! are not refused: the capability would be good for nothing.
+//!
+//! A profile of the caller's takes the place of guards and list. Without any filter
+//! (`unconfined`) there is nothing, or, with a single id, its guards alone.
 //!
 //! # A single id
 //!
@@ -29,7 +35,7 @@
 //! # Cache
 //!
 //! Making the list takes milliseconds, reading it from a file microseconds:
-//! [`cached_seccomp`] keeps it, under a name and with a first line made of all
+//! [`cached`] keeps it, under a name and with a first line made of all
 //! that it depends on.
 
 use std::fs::{self, DirBuilder, File};
@@ -40,10 +46,14 @@ use std::path::Path;
 use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpSyscall, ScmpVersion};
 
 use super::PolicyError;
+use crate::image::digest::Digest;
+use crate::spec::Seccomp;
 use guard::{Answer, Arch, Guard, Test};
+use profile::Kernel;
 
 mod calls;
 mod guard;
+pub mod profile;
 
 /// asm/ioctls.h: what is typed on a terminal, put there by a program.
 const TIOCSTI: u32 = 0x5412;
@@ -63,14 +73,18 @@ const PERSONALITIES: &[u32] = &[0, 8, 0x2_0000, 0x2_0008, u32::MAX];
 const REFUSED: Answer = Answer::Errno(libc::EPERM as u16);
 const PRETENDED: Answer = Answer::Errno(0);
 
-const GUARDS: &[Guard] = &[
-    Guard { calls: &["ioctl"], tests: &[(1, Test::In(&[TIOCSTI, TIOCLINUX]))], answer: REFUSED },
+/// For everybody but CAP_SYS_ADMIN.
+const NAMESPACE_GUARDS: &[Guard] = &[
     Guard { calls: &["clone"], tests: &[(0, Test::AnyOf(NAMESPACES))], answer: REFUSED },
     Guard {
         calls: &["unshare"],
         tests: &[(0, Test::AnyOf(NAMESPACES | NEW_TIME))],
         answer: REFUSED,
     },
+];
+
+const GUARDS: &[Guard] = &[
+    Guard { calls: &["ioctl"], tests: &[(1, Test::In(&[TIOCSTI, TIOCLINUX]))], answer: REFUSED },
     Guard { calls: &["socket"], tests: &[(0, Test::In(&[AF_VSOCK]))], answer: REFUSED },
     Guard { calls: &["personality"], tests: &[(0, Test::NotIn(PERSONALITIES))], answer: REFUSED },
 ];
@@ -168,41 +182,122 @@ const AUDIT_ARCH_NATIVE: u32 = 0xc000_00b7;
 /// `socket` on 32-bit x86, for which libseccomp gives a number of its own.
 const SOCKET_I386: u32 = 359;
 
-/// The default filter, as an array of `struct sock_filter` in the machine's
-/// byte order.
-///
-/// With `single_id` the calls that change to ids which do not exist pretend to
-/// succeed, and those that change owners to such ids are asked about: the
-/// filter needs a listener ([`crate::stage::owners`]).
-///
-/// # Errors
-/// [`PolicyError`] when libseccomp refuses.
-pub fn seccomp(single_id: bool) -> Result<Vec<u8>, PolicyError> {
-    let mut program = guard::assemble(&arches(single_id)).concat();
-    program.extend(list()?);
-    Ok(program)
+/// linux/bpf_common.h: BPF_MAXINSNS, instructions of a filter at most.
+const LONGEST: usize = 4096;
+/// CAP_SYS_ADMIN, number 21 (linux/capability.h).
+const ADMIN: u64 = 1 << 21;
+
+/// All that a filter is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Which one is asked for.
+    pub seccomp: &'a Seccomp,
+    /// The capabilities of the container's root.
+    pub capabilities: u64,
+    /// Only user and group 0 exist.
+    ///
+    /// The calls that change to ids which do not exist then pretend to succeed, and
+    /// those that change owners to such ids are asked about: the filter needs a
+    /// listener ([`crate::stage::owners`]).
+    pub single_id: bool,
 }
 
-/// [`seccomp`], from a file in `dir` when it has been made before with all the
-/// same ingredients. The directory is made when missing.
-///
-/// # Errors
-/// As [`seccomp`]. A cache that cannot be read or written is done without.
-pub fn cached_seccomp(dir: &Path, single_id: bool) -> Result<Vec<u8>, PolicyError> {
-    let ingredients = ingredients(single_id)?;
-    let path = dir.join(format!("seccomp-{:016x}", fnv(ingredients.as_bytes())));
-    if let Ok(program) = read_cached(&path, &ingredients) {
-        return Ok(program);
+impl Source<'_> {
+    fn admin(&self) -> bool {
+        self.capabilities & ADMIN != 0
     }
-    let program = seccomp(single_id)?;
-    let mut file = ingredients.into_bytes();
-    file.extend(fnv(&program).to_ne_bytes());
-    file.extend(&program);
-    let written = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    if let Err(error) = written.and_then(|()| crate::store::replace(&path, &file)) {
-        tracing::debug!("cannot keep the system call filter in {}: {error}", path.display());
+
+    /// The filter, as an array of `struct sock_filter` in the machine's byte order;
+    /// empty for none.
+    ///
+    /// # Errors
+    /// [`PolicyError`] when libseccomp refuses, or the profile makes no sense.
+    pub fn compile(&self) -> Result<Vec<u8>, PolicyError> {
+        let guards: &[&[Guard]] = match self.seccomp {
+            Seccomp::Default if self.admin() => &[GUARDS],
+            Seccomp::Default => &[GUARDS, NAMESPACE_GUARDS],
+            Seccomp::Unconfined if !self.single_id => return Ok(Vec::new()),
+            Seccomp::Unconfined | Seccomp::Profile { .. } => &[],
+        };
+        let mut program = guard::assemble(&arches(guards, self.single_id)).concat();
+        program.extend(match self.seccomp {
+            Seccomp::Default => list(self.admin())?,
+            Seccomp::Unconfined => guard::ALLOW.to_vec(),
+            Seccomp::Profile { path, text } => profile::parse(text)
+                .and_then(|profile| profile.filter(self.capabilities, kernel()))
+                .and_then(|filter| export(&filter).map_err(|error| error.to_string()))
+                .map_err(|why| PolicyError::Profile { path: path.clone(), why })?,
+        });
+        match (program.len() / size_of::<guard::Insn>(), self.seccomp) {
+            (instructions, Seccomp::Profile { path, .. }) if instructions > LONGEST => {
+                let why = format!(
+                    "it makes a filter of {instructions} instructions, of which the kernel takes {LONGEST}"
+                );
+                Err(PolicyError::Profile { path: path.clone(), why })
+            }
+            _ => Ok(program),
+        }
     }
-    Ok(program)
+
+    /// [`compile`](Self::compile), from a file in `dir` when it has been made before
+    /// with all the same ingredients. The directory is made when missing.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile). A cache that cannot be read or written is done
+    /// without.
+    pub fn cached(&self, dir: &Path) -> Result<Vec<u8>, PolicyError> {
+        let ingredients = self.ingredients()?;
+        let path = dir.join(format!("seccomp-{:016x}", fnv(ingredients.as_bytes())));
+        if let Ok(program) = read_cached(&path, &ingredients) {
+            return Ok(program);
+        }
+        let program = self.compile()?;
+        let mut file = ingredients.into_bytes();
+        file.extend(fnv(&program).to_ne_bytes());
+        file.extend(&program);
+        let written = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        if let Err(error) = written.and_then(|()| crate::store::replace(&path, &file)) {
+            tracing::debug!("cannot keep the system call filter in {}: {error}", path.display());
+        }
+        Ok(program)
+    }
+
+    /// All that the filter depends on, as one line.
+    fn ingredients(&self) -> Result<String, PolicyError> {
+        let library = ScmpVersion::current().map_err(refused)?;
+        let data = format!(
+            "{:?}",
+            (
+                (calls::ALLOWED, calls::ADMIN, calls::DENIED),
+                (GUARDS, NAMESPACE_GUARDS, SINGLE_ID, SINGLE_ID_WIDE, SINGLE_ID_NARROW),
+            )
+        );
+        let which = match self.seccomp {
+            Seccomp::Default => format!("default admin={}", self.admin()),
+            Seccomp::Unconfined => "unconfined".to_owned(),
+            // Its rules may depend on capabilities and kernel.
+            Seccomp::Profile { text, .. } => format!(
+                "profile {} for {:x} on {:?}",
+                Digest::of(text.as_bytes()),
+                self.capabilities,
+                kernel()
+            ),
+        };
+        Ok(format!(
+            "coracle {} {:016x} libseccomp {library} {} {which} single_id={}\n",
+            env!("CARGO_PKG_VERSION"),
+            fnv(data.as_bytes()),
+            std::env::consts::ARCH,
+            self.single_id,
+        ))
+    }
+}
+
+/// The kernel that runs; one that does not tell is older than all others.
+fn kernel() -> Kernel {
+    let name = nix::sys::utsname::uname().ok();
+    let release = name.as_ref().map(|name| name.release().to_string_lossy());
+    release.and_then(|release| Kernel::parse(&release)).unwrap_or_default()
 }
 
 fn read_cached(path: &Path, ingredients: &str) -> io::Result<Vec<u8>> {
@@ -216,21 +311,6 @@ fn read_cached(path: &Path, ingredients: &str) -> io::Result<Vec<u8>> {
     Ok(program.to_owned())
 }
 
-/// All that a filter depends on, as one line.
-fn ingredients(single_id: bool) -> Result<String, PolicyError> {
-    let library = ScmpVersion::current().map_err(refused)?;
-    let data = format!(
-        "{:?}",
-        (calls::ALLOWED, calls::DENIED, GUARDS, (SINGLE_ID, SINGLE_ID_WIDE, SINGLE_ID_NARROW),)
-    );
-    Ok(format!(
-        "coracle {} {:016x} libseccomp {library} {} single_id={single_id}\n",
-        env!("CARGO_PKG_VERSION"),
-        fnv(data.as_bytes()),
-        std::env::consts::ARCH,
-    ))
-}
-
 /// Fowler, Noll, Vo, variant 1a, 64 bits: tells accidents, not attacks.
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -239,10 +319,10 @@ fn fnv(bytes: &[u8]) -> u64 {
 }
 
 /// Numbers of the guarded calls on the architectures of the filter.
-fn arches(single_id: bool) -> Vec<Arch> {
-    let of = |arch, token, ids: &[&[Guard]]| {
-        let guards = GUARDS.iter().chain(ids.iter().copied().flatten().filter(|_| single_id));
-        let guarded = guards.flat_map(|guard| {
+fn arches(guards: &[&'static [Guard]], single_id: bool) -> Vec<Arch> {
+    let of = |arch, token, ids: &[&'static [Guard]]| {
+        let ids = ids.iter().copied().flatten().filter(|_| single_id);
+        let guarded = guards.iter().copied().flatten().chain(ids).flat_map(|guard| {
             guard.calls.iter().filter_map(move |call| Some((number(call, arch)?, *guard)))
         });
         Arch { token, guarded: guarded.collect() }
@@ -265,7 +345,7 @@ fn number(call: &str, arch: ScmpArch) -> Option<u32> {
 }
 
 /// The list of calls, by libseccomp.
-fn list() -> Result<Vec<u8>, PolicyError> {
+fn list(admin: bool) -> Result<Vec<u8>, PolicyError> {
     let missing = ScmpAction::Errno(libc::ENOSYS);
     let mut filter = ScmpFilterContext::new(missing).map_err(refused)?;
     filter.set_act_badarch(missing).map_err(refused)?;
@@ -275,15 +355,23 @@ fn list() -> Result<Vec<u8>, PolicyError> {
         filter.add_arch(ScmpArch::X86).map_err(refused)?;
     }
     let allowed = calls::ALLOWED.iter().copied().flatten().map(|call| (call, ScmpAction::Allow));
-    let denied = calls::DENIED.iter().map(|call| (call, ScmpAction::Errno(libc::EPERM)));
-    for (call, action) in allowed.chain(denied) {
+    let eperm = ScmpAction::Errno(libc::EPERM);
+    let mounts = if admin { ScmpAction::Allow } else { eperm };
+    let denied = calls::DENIED.iter().map(|call| (call, eperm));
+    let mounts = calls::ADMIN.iter().map(|call| (call, mounts));
+    for (call, action) in allowed.chain(denied).chain(mounts) {
         // A name this libseccomp does not know is a call younger than it: it
         // stays unknown to the container as well.
         if let Ok(call) = ScmpSyscall::from_name(call) {
             filter.add_rule(action, call).map_err(refused)?;
         }
     }
-    let export = || -> io::Result<Vec<u8>> {
+    export(&filter)
+}
+
+/// What libseccomp has put together, as the kernel takes it.
+fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>, PolicyError> {
+    let program = || -> io::Result<Vec<u8>> {
         let mut file = File::from(nix::sys::memfd::memfd_create(
             c"seccomp",
             nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
@@ -294,7 +382,7 @@ fn list() -> Result<Vec<u8>, PolicyError> {
         file.read_to_end(&mut program)?;
         Ok(program)
     };
-    export().map_err(refused)
+    program().map_err(refused)
 }
 
 fn refused(error: impl std::fmt::Display) -> PolicyError {

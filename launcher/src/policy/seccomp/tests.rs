@@ -1,5 +1,18 @@
 use super::*;
 
+fn source(single_id: bool) -> Source<'static> {
+    let capabilities = crate::policy::capabilities();
+    Source { seccomp: &Seccomp::Default, capabilities, single_id }
+}
+
+fn seccomp(single_id: bool) -> Result<Vec<u8>, PolicyError> {
+    source(single_id).compile()
+}
+
+fn cached_seccomp(dir: &Path, single_id: bool) -> Result<Vec<u8>, PolicyError> {
+    source(single_id).cached(dir)
+}
+
 /// Runs a program of classic BPF as the kernel does, on what it is shown of a
 /// call. Returns what the filter answers.
 fn judge(program: &[u8], arch: u32, number: u32, args: [u64; 6]) -> u32 {
@@ -68,7 +81,8 @@ fn every_name_is_known_or_young() {
         "setxattrat",
         "statmount",
     ];
-    for call in calls::ALLOWED.iter().copied().flatten().chain(calls::DENIED) {
+    let refused = calls::DENIED.iter().chain(calls::ADMIN);
+    for call in calls::ALLOWED.iter().copied().flatten().chain(refused) {
         let known = ScmpSyscall::from_name(call).is_ok();
         assert!(known || young.contains(call), "libseccomp has never heard of {call}");
     }
@@ -76,8 +90,9 @@ fn every_name_is_known_or_young() {
 
 #[test]
 fn no_call_is_listed_twice() {
+    let refused = calls::DENIED.iter().chain(calls::ADMIN);
     let mut all: Vec<_> =
-        calls::ALLOWED.iter().copied().flatten().chain(calls::DENIED).copied().collect();
+        calls::ALLOWED.iter().copied().flatten().chain(refused).copied().collect();
     all.sort_unstable();
     let count = all.len();
     all.dedup();
@@ -86,7 +101,7 @@ fn no_call_is_listed_twice() {
 
 #[test]
 fn every_guarded_call_is_in_the_list() {
-    let ids = [SINGLE_ID, SINGLE_ID_WIDE[0], SINGLE_ID_WIDE[1], SINGLE_ID_NARROW];
+    let ids = [NAMESPACE_GUARDS, SINGLE_ID, SINGLE_ID_WIDE[0], SINGLE_ID_WIDE[1], SINGLE_ID_NARROW];
     for call in GUARDS.iter().chain(ids.into_iter().flatten()).flat_map(|guard| guard.calls) {
         assert!(calls::ALLOWED.iter().any(|family| family.contains(call)), "{call}");
     }
@@ -243,6 +258,59 @@ fn a_cache_that_cannot_be_kept_is_done_without() {
     let file = dir.path().join("file");
     fs::write(&file, b"").unwrap();
     assert_eq!(cached_seccomp(&file.join("cache"), false).unwrap(), seccomp(false).unwrap());
+}
+
+#[test]
+fn mounts_and_namespaces_are_for_who_was_given_the_capability() {
+    let admin = Source { capabilities: ADMIN, ..source(false) }.compile().unwrap();
+    for arch in BOTH {
+        for call in ["mount", "umount2", "setns", "pivot_root", "fsopen", "move_mount"] {
+            assert_eq!(on(&admin, arch, call, &[]), ALLOW, "{call} on {arch:?}");
+        }
+        assert_eq!(on(&admin, arch, "unshare", &[0x1000_0000]), ALLOW);
+        assert_eq!(on(&admin, arch, "clone", &[0x1000_0011]), ALLOW);
+        for call in ["bpf", "keyctl", "reboot", "kexec_load"] {
+            assert_eq!(on(&admin, arch, call, &[]), REFUSED, "{call} on {arch:?}");
+        }
+        assert_eq!(on(&admin, arch, "ioctl", &[0, TIOCSTI.into()]), REFUSED);
+    }
+}
+
+#[test]
+fn without_a_filter_only_the_single_id_has_guards() {
+    let unconfined = |single_id| Source { seccomp: &Seccomp::Unconfined, ..source(single_id) };
+    assert!(unconfined(false).compile().unwrap().is_empty());
+    let program = unconfined(true).compile().unwrap();
+    for arch in BOTH {
+        assert_eq!(on(&program, arch, "mount", &[]), ALLOW);
+        assert_eq!(on(&program, arch, "fchownat", &[0, 0, 33, 0, 0]), ASKED);
+        assert_eq!(on(&program, arch, "setgroups", &[1, 1]), PRETENDED);
+    }
+    assert_eq!(judge(&program, AUDIT_ARCH_NATIVE, 9999, [0; 6]), ALLOW);
+}
+
+#[test]
+fn profiles_of_ones_own_have_no_guards_but_those_of_a_single_id() {
+    let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [{"architecture":
+        "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}], "syscalls":
+        [{"names": ["mkdir", "nonesuch"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30}]}"#;
+    let own = Seccomp::Profile { path: "/p".into(), text: text.to_owned() };
+    let dir = tempfile::tempdir().unwrap();
+    for single_id in [false, true] {
+        let source = Source { seccomp: &own, ..source(single_id) };
+        let program = source.cached(dir.path()).unwrap();
+        assert_eq!(program, source.cached(dir.path()).unwrap());
+        for arch in BOTH {
+            assert_eq!(on(&program, arch, "mkdir", &[]), 0x0005_0000 | 30);
+            assert_eq!(on(&program, arch, "mount", &[]), ALLOW);
+            let chown = if single_id { ASKED } else { ALLOW };
+            assert_eq!(on(&program, arch, "fchownat", &[0, 0, 33, 0, 0]), chown);
+        }
+        assert_eq!(judge(&program, AUDIT_ARCH_NATIVE, 0x4000_0000 | 83, [0; 6]), NO_SUCH);
+    }
+    let bad = Seccomp::Profile { path: "/p".into(), text: "{}".to_owned() };
+    let why = Source { seccomp: &bad, ..source(false) }.compile().unwrap_err().to_string();
+    assert!(why.starts_with("the system call profile /p: ") && why.contains("defaultAction"));
 }
 
 #[test]

@@ -1,0 +1,238 @@
+//! What can be asked of a container's isolation, and what it is by default.
+
+use anyhow::{Context, Result, ensure};
+use tests::harness::{Test, World, skip};
+use tests::lab::Ids;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("security/profile-of-ones-own", own_profile).each_user(),
+    Test::new("security/profile-of-containers-common", common_profile).each_user(),
+    Test::new("security/wrong-options", wrong_options).each_user(),
+    Test::new("security/unconfined", unconfined).each_user(),
+    Test::new("security/capabilities", capabilities).each_user(),
+    Test::new("security/privileged", privileged).each_user(),
+    Test::new("security/paths", paths).each_user(),
+    Test::new("security/devices", devices).each_user(),
+];
+
+const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
+
+/// What /proc/self/status says of the container's root, run or joined.
+fn status(world: &World<'_>, options: &[&str], fields: &str) -> Result<String> {
+    let script = format!("grep -E '^({fields}):' /proc/self/status | tr -d '\\t'");
+    let run = world.coracle(&RUN).args(options).args(["--", "sh", "-c", &script]).run()?.ok()?;
+    let words = ["run", "-d", "--rm", "--network", "none", "--name", "held"];
+    world.coracle(&words).args(options).args(["--", "sleep", "1000"]).run()?.ok()?;
+    let exec = world.coracle(&["exec", "held", "sh", "-c", &script]).run();
+    world.coracle(&["rm", "-f", "held"]).run()?.ok()?;
+    let exec = exec?.ok()?;
+    ensure!(run.stdout == exec.stdout, "exec is another one than run:\n{}", exec.describe());
+    Ok(run.stdout.trim().replace('\n', " "))
+}
+
+/// Read once, good for run and exec: the file may be another one by then.
+fn own_profile(world: &World<'_>) -> Result<()> {
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [{"architecture":
+        "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}], "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errno": "EROFS"},
+        {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 3,
+         "args": [{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}]},
+        {"names": ["symlink", "symlinkat"], "action": "SCMP_ACT_ERRNO",
+         "includes": {"caps": ["CAP_NET_RAW"]}}]}"#;
+    world.write("profile.json", profile)?;
+    let option = "--security-opt=seccomp=profile.json";
+    let script = "mkdir /root/d 2>&1; kill -USR1 $$ 2>/dev/null || echo 'no kill'; \
+                  kill -0 $$ && ln -s x /root/l && echo linked";
+    let want = "File system"; // … of "Read-only file system", whatever mkdir puts in front
+    let check = |text: &str| {
+        let said = text.to_lowercase().contains(&want.to_lowercase());
+        said && text.contains("no kill") && text.contains("linked")
+    };
+    let words = ["run", "-d", "--rm", "--network", "none", "--name", "own", option];
+    world.coracle(&words).args(["--", "sleep", "1000"]).run()?.ok()?;
+    world.write("profile.json", "changed since")?;
+    let exec = world.coracle(&["exec", "own", "sh", "-c", script]).run();
+    world.coracle(&["rm", "-f", "own"]).run()?.ok()?;
+    let exec = exec?;
+    ensure!(check(&exec.stdout), "{}", exec.describe());
+    world.write("profile.json", profile)?;
+    for _ in 0..2 {
+        // The second time from what was kept of the first.
+        let run = world.coracle(&RUN).args([option, "--", "sh", "-c", script]).run()?;
+        ensure!(check(&run.stdout), "{}", run.describe());
+    }
+    // A rule for those who have a capability.
+    let words = [option, "--cap-add", "NET_RAW", "--", "sh", "-c", script];
+    let run = world.coracle(&RUN).args(words).run()?;
+    ensure!(!run.stdout.contains("linked"), "{}", run.describe());
+    Ok(())
+}
+
+/// The profile that Podman itself uses, with all its conditions.
+fn common_profile(world: &World<'_>) -> Result<()> {
+    const PROFILE: &str = "/usr/share/containers/seccomp.json";
+    if !std::path::Path::new(PROFILE).exists() {
+        return Err(skip("containers-common is not installed (no seccomp.json)"));
+    }
+    let option = format!("--security-opt=seccomp={PROFILE}");
+    let script = "grep -c '^Seccomp:.2' /proc/self/status; touch /root/f && chown 33:33 /root/f; \
+                  mkdir /root/m && mount -t tmpfs t /root/m 2>/dev/null || echo no mount";
+    let words = [&option, "--", "sh", "-c", script];
+    world.coracle(&RUN).args(words).run()?.ok()?.stdout_is("1\nno mount")?;
+    let words = [&option, "--cap-add", "SYS_ADMIN", "--", "sh", "-c", script];
+    world.coracle(&RUN).args(words).run()?.ok()?.stdout_is("1")?;
+    Ok(())
+}
+
+fn wrong_options(world: &World<'_>) -> Result<()> {
+    world.write("bad.json", "{\n \"defaultAction\": \"SCMP_ACT_MAYBE\"\n}")?;
+    world.cmd("mkfifo").arg(world.dir().join("fifo")).run()?.ok()?;
+    for (options, words) in [
+        (["--security-opt", "seccomp=bad.json"], &["bad.json", "line 2", "SCMP_ACT_MAYBE"][..]),
+        (["--security-opt", "seccomp=nonesuch"], &["nonesuch", "No such file"]),
+        (["--security-opt", "seccomp=fifo"], &["no regular file"]),
+        (["--security-opt", "nonsense"], &["nonsense"]),
+        (["--security-opt", "no-new-privileges=false"], &["always on"]),
+        (["--cap-add", "FLY"], &["'FLY'", "capabilities(7)"]),
+        (["--cap-drop", "CAP_"], &["'CAP_'"]),
+    ] {
+        let output = world.coracle(&RUN).args(options).args(["--", "true"]).run()?.code_is(125)?;
+        let one_line = output.stderr.trim().lines().count() == 1;
+        let told = words.iter().all(|word| output.stderr.contains(word));
+        ensure!(one_line && told, "{options:?} {words:?}\n{}", output.describe());
+    }
+    world.coracle(&["ps", "-a", "-q"]).run()?.ok()?.stdout_is("")?;
+    Ok(())
+}
+
+fn unconfined(world: &World<'_>) -> Result<()> {
+    let option = "--security-opt=seccomp=unconfined";
+    // A single id has a filter that pretends other ids.
+    let filter = if world.ids == Ids::Single { "2" } else { "0" };
+    let got = status(world, &[option], "NoNewPrivs|Seccomp")?;
+    ensure!(got == format!("NoNewPrivs:1 Seccomp:{filter}"), "{got}");
+    // User namespaces are what the default filter refuses.
+    for (options, want) in [(&[][..], "refused"), (&[option], "made")] {
+        let script = "unshare -U true 2>/dev/null && echo made || echo refused";
+        let cmd = world.coracle(&RUN).args(options).args(["--", "sh", "-c", script]);
+        cmd.run()?.ok()?.stdout_is(want)?;
+    }
+    Ok(())
+}
+
+fn capabilities(world: &World<'_>) -> Result<()> {
+    const FIELDS: &str = "CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp";
+    let sets = |held: &str| {
+        let none = "0000000000000000";
+        format!(
+            "CapInh:{none} CapPrm:{held} CapEff:{held} CapBnd:{held} CapAmb:{none} NoNewPrivs:1 Seccomp:2"
+        )
+    };
+    for (options, held) in [
+        // The eleven of Podman, and no more.
+        (&[][..], "00000000800405fb"),
+        (&["--cap-drop", "ALL"], "0000000000000000"),
+        (&["--cap-drop", "all", "--cap-add", "CAP_CHOWN,kill"], "0000000000000021"),
+        (&["--cap-add", "net_raw", "--cap-drop", "SYS_CHROOT"], "00000000800025fb"),
+    ] {
+        let got = status(world, options, FIELDS)?;
+        ensure!(got == sets(held), "{options:?}: {got}");
+    }
+    // What is dropped is gone for good, and what was added works.
+    let script = "chroot / true 2>/dev/null && echo chroot; \
+                  python3 -c 'import socket; socket.socket(2, 3, 1)' 2>/dev/null && echo raw; true";
+    for (options, want) in [
+        (&[][..], "chroot"),
+        (&["--cap-add", "net_raw", "--cap-drop", "sys_chroot"], "raw"),
+        (&["--cap-add", "all"], "chroot\nraw"),
+    ] {
+        let cmd = world.coracle(&RUN).args(options).args(["--", "sh", "-c", script]);
+        cmd.run()?.ok()?.stdout_is(want)?;
+    }
+    Ok(())
+}
+
+fn privileged(world: &World<'_>) -> Result<()> {
+    let last: u32 = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse()?;
+    let all = format!("{:016x}", (1u64 << (last + 1)) - 1);
+    let got = status(world, &["--privileged"], "CapEff|CapBnd")?;
+    ensure!(got == format!("CapEff:{all} CapBnd:{all}"), "{got}");
+    let script = "mkdir /mnt/m && mount -t tmpfs t /mnt/m && echo mounted; \
+                  [ -e /proc/keys ] && grep -q . /proc/keys && echo keys; \
+                  hostname renamed && hostname; ls /dev | tr '\\n' ' '";
+    let output =
+        world.coracle(&RUN).args(["--privileged", "--", "sh", "-c", script]).run()?.ok()?;
+    let output = output.stdout_has("mounted")?.stdout_has("renamed")?;
+    ensure!(!output.stdout.contains("fuse"), "a device of the host's: {}", output.describe());
+    Ok(())
+}
+
+/// Every masked and read-only path, as it is and as it can be asked to be.
+fn paths(world: &World<'_>) -> Result<()> {
+    let script = r#"
+import os
+masked = """acpi asound kcore scsi interrupts keys key-users latency_stats sched_debug
+            timer_list timer_stats""".split()
+masked = ["/proc/" + name for name in masked] + ["/sys/" + name for name in """dev/block firmware
+    devices/virtual/powercap fs/selinux kernel/debug kernel/security kernel/tracing""".split()]
+shown = []
+for path in masked:
+    try:
+        if os.path.isdir(path): empty = not os.listdir(path)
+        else: empty = not open(path, "rb").read(1)
+    except FileNotFoundError: continue
+    except OSError: empty = False
+    if not empty: shown.append(path)
+print("shown", len(shown), shown if len(shown) < 3 else "")
+writable = []
+for path in ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys"]:
+    if os.path.exists(path) and not os.statvfs(path).f_flag & os.ST_RDONLY: writable.append(path)
+print("writable", *writable)
+print(len(os.listdir("/etc")) if os.path.isdir("/etc") else "file")
+"#;
+    let run = |options: &[&str]| {
+        world.coracle(&RUN).args(options).args(["--", "python3", "-c", script]).run()?.ok()
+    };
+    let usual = run(&[])?;
+    ensure!(usual.stdout.starts_with("shown 0 []\nwritable\n"), "{}", usual.describe());
+    let all = run(&["--security-opt", "unmask=ALL"])?;
+    ensure!(!all.stdout.starts_with("shown 0") && all.stdout.contains("/proc/sys"), "{all:?}");
+    let one = run(&["--security-opt", "unmask=/proc/bus:/proc/interrupts"])?;
+    ensure!(
+        one.stdout.starts_with("shown 1 ['/proc/interrupts']\nwritable /proc/bus\n"),
+        "{}",
+        one.describe()
+    );
+    let etc = run(&["--security-opt", "mask=/etc"])?;
+    ensure!(etc.stdout.ends_with("\n0\n"), "{}", etc.describe());
+    Ok(())
+}
+
+/// The devices there are, what they are, and what is mounted beside them.
+fn devices(world: &World<'_>) -> Result<()> {
+    let script = "cd /dev; ls | tr '\\n' ' '; echo; \
+        for d in null zero full random urandom tty; do stat -c '%n %F %t:%T' $d; done; \
+        for m in shm mqueue pts .; do grep \" /dev/$m \" /proc/self/mounts | cut -d' ' -f2-4; done; \
+        touch shm/f && echo shm; mknod n c 1 3 2>/dev/null || echo 'no node'; \
+        touch shm/x && chmod +x shm/x && shm/x 2>/dev/null || echo 'no program'";
+    let output = world.coracle(&RUN).args(["--", "sh", "-c", script]).run()?.ok()?;
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    let names = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero ";
+    ensure!(lines.first() == Some(&names), "{}", output.describe());
+    let numbers = ["null 1:3", "zero 1:5", "full 1:7", "random 1:8", "urandom 1:9", "tty 5:0"];
+    for (line, want) in lines[1..7].iter().zip(numbers) {
+        let plain = line.replace(" character special file", "");
+        ensure!(plain == want, "{line} is not {want}");
+    }
+    let mount = |point: &str| lines.iter().find(|line| line.starts_with(point));
+    for (point, words) in [
+        ("/dev/shm ", &["tmpfs", "nosuid", "nodev", "noexec", "size=65536k"][..]),
+        ("/dev/mqueue ", &["mqueue", "nosuid", "nodev", "noexec"]),
+        ("/dev/pts ", &["devpts", "nosuid", "noexec", "ptmxmode=666"]),
+    ] {
+        let line = mount(point).with_context(|| format!("no {point}\n{}", output.describe()))?;
+        ensure!(words.iter().all(|word| line.contains(word)), "{line}: {words:?}");
+    }
+    ensure!(output.stdout.ends_with("shm\nno node\nno program\n"), "{}", output.describe());
+    Ok(())
+}
