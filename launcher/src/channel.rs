@@ -112,7 +112,8 @@ pub enum ToStage {
     /// Init: start the workload.
     Go,
     /// Join: beside this come a memory file with what to run, one with the
-    /// system call filter, and a pidfd of the container's init.
+    /// system call filter, a pidfd of the container's init, and the user namespace
+    /// that owns the container's mounts.
     Join,
 }
 

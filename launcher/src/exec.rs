@@ -44,13 +44,22 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
         .custom_flags(libc::O_PATH)
         .open(format!("/proc/{}/exe", init.pid))
         .map_err(RunError::os("cannot open the container's init"))?;
+    let users = File::open(format!("/proc/{}/ns/user", init.pid))
+        .map_err(RunError::os("cannot open the container's user namespace"))?;
     // Looked at after both were opened: they are the right process's.
     if !init.exists() {
         return Err(RunError::NotRunning);
     }
+    let outer: OwnedFd = if state.confinement.nested {
+        process::parent_namespace(users.as_fd())
+            .map_err(RunError::os("cannot find the container's outer user namespace"))?
+    } else {
+        users.into()
+    };
     let term = std::env::var("TERM").ok();
+    let confinement = state.confinement.clone();
     let joining = Joining {
-        workload: plan::joined(&state.spec, exec, term, state.map.is_single()),
+        workload: plan::joined(&state.spec, exec, term, state.map.is_single(), confinement),
         own_network: state.spec.network != Network::Host,
     };
     let payload = serde_json::to_vec(&joining)
@@ -105,7 +114,7 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     let child =
         process::pidfd_open(child).map_err(RunError::os("cannot watch the joining process"))?;
     channel
-        .send(&ToStage::Join, &[payload.as_fd(), filter.as_fd(), target.as_fd()])
+        .send(&ToStage::Join, &[payload.as_fd(), filter.as_fd(), target.as_fd(), outer.as_fd()])
         .map_err(RunError::os("cannot reach the joining process"))?;
     let mut joined =
         Joined { channel: Some(channel), child, signals, relay: None, input: exec.interactive };

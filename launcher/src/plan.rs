@@ -2,6 +2,7 @@
 //! from what the user wants and what the host offers; carried out by the
 //! stages, each its own part in order. Printed, it is what `--dry-run` shows.
 
+mod confine;
 mod display;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use confine::Confinement;
 
 use crate::idmap::IdMap;
 use crate::policy;
@@ -43,6 +46,9 @@ pub const QUEUE: u16 = 10_000;
 
 /// Search path of programs in a container, unless `-e PATH=…` says otherwise.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// CAP_NET_BIND_SERVICE, number 10 (linux/capability.h).
+const NET_BIND_SERVICE: u64 = 1 << 10;
 
 /// Directories of the host's root that no container sees.
 const HIDDEN: [&str; 9] =
@@ -220,6 +226,8 @@ pub enum InitStep {
     Directory(PathBuf),
     /// Lets groups 0 to this one send ICMP echo requests.
     PingGroups(u32),
+    /// Lets everybody inside listen on ports below 1024.
+    LowPorts,
     /// Sets the host name.
     Hostname(String),
     /// Makes the root the root, and lets go of the host's.
@@ -251,6 +259,8 @@ pub struct Workload {
     pub capabilities: u64,
     /// Only user and group 0 exist.
     pub single_id: bool,
+    /// What else holds it.
+    pub confinement: Confinement,
 }
 
 /// All that will be done.
@@ -304,6 +314,7 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
     if spec.read_only {
         plan.init.push(InitStep::RootReadOnly);
     }
+    plan.workload.confinement = confine::confinement(spec, host, &plan.init);
     Ok(plan)
 }
 
@@ -311,10 +322,16 @@ fn hostname<'a>(spec: &'a Spec, name: &'a str) -> &'a str {
     spec.hostname.as_deref().unwrap_or(name)
 }
 
-/// The workload of one more program in the container of `spec`. `term` is the
-/// caller's TERM.
+/// The workload of one more program in the container of `spec`, which is held by
+/// `confinement`. `term` is the caller's TERM.
 #[must_use]
-pub fn joined(spec: &Spec, exec: &Exec, term: Option<String>, single_id: bool) -> Workload {
+pub fn joined(
+    spec: &Spec,
+    exec: &Exec,
+    term: Option<String>,
+    single_id: bool,
+    confinement: Confinement,
+) -> Workload {
     let mut env = spec.env.clone();
     env.extend(exec.env.clone());
     let spec = Spec {
@@ -326,7 +343,8 @@ pub fn joined(spec: &Spec, exec: &Exec, term: Option<String>, single_id: bool) -
         command: exec.command.clone(),
         ..spec.clone()
     };
-    workload(&spec, term, single_id, spec.name.as_deref().unwrap_or("coracle"))
+    let name = spec.name.as_deref().unwrap_or("coracle");
+    Workload { confinement, ..workload(&spec, term, single_id, name) }
 }
 
 fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> Workload {
@@ -350,6 +368,7 @@ fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> W
         interactive: spec.interactive,
         capabilities: spec.security.capabilities,
         single_id,
+        confinement: Confinement::default(),
     }
 }
 
@@ -514,6 +533,11 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
         ("/dev/stderr", "/proc/self/fd/2"),
     ] {
         plan.init.push(InitStep::Link { path: path.into(), target: target.into() });
+    }
+    // The capability does not count in a nested namespace.
+    let low_ports = spec.security.capabilities & NET_BIND_SERVICE != 0;
+    if plan.own_network && low_ports && confine::nested(spec) {
+        plan.init.push(InitStep::LowPorts);
     }
     if spec.tty {
         plan.init.push(InitStep::Console);

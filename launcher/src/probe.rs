@@ -37,6 +37,8 @@ pub struct HostCaps {
     pub fuse: bool,
     /// /dev/net/tun can be opened.
     pub tun: bool,
+    /// Version of the kernel's Landlock; none when it has none, or it is off.
+    pub landlock: Option<u32>,
 }
 
 /// Looks.
@@ -56,6 +58,7 @@ pub fn probe() -> HostCaps {
         netstack: spawn::find("netstack"),
         fuse: usable("/dev/fuse"),
         tun: usable("/dev/net/tun"),
+        landlock: crate::sys::landlock::version(),
     }
 }
 

@@ -247,6 +247,7 @@ impl Life {
             monitor: Process::of(std::process::id() as i32).ok(),
             init: None,
             overlay: None,
+            confinement: plan.workload.confinement.clone(),
             map: plan.map.clone(),
             created: clock::unix_seconds(),
         };

@@ -53,11 +53,18 @@ pub struct Spec {
 
 /// How the workload is kept apart from the host, besides its namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Security {
     /// Capabilities of the container's root, bit n standing for capability n.
     pub capabilities: u64,
     /// The system calls it may make.
     pub seccomp: Seccomp,
+    /// It reaches no files but those of its mounts (Landlock), where the kernel can and
+    /// no capability is against it.
+    pub landlock: bool,
+    /// It is in a user namespace below the one that owns its network and mounts, where no
+    /// capability is against it.
+    pub nested: bool,
     /// Paths inside that are hidden besides the usual ones.
     pub mask: Vec<PathBuf>,
     /// Paths inside that are, of the usual ones, neither hidden nor read-only.
@@ -69,6 +76,8 @@ impl Default for Security {
         Self {
             capabilities: crate::policy::capabilities(),
             seccomp: Seccomp::Default,
+            landlock: true,
+            nested: true,
             mask: Vec::new(),
             unmask: Unmask::Paths(Vec::new()),
         }

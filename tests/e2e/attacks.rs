@@ -21,6 +21,11 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("attacks/false-null-device", false_null).each_user(),
     Test::new("attacks/fifo-for-passwd", fifo_for_passwd),
     Test::new("attacks/descriptors-and-directory", descriptors_and_directory).each_user(),
+    Test::new("attacks/standard-input-opened-again", input_again).each_user(),
+    Test::new("attacks/tracing-what-joins", tracing_joined).each_user(),
+    Test::new("attacks/abstract-sockets-of-a-shared-network", shared_sockets).each_user(),
+    Test::new("attacks/links-in-targets", links_in_targets).each_user(),
+    Test::new("attacks/paths-that-change-while-masked", masked_races).each_user(),
     Test::new("attacks/strict-umask", strict_umask).each_user(),
     Test::new("attacks/children-of-a-shell", children_of_a_shell),
 ];
@@ -208,15 +213,20 @@ while not os.path.exists("/stop"):
             except OSError: pass
 print("held", len(kept) > 0, "wrote", wrote, flush=True)
 "##;
-    let words = ["run", "--rm", "--name", "evil", "--network", "none", "--", "python3", "-c"];
-    let running = coracle(&words).arg(script).spawn()?;
-    running.stdout_until("up\n", LIMIT)?;
-    for _ in 0..20 {
-        // What it says does not matter: the kernel executes our own program, in there.
-        coracle(&["exec", "evil", "/bin/evil"]).run()?;
+    // Landlock alone keeps it from opening anything of theirs.
+    for (option, held) in
+        [("--security-opt=landlock=off", "held True"), ("--security-opt=no-new-privileges", "held")]
+    {
+        let words = ["run", "--rm", "--name", "evil", "--network", "none", option];
+        let running = coracle(&words).args(["--", "python3", "-c"]).arg(script).spawn()?;
+        running.stdout_until("up\n", LIMIT)?;
+        for _ in 0..20 {
+            // What it says does not matter: the kernel executes our own program, in there.
+            coracle(&["exec", "evil", "/bin/evil"]).run()?;
+        }
+        coracle(&["exec", "evil", "touch", "/stop"]).run()?.ok()?;
+        running.wait(LIMIT)?.ok()?.stdout_has(held)?.stdout_has("wrote 0")?;
     }
-    coracle(&["exec", "evil", "touch", "/stop"]).run()?.ok()?;
-    running.wait(LIMIT)?.ok()?.stdout_has("held True wrote 0")?;
     ensure!(sha256(&program)? == before, "the program was overwritten");
     Ok(())
 }
@@ -338,5 +348,165 @@ fn children_of_a_shell(world: &World<'_>) -> Result<()> {
         }
     }
     output?.ok()?;
+    Ok(())
+}
+
+/// Streams are the caller's: what they are and what lies beside them is not.
+fn input_again(world: &World<'_>) -> Result<()> {
+    if tests::sys::landlock_version().is_none_or(|version| version < 2) {
+        return Err(skip("this kernel has no Landlock, or one that is too old"));
+    }
+    world.write("mine", "untouched")?;
+    world.write("beside", "secret")?;
+    let program = world.lab.bin.join("coracle");
+    let program = program.to_str().context("the lab's paths are ASCII")?;
+    let run = |option: &str, script: &str, input: &str| {
+        let line = format!(
+            "{program} run --rm -i --network none {option} -- sh -c '{script}' <{input}; true"
+        );
+        world.cmd("sh").args(["-c", &line]).run()
+    };
+    // A file that came for reading is not written, a directory is nothing to look around in.
+    let write = "echo changed >/proc/self/fd/0";
+    let look = "cat /proc/self/fd/0/beside; ls /proc/self/fd/0/..";
+    for option in ["", "--read-only"] {
+        run(option, write, "mine")?;
+        ensure!(fs::read_to_string(world.dir().join("mine"))? == "untouched", "it was written");
+        let output = run(option, look, ".")?;
+        ensure!(output.stdout.is_empty(), "{}", output.describe());
+    }
+    // That this is what keeps it: without Landlock both succeed.
+    let off = "--security-opt landlock=off";
+    run(off, write, "mine")?;
+    ensure!(fs::read_to_string(world.dir().join("mine"))? == "changed\n", "it was not written");
+    run(off, look, ".")?.stdout_has("secret")?;
+    Ok(())
+}
+
+/// A process that joins is not the workload's to read, from before it is executed.
+fn tracing_joined(world: &World<'_>) -> Result<()> {
+    if cfg!(not(target_arch = "x86_64")) {
+        return Err(skip("the numbers of its system calls are x86-64's"));
+    }
+    // It looks at every process but its own, as fast as it can, until told to stop.
+    let script = format!(
+        "{CALLS}{}",
+        r#"
+got = set()
+print("up", flush=True)
+while not os.path.exists("/stop"):
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit() or int(pid) == os.getpid(): continue
+        for name in ["environ", "exe", "cwd", "root", "fd", "maps"]:
+            path = f"/proc/{pid}/{name}"
+            try:
+                if name in ("exe", "cwd", "root"): text = os.readlink(path)
+                elif name == "fd": text = " ".join(os.readlink(path + "/" + n) for n in os.listdir(path))
+                else: text = open(path).read()
+            except OSError: continue
+            if "coracle" in text.replace("container=coracle", ""): got.add((name, text[:200]))
+print(sorted(got))
+"#
+    );
+    let words = ["run", "--rm", "--name", "watch", "--network", "none", "--", "python3", "-c"];
+    let running = world.coracle(&words).arg(&script).spawn()?;
+    running.stdout_until("up\n", LIMIT)?;
+    for _ in 0..20 {
+        world.coracle(&["exec", "watch", "true"]).run()?.ok()?;
+    }
+    world.coracle(&["exec", "watch", "touch", "/stop"]).run()?.ok()?;
+    running.wait(LIMIT)?.ok()?.stdout_is("up\n[]")?;
+    Ok(())
+}
+
+/// With the host's network its abstract sockets are in the same namespace.
+fn shared_sockets(world: &World<'_>) -> Result<()> {
+    use std::os::linux::net::SocketAddrExt;
+    if tests::sys::landlock_version().is_none_or(|version| version < 6) {
+        return Err(skip("this kernel's Landlock knows no abstract sockets (version 6)"));
+    }
+    let name = format!("coracle-shared-{}", std::process::id());
+    let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    let script = format!(
+        "import socket\ntry:\n  socket.socket(socket.AF_UNIX).connect('\\0{name}'); print('reached')\n\
+         except PermissionError: print('denied')"
+    );
+    for (option, want) in
+        [("--security-opt=no-new-privileges", "denied"), ("--security-opt=landlock=off", "reached")]
+    {
+        let words = ["run", "--rm", "--network", "host", option, "--", "python3", "-c", &script];
+        world.coracle(&words).run()?.ok()?.stdout_is(want)?;
+    }
+    Ok(())
+}
+
+/// A target that leads out of the root by links leads around in it.
+fn links_in_targets(world: &World<'_>) -> Result<()> {
+    let root = busybox_rootfs(world)?;
+    let text = |path: &std::path::Path| Ok::<_, anyhow::Error>(path.display().to_string());
+    let (shared, outside) = (world.dir().join("shared"), world.dir().join("outside"));
+    for dir in [&shared, &outside] {
+        world.cmd("mkdir").arg(dir).run()?.ok()?;
+    }
+    fs::write(shared.join("f"), "shown\n")?;
+    let links = [
+        ("absolute", text(&outside)?),
+        ("up", format!("../../../../../../..{}", outside.display())),
+        ("magic", "/proc/1/root/tmp".to_owned()),
+    ];
+    for (name, target) in &links {
+        std::os::unix::fs::symlink(target, root.join(name))?;
+    }
+    let root = text(&root)?;
+    for (name, _) in &links {
+        for below in ["", "/new"] {
+            let volume = format!("{}:/{name}{below}", shared.display());
+            let words = ["run", "--rm", "--network", "none", "--rootfs", &root, "-v", &volume];
+            let path = format!("/{name}{below}/f");
+            let output = world.coracle(&words).args(["--", "cat", &path]).run()?;
+            // Shown inside, or refused: never outside.
+            ensure!(output.code == 125 || output.stdout == "shown\n", "{}", output.describe());
+            let strayed = fs::read_dir(&outside)?.next();
+            ensure!(strayed.is_none(), "{name}: {strayed:?} was made outside");
+        }
+    }
+    Ok(())
+}
+
+/// CVE-2025-31133 and CVE-2021-30465: another container changes, in a volume that both
+/// share, what is mounted and masked meanwhile.
+fn masked_races(world: &World<'_>) -> Result<()> {
+    let (shared, outside) = (world.dir().join("shared"), world.dir().join("outside"));
+    for dir in [&shared, &outside] {
+        world.cmd("mkdir").arg(dir).run()?.ok()?;
+    }
+    let volume = format!("{}:/shared", shared.display());
+    // It exchanges a directory for a link that leads out, without end.
+    let script = format!(
+        "import ctypes, os\nos.makedirs('/shared/d/sub', exist_ok=True)\nos.symlink('{}', '/shared/l')\n\
+         print('up', flush=True)\nlibc = ctypes.CDLL(None)\n\
+         while not os.path.exists('/shared/stop'):\n  \
+         assert libc.renameat2(-100, b'/shared/d', -100, b'/shared/l', 2) == 0",
+        outside.display()
+    );
+    let words = ["run", "--rm", "--network", "none", "-v", &volume, "--", "python3", "-c", &script];
+    let running = world.coracle(&words).spawn()?;
+    running.stdout_until("up\n", LIMIT)?;
+    let mut shown = 0;
+    for _ in 0..30 {
+        let inner = format!("{}:/shared/d/sub/made", world.dir().display());
+        let words = ["run", "--rm", "--network", "none", "-v", &volume, "-v", &inner];
+        let mask = "--security-opt=mask=/shared/d/sub";
+        let check = "cat /proc/keys /proc/kcore 2>/dev/null | head -c 1";
+        let output = world.coracle(&words).args([mask, "--", "sh", "-c", check]).run()?;
+        ensure!(output.code == 0 || output.code == 125, "{}", output.describe());
+        ensure!(output.stdout.is_empty(), "a mask failed: {}", output.describe());
+        shown += i32::from(output.code == 0);
+        let strayed = fs::read_dir(&outside)?.next();
+        ensure!(strayed.is_none(), "{strayed:?} was made outside");
+    }
+    fs::write(shared.join("stop"), "")?;
+    running.wait(LIMIT)?.ok()?;
+    ensure!(shown > 0, "no container ever came up: nothing was tried");
     Ok(())
 }

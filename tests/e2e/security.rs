@@ -13,6 +13,12 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("security/privileged", privileged).each_user(),
     Test::new("security/paths", paths).each_user(),
     Test::new("security/devices", devices).each_user(),
+    Test::new("security/nested-user-namespace", nested).each_user(),
+    Test::new("security/outer-namespace-out-of-reach", outer).each_user().lab(),
+    Test::new("security/low-ports", low_ports).each_user(),
+    Test::new("security/signals-without-capabilities", signals),
+    Test::new("security/streams-are-opened-again", streams).each_user(),
+    Test::new("security/landlock-is-told", landlock_told).each_user(),
 ];
 
 const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
@@ -234,5 +240,176 @@ fn devices(world: &World<'_>) -> Result<()> {
         ensure!(words.iter().all(|word| line.contains(word)), "{line}: {words:?}");
     }
     ensure!(output.stdout.ends_with("shm\nno node\nno program\n"), "{}", output.describe());
+    Ok(())
+}
+
+/// Asks who owns the namespaces of a container: NS_GET_USERNS of ioctl_ns(2), which gives
+/// an owner only to who is in it or above.
+const OWNER: &str = "\
+import fcntl, os
+for name in ['net', 'mnt', 'uts', 'ipc', 'pid_for_children']:
+    with open('/proc/self/ns/' + name) as ns:
+        try: fcntl.ioctl(ns, 0xb701); print(name, 'is ours')
+        except PermissionError: pass
+";
+
+fn nested(world: &World<'_>) -> Result<()> {
+    let script = OWNER;
+    for network in ["none", "netstack"] {
+        let words = ["run", "--rm", "--network", network, "--", "python3", "-c", script];
+        world.coracle(&words).run()?.ok()?.stdout_is("")?;
+    }
+    let off = "--security-opt=nested-userns=off";
+    let words = ["run", "--rm", "--network", "none", off, "--", "python3", "-c", script];
+    let all = "net is ours\nmnt is ours\nuts is ours\nipc is ours\npid_for_children is ours";
+    world.coracle(&words).run()?.ok()?.stdout_is(all)?;
+
+    // What joins is in the same one, and a terminal works there.
+    let words = ["run", "-d", "--rm", "--network", "none", "--name", "nest", "--", "sleep", "1000"];
+    world.coracle(&words).run()?.ok()?;
+    let joined = world.coracle(&["exec", "nest", "python3", "-c", script]).run();
+    let map =
+        world.coracle(&["exec", "nest", "cat", "/proc/2/uid_map", "/proc/self/uid_map"]).run();
+    world.coracle(&["rm", "-f", "nest"]).run()?.ok()?;
+    joined?.ok()?.stdout_is("")?;
+    let map = map?.ok()?;
+    let map: Vec<&str> = map.stdout.split_whitespace().collect();
+    ensure!(map.starts_with(&["0", "0", "1"]), "{map:?}");
+    ensure!(map[..map.len() / 2] == map[map.len() / 2..], "{map:?}");
+
+    // Every id is there, and a file's capabilities can be written and read.
+    if world.ids == Ids::Subordinate {
+        let script = "touch f && chown 65536:65536 f && stat -c %u:%g f; \
+            python3 -c \"import os; v=bytes.fromhex('0100000202000000000000000000000000000000'); \
+            os.setxattr('f','security.capability',v); print(os.getxattr('f','security.capability')==v)\"";
+        let words = ["run", "--rm", "--network", "none", "-w", "/root", "--", "sh", "-c", script];
+        world.coracle(&words).run()?.ok()?.stdout_is("65536:65536\nTrue")?;
+    }
+    Ok(())
+}
+
+/// The process with this command line.
+fn process(world: &World<'_>, line: &[u8]) -> Result<String> {
+    let found =
+        world.lab.processes().into_iter().find(|pid| {
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == line)
+        });
+    found.map(|pid| pid.to_string()).context("no such process")
+}
+
+const ENTER: &str = "\
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for fd in [os.open(f'/proc/{sys.argv[1]}/ns/{name}', 0) for name in ('net', 'uts', 'user')]:
+    assert libc.setns(fd, 0) == 0, os.strerror(ctypes.get_errno())
+os.setresuid(0, 0, 0)
+os.execvp(sys.argv[2], sys.argv[2:])
+";
+
+/// Who had every capability of the workload's own namespace could still not touch the
+/// network's addresses, its settings, or the host's name.
+fn outer(world: &World<'_>) -> Result<()> {
+    for (option, succeeds) in
+        [("--security-opt=no-new-privileges", false), ("--security-opt=nested-userns=off", true)]
+    {
+        let words = ["run", "-d", "--rm", "--name", "nest", option, "--", "sleep", "4242"];
+        world.coracle(&words).run()?.ok()?;
+        let pid = process(world, b"sleep\x004242\x00")?;
+        // The lab's root enters, and becomes its root with all capabilities.
+        let enter = |words: &[&str]| {
+            let cmd = tests::command::Cmd::new("python3").args(["-c", ENTER, &pid]);
+            cmd.args(words).run()
+        };
+        let tried = [
+            enter(&["ip", "address", "add", "10.9.9.9/32", "dev", "tap0"]),
+            enter(&["ip", "link", "set", "tap0", "mtu", "1400"]),
+            enter(&["hostname", "changed"]),
+        ];
+        world.coracle(&["rm", "-f", "nest"]).run()?.ok()?;
+        for output in tried {
+            let output = output?;
+            ensure!((output.code == 0) == succeeds, "{option}: {}", output.describe());
+        }
+    }
+    Ok(())
+}
+
+/// The capability for them does not count in the nested namespace.
+fn low_ports(world: &World<'_>) -> Result<()> {
+    let script = "import socket\nfor family in [socket.AF_INET, socket.AF_INET6]:\n  \
+                  for kind in [socket.SOCK_STREAM, socket.SOCK_DGRAM]:\n    \
+                  socket.socket(family, kind).bind(('localhost' if family == 2 else '::1', 80))";
+    for (options, works) in [
+        (&[][..], true),
+        (&["--cap-drop", "net_bind_service"], false),
+        (&["--security-opt", "nested-userns=off"], true),
+    ] {
+        let cmd = world.coracle(&RUN).args(options).args(["--", "python3", "-c", script]);
+        let output = cmd.run()?;
+        ensure!((output.code == 0) == works, "{options:?}: {}", output.describe());
+    }
+    Ok(())
+}
+
+/// Init can end what is not its own, whatever the workload was left.
+fn signals(world: &World<'_>) -> Result<()> {
+    if world.ids == Ids::Single {
+        return Err(skip("needs another user inside"));
+    }
+    let words = ["run", "-d", "--name", "weak", "--network", "none", "-u", "1:1"];
+    world.coracle(&words).args(["--cap-drop", "ALL", "--", "sleep", "1000"]).run()?.ok()?;
+    // A SIGTERM that does not arrive is followed by SIGKILL, and so by another code.
+    world.coracle(&["stop", "-t", "30", "weak"]).run()?.ok()?;
+    let listed = world.coracle(&["ps", "-a"]).run();
+    world.coracle(&["rm", "-f", "weak"]).run()?.ok()?;
+    listed?.ok()?.stdout_has("Exited (143)")?;
+    Ok(())
+}
+
+/// Programs open /dev/stdout, whatever it is: a file, a pipe, a device, a socket.
+fn streams(world: &World<'_>) -> Result<()> {
+    let script = "echo out >>/dev/stdout; echo err >>/dev/stderr; cat /dev/stdin";
+    world.write("input", "from a file\n")?;
+    let program = world.lab.bin.join("coracle");
+    let program = program.to_str().context("the lab's paths are ASCII")?;
+    let run = format!("{program} run --rm --network none -i -- sh -c '{script}'");
+    for (line, want) in [
+        (format!("printf 'in\\n' | {{ {run} 2>&1; }} | cat"), "out\nerr\nin"),
+        (format!("{run} <input >>out 2>>err; cat out err"), "out\nfrom a file\nerr"),
+        (format!("{run} </dev/null >/dev/null 2>>err2; cat err2"), "err"),
+    ] {
+        let output = world.cmd("sh").args(["-c", &line]).run()?.ok()?;
+        let got: Vec<&str> =
+            output.stdout.lines().filter(|line| !line.starts_with("coracle: ")).collect();
+        ensure!(got.join("\n") == want, "{line}: {}", output.describe());
+    }
+    Ok(())
+}
+
+/// What holds a container can be seen before it runs.
+fn landlock_told(world: &World<'_>) -> Result<()> {
+    let version = tests::sys::landlock_version();
+    let dry = |options: &[&str]| {
+        world.coracle(&["run", "--dry-run"]).args(options).args(["--", "true"]).run()?.ok()
+    };
+    let told = dry(&[])?;
+    let want = match version {
+        Some(version) if version > 1 => {
+            format!("Landlock {version}: below / read, write, execute")
+        }
+        _ => "no Landlock".to_owned(),
+    };
+    ensure!(told.stdout.contains(&want), "{want}\n{}", told.describe());
+    ensure!(told.stdout.contains("user namespace of its own"), "{}", told.describe());
+    let off = dry(&["--security-opt", "landlock=off", "--security-opt", "nested-userns=off"])?;
+    ensure!(off.stdout.contains("no Landlock"), "{}", off.describe());
+    ensure!(!off.stdout.contains("user namespace of its own"), "{}", off.describe());
+    // Writing goes to the mounts of a read-only root, and nowhere else.
+    let script = "echo x >/etc/x; for d in /tmp /run /dev/shm /data; do echo x >$d/x && cat $d/x; done; \
+                  mv /tmp/x /tmp/y && rm /tmp/y";
+    world.cmd("mkdir").arg(world.dir().join("data")).run()?.ok()?;
+    let volume = format!("{}:/data", world.dir().join("data").display());
+    let words = ["--read-only", "-v", &volume, "--", "sh", "-c", script];
+    world.coracle(&RUN).args(words).run()?.ok()?.stdout_is("x\nx\nx\nx")?;
     Ok(())
 }

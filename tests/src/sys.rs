@@ -262,3 +262,13 @@ pub fn syscall_stop(pid: nix::unistd::Pid) -> io::Result<Option<(u64, [u64; 6])>
     let entry = unsafe { info.u.entry };
     Ok(Some((entry.nr, entry.args)))
 }
+
+/// The version of this kernel's Landlock; `None` when it has none, or it is off.
+#[must_use]
+pub fn landlock_version() -> Option<u32> {
+    // SAFETY: with the flag for the version (1) the call reads no memory.
+    let version = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0usize, 1u32)
+    };
+    u32::try_from(version).ok().filter(|version| *version > 0)
+}

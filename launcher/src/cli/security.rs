@@ -24,7 +24,8 @@ pub(super) struct SecurityArgs {
     #[arg(long, value_name = "CAPABILITY", value_delimiter = ',')]
     cap_drop: Vec<String>,
 
-    /// seccomp=FILE|unconfined, mask=PATH:…, unmask=ALL|PATH:…, no-new-privileges (always on)
+    /// seccomp=FILE|unconfined, landlock=off, nested-userns=off, mask=PATH:…, unmask=ALL|PATH:…,
+    /// no-new-privileges (always on)
     #[arg(long = "security-opt", value_name = "OPTION")]
     options: Vec<String>,
 
@@ -71,6 +72,8 @@ fn security_option(security: &mut Security, option: &str, cwd: &Path) -> anyhow:
                 .with_context(|| format!("the profile {}", path.display()))?;
             security.seccomp = Seccomp::Profile { path, text };
         }
+        ("landlock", Some("off" | "unconfined")) => security.landlock = false,
+        ("nested-userns", Some("off")) => security.nested = false,
         ("mask", Some(list)) => security.mask.extend(paths(list)?),
         ("unmask", Some(all)) if all.eq_ignore_ascii_case("all") => security.unmask = Unmask::All,
         ("unmask", Some(list)) => {
@@ -146,6 +149,8 @@ mod tests {
         let paths = read(&["--security-opt", "mask=/a:/b", "--security-opt=unmask=/proc/acpi"]);
         assert_eq!(paths.mask, [PathBuf::from("/a"), "/b".into()]);
         assert_eq!(paths.unmask, Unmask::Paths(vec!["/proc/acpi".into()]));
+        assert!(!read(&["--security-opt", "landlock=off"]).landlock);
+        assert!(!read(&["--security-opt", "nested-userns=off"]).nested);
         let privileged = read(&["--privileged", "--cap-drop", "net_raw"]);
         assert_eq!(privileged.seccomp, Seccomp::Unconfined);
         assert_eq!(privileged.unmask, Unmask::All);

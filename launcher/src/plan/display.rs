@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{InitStep, Kind, MonitorStep, Plan, StorageStep, Workload};
 use crate::idmap::Range;
+use crate::policy::landlock::Beneath;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,6 +96,7 @@ impl fmt::Display for InitStep {
             }
             Self::Directory(path) => write!(f, "make the directory {}", path.display()),
             Self::PingGroups(last) => write!(f, "let groups 0 to {last} ping"),
+            Self::LowPorts => write!(f, "let everybody listen on ports below 1024"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Pivot => write!(f, "make the root the root"),
             Self::Hide(path) => write!(f, "hide {}", path.display()),
@@ -129,6 +131,18 @@ impl fmt::Display for Workload {
             "  capabilities {:#x}, no new privileges, system call filter",
             self.capabilities
         )?;
+        if self.confinement.nested {
+            writeln!(f, "  user namespace of its own, below the container's")?;
+        }
+        match &self.confinement.landlock {
+            None => writeln!(f, "  no Landlock")?,
+            Some(rules) => {
+                for Beneath { path, access } in &rules.beneath {
+                    let (path, version) = (path.display(), rules.version);
+                    writeln!(f, "  Landlock {version}: below {path} {}", access.words())?;
+                }
+            }
+        }
         writeln!(f, "  execute {:?}", self.command)
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::spec::Volume;
 
-fn host(single: bool) -> HostCaps {
+pub(super) fn host(single: bool) -> HostCaps {
     let subordinate = if single { "" } else { "ada:100000:65536\n" };
     HostCaps {
         map: IdMap::of_caller(1000, 1000, Some("ada"), subordinate, subordinate),
@@ -15,10 +15,11 @@ fn host(single: bool) -> HostCaps {
         netstack: Some("/opt/netstack".into()),
         fuse: true,
         tun: true,
+        landlock: Some(7),
     }
 }
 
-fn paths() -> Paths {
+pub(super) fn paths() -> Paths {
     Paths {
         dir: "/home/ada/.local/share/coracle/c".into(),
         store: "/home/ada/.local/share/coracle".into(),
@@ -27,7 +28,7 @@ fn paths() -> Paths {
     }
 }
 
-fn spec() -> Spec {
+pub(super) fn spec() -> Spec {
     Spec {
         name: Some("boat".to_owned()),
         root: Root::Host,

@@ -19,6 +19,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, fchdir, pivot_root, sethostname, setsid, symlinkat};
 
 use super::in_root::{InRoot, Make};
+use super::nest;
 use super::storage::{self, c_path, empty_directory};
 use super::workload::{self, Filter};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
@@ -85,6 +86,11 @@ fn start(
     let identity = workload::identity(&plan.workload)?;
     // Blocked from here on, so that none is lost between two reads of the signalfd.
     SigSet::all().thread_set_mask().context(|| "cannot block signals")?;
+    if plan.workload.confinement.nested {
+        nest::enter(&plan.map)?;
+        // Credentials have changed, which may have cost the request.
+        process::die_with_parent(0).context(|| "the monitor is gone")?;
+    }
     process::bound_capabilities(plan.workload.capabilities)
         .context(|| "cannot give up capabilities")?;
     channel.send(&ToMonitor::Ready, &[]).context(|| "cannot reach the monitor")?;
@@ -93,7 +99,7 @@ fn start(
         _ => return Err(Fault::said("the monitor is gone")),
     }
     let pid = workload::start(&plan.workload, &identity, filter, slave, 1)?;
-    settle(plan.workload.capabilities)?;
+    settle()?;
     channel.send(&ToMonitor::Started, &[]).context(|| "cannot reach the monitor")?;
     Ok(pid)
 }
@@ -102,9 +108,8 @@ fn start(
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn settle(capabilities: u64) -> Result<(), Fault> {
-    process::set_capabilities(ONLY_KILL & capabilities)
-        .context(|| "cannot give up capabilities")?;
+pub fn settle() -> Result<(), Fault> {
+    process::set_capabilities(ONLY_KILL).context(|| "cannot give up capabilities")?;
     nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
     release_standard().context(|| "cannot open /dev/null")
 }
@@ -244,6 +249,10 @@ impl Stage<'_> {
             InitStep::PingGroups(last) => {
                 let path = "/proc/sys/net/ipv4/ping_group_range";
                 fs::write(path, format!("0 {last}")).context(|| format!("cannot write {path}"))?;
+            }
+            InitStep::LowPorts => {
+                let path = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+                fs::write(path, "0").context(|| format!("cannot write {path}"))?;
             }
             InitStep::Hostname(name) => {
                 sethostname(name).context(|| format!("cannot set the host name {name}"))?;

@@ -54,7 +54,7 @@ fn join(parent: i32, channel: &Channel) -> Result<i32, Fault> {
     else {
         return Err(Fault::said("nothing to join"));
     };
-    let Ok([joining, filter, target]) = <[OwnedFd; 3]>::try_from(fds) else {
+    let Ok([joining, filter, target, outer]) = <[OwnedFd; 4]>::try_from(fds) else {
         return Err(Fault::said("a descriptor is missing"));
     };
     let joining: Joining = serde_json::from_reader(io::BufReader::new(File::from(joining)))
@@ -62,9 +62,10 @@ fn join(parent: i32, channel: &Channel) -> Result<i32, Fault> {
         .context(|| "cannot read what to run")?;
     let mut bytes = Vec::new();
     File::from(filter).read_to_end(&mut bytes).context(|| "cannot read the filter")?;
-    process::join(&target, libc::CLONE_NEWUSER).context(|| "cannot join the container")?;
-    let owners = if joining.workload.single_id { Some(keep_owners()?) } else { None };
-    let mut namespaces = libc::CLONE_NEWNS
+    let owners = if joining.workload.single_id { Some(keep_owners(outer)?) } else { None };
+    // All at once: those of the outer user namespace are out of reach from the nested one.
+    let mut namespaces = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
@@ -84,20 +85,22 @@ fn join(parent: i32, channel: &Channel) -> Result<i32, Fault> {
     process::bound_capabilities(workload.capabilities).context(|| "cannot give up capabilities")?;
     // The program's parent lies outside of its pid namespace: number 0.
     let program = workload::start(workload, &identity, Filter { code: &bytes, owners }, slave, 0)?;
-    init::settle(workload.capabilities)?;
+    init::settle()?;
     channel.send(&ToMonitor::Started, &[]).context(|| "cannot reach the command")?;
     Ok(program)
 }
 
 /// Starts the stage that keeps owners: in the container's user namespace, and
 /// otherwise where the host is.
-fn keep_owners() -> Result<Channel, Fault> {
+fn keep_owners(outer: OwnedFd) -> Result<Channel, Fault> {
     let (theirs, ours) = Channel::pair().context(|| "cannot make a channel")?;
     let parent = std::process::id() as i32;
     match process::fork().context(|| "cannot fork")? {
         Forked::Child => {
             drop(ours);
-            process::exit_now(owners::main(parent, &theirs))
+            // The command hears of it: nobody listens to the filter then.
+            let joined = process::join(outer, libc::CLONE_NEWUSER);
+            process::exit_now(if joined.is_ok() { owners::main(parent, &theirs) } else { 125 })
         }
         Forked::Parent(_) => Ok(ours),
     }

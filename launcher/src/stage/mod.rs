@@ -22,8 +22,9 @@
 //! writes the id maps (`Mapped`) → storage executes itself → M sends the plan
 //! → storage prepares the layers, starts S (`Overlay`) and I (`Init`) → I makes
 //! its network (`Tap`, M starts N) while S mounts → storage ends, which lets I
-//! go on → I mounts, pivots (`Ready`) → M has heard from N and I (`Go`) → I
-//! starts the workload (`Started`).
+//! go on → I mounts, pivots, moves into the [nested](nest) user namespace (`Ready`)
+//! → M has heard from N and I (`Go`) → I starts the workload (`Started`), which puts
+//! itself under Landlock and the filter before it is executed.
 //!
 //! Invariants:
 //! * Every process but M asks for SIGKILL at M's death and holds one end of a
@@ -31,10 +32,12 @@
 //! * Init is never dumpable, and has given up every capability but CAP_KILL
 //!   by the time code of the container's runs.
 
+pub mod confine;
 pub mod in_root;
 pub mod init;
 pub mod join;
 pub mod monitor;
+pub mod nest;
 pub mod owners;
 pub mod passwd;
 pub mod storage;

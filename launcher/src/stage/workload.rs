@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
 
+use super::confine;
 use super::passwd::{self, Identity};
 use crate::channel::{Channel, Context, Fault, Listen};
 use crate::plan::{self, Workload};
@@ -151,6 +152,7 @@ fn prepare(
         }
     }
     fd::close_all_on_exec().context(|| "cannot mark descriptors close-on-exec")?;
+    let rules = workload.confinement.landlock.as_ref().map(confine::ruleset).transpose()?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     if !workload.single_id {
         let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
@@ -168,6 +170,9 @@ fn prepare(
     }
     process::reset_signals();
     nix::sys::prctl::set_no_new_privs().context(|| "cannot set no_new_privs")?;
+    if let Some(rules) = rules {
+        rules.restrict().context(|| "cannot put the Landlock rules into force")?;
+    }
     load(filter)?;
     Ok((argv, env))
 }

@@ -6,6 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::idmap::IdMap;
+use crate::plan::Confinement;
 use crate::spec::Spec;
 
 /// A process, told apart from a later one with the same number.
@@ -72,6 +73,9 @@ pub struct State {
     /// The overlay, which is in the storage's namespaces, once there is one.
     #[serde(default)]
     pub overlay: Option<Process>,
+    /// What holds its workload.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// Ids of the container's user namespace.
     pub map: IdMap,
     /// Seconds since 1970 at which it was made.

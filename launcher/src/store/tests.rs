@@ -35,6 +35,7 @@ fn state(name: &str, remove: bool, status: Status) -> State {
         monitor: Some(me),
         init: Some(me),
         overlay: None,
+        confinement: crate::plan::Confinement::default(),
         map: map(),
         created: 7,
     }

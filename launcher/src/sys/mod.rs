@@ -1,6 +1,7 @@
 //! System calls that have no safe wrapper: the only `unsafe` of this crate.
 
 pub mod fd;
+pub mod landlock;
 pub mod mount;
 pub mod net;
 pub mod notify;

@@ -62,6 +62,25 @@ pub fn fork_sibling(namespaces: libc::c_int) -> io::Result<Forked> {
     Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
 }
 
+/// Forks a child that gets the number `number` in this process's pid namespace, which
+/// takes privilege over that. The children after it are numbered as if it were not there.
+/// The calling process must have one thread only.
+///
+/// # Errors
+/// As of clone(2); EEXIST when the number is taken.
+pub fn fork_numbered(number: i32) -> io::Result<Forked> {
+    // SAFETY: plain old data; all zero asks for nothing.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.set_tid = &raw const number as u64;
+    args.set_tid_size = 1;
+    // SAFETY: as in `fork_sibling`; `set_tid` points to one number that outlives the call.
+    let pid = check(unsafe {
+        libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
+    })?;
+    Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
+}
+
 /// Ends this process at once, without running anything that was registered
 /// for its end (which belongs to the process it was forked from).
 pub fn exit_now(code: u8) -> ! {
@@ -302,7 +321,21 @@ pub fn reap(pid: i32) {
     {}
 }
 
-/// Joins the namespaces (`CLONE_NEW*` flags) of the process behind a pidfd.
+/// The user namespace above the one that `namespace` is.
+///
+/// # Errors
+/// As of ioctl_ns(2): EPERM when it is above the caller's own.
+pub fn parent_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// linux/nsfs.h: `_IO(0xb7, 2)`.
+    const NS_GET_PARENT: u64 = 0xb702;
+    // SAFETY: this request takes nothing and gives a new descriptor that nobody owns.
+    let fd = check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT as _) }.into())?;
+    // SAFETY: as above.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Joins the namespaces (`CLONE_NEW*` flags) of the process behind a pidfd, or the one
+/// that a descriptor stands for.
 ///
 /// # Errors
 /// As of setns(2).
