@@ -14,4 +14,5 @@ pub mod layer;
 mod mount;
 pub mod overlay;
 pub mod session;
+mod sync;
 mod sys;

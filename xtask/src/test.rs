@@ -66,6 +66,11 @@ impl Tally {
         let flags = "-D warnings -A rustdoc::private_intra_doc_links";
         self.check("doc", doc.env("RUSTDOCFLAGS", flags))?;
 
+        // A build of its own: these locks are not the standard library's.
+        let mut schedules = cargo();
+        schedules.args(["test", "--quiet", "--package", "overlayfs-fuse"]);
+        self.check("schedules", schedules.args(["--features", "shuttle", "--lib", "schedules"]))?;
+
         let has_deny = cargo()
             .args(["deny", "--version"])
             .stdout(Stdio::null())

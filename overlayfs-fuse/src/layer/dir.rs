@@ -14,7 +14,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
@@ -24,6 +23,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use super::{Below, EntryKind, Layer, Listing, Named, RawEntry};
 use crate::error::{During, Error, Result};
 use crate::overlay::whiteout;
+use crate::sync::{Arc, Mutex};
 use crate::sys;
 
 /// A directory of the host as a layer.
@@ -108,7 +108,7 @@ impl DirLayer {
         Ok(fd)
     }
 
-    fn lru(&self) -> std::sync::MutexGuard<'_, Lru> {
+    fn lru(&self) -> crate::sync::MutexGuard<'_, Lru> {
         self.dirs.lock().expect("no panic while the cache is locked")
     }
 }

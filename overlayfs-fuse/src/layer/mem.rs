@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -13,6 +12,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use super::{Below, EntryKind, Layer, Listing, Named, RawEntry};
 use crate::error::{During, Error, Result};
+use crate::sync::Mutex;
 
 #[derive(Debug)]
 enum Object {

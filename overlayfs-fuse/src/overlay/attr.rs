@@ -4,7 +4,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -20,8 +19,9 @@ use super::xattr::{
 };
 use super::{Attr, IdMap, Overlay, Owners};
 use crate::error::{During, Error, Result};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::sys;
-use std::sync::atomic::Ordering;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -325,7 +325,7 @@ impl Overlay {
     /// The tree lock is held.
     fn read_attribute(&self, node: &Arc<Node>, name: &OsStr) -> Result<Vec<u8>> {
         if let Some(spot) = self.upper_spot(node)? {
-            let value = match &spot {
+            let value = match &*spot {
                 super::upper::Spot::At(dir, file) => sys::getxattr_at(dir.as_fd(), file, name),
                 super::upper::Spot::Fd(fd) => sys::getxattr(fd.as_fd(), name),
             };
@@ -384,11 +384,11 @@ impl Overlay {
         let node = self.node(id)?;
         self.copy_up(&node, None)?;
         let _tree = self.tree_shared();
-        let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
-        let object = spot.reach().during("reach a file of the upper")?;
         self.forget_plain(&node);
         node.bare.store(false, Ordering::Relaxed);
         self.forget_passes_on(&node);
+        let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
+        let object = spot.reach().during("reach a file of the upper")?;
         if let Some(mode) = self.mode_of_acl(node.kind, name, value) {
             // The list is of owner, group and others only: it is the mode.
             let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
@@ -430,9 +430,9 @@ impl Overlay {
         let node = self.node(id)?;
         self.copy_up(&node, None)?;
         let _tree = self.tree_shared();
+        self.forget_passes_on(&node);
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
-        self.forget_passes_on(&node);
         match sys::removexattr(object.as_fd(), name) {
             Err(Errno::ENODATA) => Err(Error::NoAttribute),
             other => other.during("remove an extended attribute"),

@@ -22,8 +22,6 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, copy_file_range, openat, renameat2};
@@ -39,6 +37,8 @@ use super::upper::{Spot, Upper};
 use super::xattr::{OverrideStat, Permissions, is_private};
 use super::{Overlay, dev_ino};
 use crate::error::{During, Error, Result};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sys;
 
 /// A range of a file.
@@ -265,7 +265,8 @@ impl Overlay {
         let stat = fstat(object.as_fd()).during("stat a copy")?;
         let links = i64::try_from(source.st_nlink).unwrap_or(i64::MAX);
         let place = node.body().place.clone();
-        let state = match &place {
+        // Locked to the end: a lookup must not find the copy before the node is it.
+        let mut state = match &place {
             Some((parent, _)) => Some(parent.dir_state().ok_or(Error::NotDirectory)?),
             None => None,
         };
@@ -289,8 +290,8 @@ impl Overlay {
                 delta = by_index;
             }
         }
-        match (&place, state) {
-            (Some((parent, name)), Some(mut state)) if named => {
+        match (&place, &mut state) {
+            (Some((parent, name)), Some(state)) if named => {
                 let dir = self.upper_dir(parent)?;
                 move_in(up, temp, dir.as_fd(), name)?;
                 state.add(name, node.kind, false);

@@ -9,8 +9,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
@@ -20,10 +18,12 @@ use nix::unistd::{Gid, LinkatFlags, Uid, fchownat, linkat, symlinkat};
 use super::directory::{DirState, Indexed, PassesOn, Place};
 use super::files::OpenFile;
 use super::inode::{Identity, Ino, Lower, Node, UpperAt};
-use super::upper::{Spot, Upper};
+use super::upper::{NodeSpot, Spot, Upper};
 use super::xattr::{OverrideStat, Permissions};
 use super::{Attr, Found, Overlay, check_name, dev_ino, whiteout};
 use crate::error::{During, Error, Result};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::sys;
 
 /// Who makes an object.
@@ -199,7 +199,7 @@ impl Overlay {
         let held = UpperAt::Held(Arc::new(fd));
         let (node, attr) = self.intern(new_in_upper(libc::S_IFREG, stat, kept, held, None), true);
         if let Ok(object) = self.upper_spot(&node).and_then(|spot| spot.ok_or(Error::Stale))
-            && let Spot::Fd(fd) = &object
+            && let Spot::Fd(fd) = &*object
         {
             self.name_was_last(&node, fd.as_fd())?;
         }
@@ -515,14 +515,16 @@ impl Overlay {
         Ok(attr)
     }
 
-    /// Where the upper copy of a node is. The tree lock is held.
-    pub(crate) fn upper_spot(&self, node: &Arc<Node>) -> Result<Option<Spot>> {
+    /// Where the upper copy of a node is. The tree lock is held. Nobody may have
+    /// two of one node: who changes its name may be waiting in between.
+    pub(crate) fn upper_spot<'a>(&self, node: &'a Arc<Node>) -> Result<Option<NodeSpot<'a>>> {
         let Some(up) = &self.upper else { return Ok(None) };
+        let named = node.named();
         let (at, place) = {
             let body = node.body();
             (body.upper.clone(), body.place.clone())
         };
-        Ok(match at {
+        let spot = match at {
             UpperAt::None => None,
             UpperAt::Held(fd) => Some(Spot::Fd(fd)),
             UpperAt::Linked(key) => {
@@ -535,7 +537,8 @@ impl Overlay {
                     Some(Spot::At(self.upper_dir(&parent)?, name.to_os_string()))
                 }
             },
-        })
+        };
+        Ok(spot.map(|spot| NodeSpot::new(spot, named)))
     }
 }
 

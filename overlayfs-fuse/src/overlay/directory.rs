@@ -11,13 +11,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use super::inode::{Ino, Lower, LowerDir, Node};
 use super::merge::{MergedEntry, merge};
-use super::{Attr, Found, Overlay};
+use super::{Attr, Overlay};
 use crate::error::{Error, Result};
 use crate::layer::list_at;
+use crate::sync::Arc;
 
 /// Cookies 1 and 2 are `.` and `..`.
 pub(crate) const FIRST_COOKIE: u64 = 3;
@@ -302,7 +302,7 @@ impl Overlay {
             let last = entries.len() < BATCH;
             for (cookie, entry) in entries {
                 at = cookie;
-                let found = match self.entry(&node, &entry.name) {
+                let (child, attr) = match self.entry(&node, &entry.name, count) {
                     Ok(Some(found)) => found,
                     Ok(None) | Err(Error::Stale) => continue,
                     // There is such a name, but nothing can be said of it.
@@ -315,7 +315,6 @@ impl Overlay {
                     }
                     Err(e) => return Err(e),
                 };
-                let (child, attr) = self.intern(found, count);
                 if !add(cookie, &entry.name, &attr) {
                     if count {
                         let id = child.id;
@@ -336,9 +335,16 @@ impl Overlay {
         }
     }
 
-    /// One entry of a directory as lookup gives it, if it is still there.
-    fn entry(&self, dir: &Arc<Node>, name: &Arc<OsStr>) -> Result<Option<Found>> {
+    /// One entry of a directory as lookup gives it, if it is still there; `count`
+    /// adds a lookup.
+    fn entry(
+        &self,
+        dir: &Arc<Node>,
+        name: &Arc<OsStr>,
+        count: bool,
+    ) -> Result<Option<(Arc<Node>, Attr)>> {
         let _tree = self.tree_shared();
+        // Until the node is made: a copy-up in between would not be known to it.
         let state = dir.dir_state().ok_or(Error::NotDirectory)?;
         let mut found = match state.look(name) {
             Indexed::Absent => None,
@@ -349,6 +355,6 @@ impl Overlay {
         if let Some(found) = &mut found {
             found.identity.share_name(name);
         }
-        Ok(found)
+        Ok(found.map(|found| self.intern(found, count)))
     }
 }

@@ -13,8 +13,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, copy_file_range, fallocate};
@@ -23,6 +21,8 @@ use nix::unistd::{Whence, lseek};
 use super::Overlay;
 use super::inode::{Ino, Node, UpperAt};
 use crate::error::{During, Error, Result};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// A descriptor that a node keeps.
 #[derive(Debug)]
@@ -285,9 +285,9 @@ impl Overlay {
             return Ok(());
         }
         let node = self.node(id)?;
-        let _tree = self.tree_shared();
+        let tree = self.tree_shared();
         let Some(spot) = self.upper_spot(&node)? else { return Ok(()) };
-        let fd = match &spot {
+        let fd = match &*spot {
             super::upper::Spot::At(..) => spot.open(OFlag::O_RDONLY | OFlag::O_DIRECTORY),
             super::upper::Spot::Fd(fd) => nix::fcntl::openat(
                 fd.as_fd(),
@@ -297,6 +297,8 @@ impl Overlay {
             ),
         };
         let fd = fd.during("open a directory to sync it")?;
+        // A disk takes its time.
+        drop((spot, tree));
         nix::unistd::fsync(&fd).during("sync a directory")
     }
 

@@ -12,8 +12,8 @@
 //! another node refers to it. So for one object there is never more
 //! than one node, which is what makes its locks mean something.
 //!
-//! Lock order: node's copy lock → tree → directory states (by node id) → node's
-//! file → table → body. The last three are held for a few instructions only, never over a
+//! Lock order: node's copy lock → tree → directory states (by node id) → node's names
+//! (by node id) → node's file → table → body. The last three are held for a few instructions only, never over a
 //! system call.
 
 use std::collections::HashMap;
@@ -21,12 +21,12 @@ use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::directory::DirState;
 use super::files::OpenFile;
 use super::quota::Last;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A node id and inode number.
 pub type Ino = u64;
@@ -97,6 +97,13 @@ pub(crate) struct Body {
     alts: Vec<AltKey>,
 }
 
+impl Body {
+    /// Whether this is the name by which the node is known.
+    pub(crate) fn is_at(&self, parent: &Arc<Node>, name: &OsStr) -> bool {
+        self.place.as_ref().is_some_and(|(p, n)| Arc::ptr_eq(p, parent) && **n == *name)
+    }
+}
+
 /// One object of the union.
 #[derive(Debug)]
 pub struct Node {
@@ -110,6 +117,9 @@ pub struct Node {
     /// Counts copy-ups: a descriptor of another epoch is of the wrong file.
     pub(crate) epoch: AtomicU32,
     body: Mutex<Body>,
+    /// Shared by whoever reaches the node in the upper by a name, exclusive while
+    /// the name changes: in between it leads to nothing, or to a whiteout.
+    naming: RwLock<()>,
     /// Held while the node is copied up: one copy at a time.
     pub(crate) copying: Mutex<()>,
     /// A descriptor of a regular file, or of the upper directory. Its lock is taken
@@ -125,6 +135,16 @@ pub struct Node {
 impl Node {
     pub(crate) fn body(&self) -> MutexGuard<'_, Body> {
         self.body.lock().expect("no panic while a body is locked")
+    }
+
+    /// Keeps the names of the node in the upper as they are.
+    pub(crate) fn named(&self) -> RwLockReadGuard<'_, ()> {
+        self.naming.read().expect("no panic while a name is locked")
+    }
+
+    /// Lets nobody reach the node by a name.
+    pub(crate) fn naming(&self) -> RwLockWriteGuard<'_, ()> {
+        self.naming.write().expect("no panic while a name is locked")
     }
 
     pub(crate) fn last(&self) -> MutexGuard<'_, Option<Last>> {
@@ -375,6 +395,7 @@ fn new_node(id: Ino, kind: u32, body: Body) -> Arc<Node> {
         kind,
         epoch: AtomicU32::new(0),
         body: Mutex::new(body),
+        naming: RwLock::new(()),
         copying: Mutex::new(()),
         file: Mutex::new(None),
         recent: AtomicBool::new(false),

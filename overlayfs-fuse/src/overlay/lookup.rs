@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
@@ -18,6 +17,7 @@ use super::xattr::OverrideStat;
 use super::{Attr, Overlay, dev_ino};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Named, find_at};
+use crate::sync::Arc;
 use crate::sys;
 
 /// Longest name of any file system here, bytes (limits.h).

@@ -19,8 +19,6 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -33,6 +31,8 @@ use super::whiteout::REDIRECT_ATTRIBUTES;
 use super::{Overlay, copy_up};
 use crate::error::{During, Error, Result};
 use crate::layer::Named;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 use crate::sys;
 
 const METACOPY_ATTRIBUTES: [&str; 2] = ["trusted.overlay.metacopy", "user.overlay.metacopy"];

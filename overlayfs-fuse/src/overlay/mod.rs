@@ -18,13 +18,13 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::sys::stat::{FileStat, fstat};
 
 use crate::error::{During, Error, Result};
 use crate::layer::{Layer, open_beneath};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod attr;
 pub mod copy_up;
@@ -340,5 +340,7 @@ fn dev_ino(stat: &FileStat) -> inode::DevIno {
     (stat.st_dev, stat.st_ino)
 }
 
+#[cfg(test)]
+mod schedules;
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat, futimens};
 use nix::sys::time::TimeSpec;
 
+use crate::sync::Arc;
 use crate::sys;
 
 /// An object of the upper, and how it is reached.

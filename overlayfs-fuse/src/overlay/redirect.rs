@@ -29,7 +29,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -38,6 +37,7 @@ use super::upper::Upper;
 use super::{Overlay, whiteout};
 use crate::error::{Error, Result};
 use crate::layer::{Below, Layer, Named};
+use crate::sync::Arc;
 
 /// Longest value that is written, bytes: what fits into a path (limits.h).
 const LONGEST: usize = 4095;

@@ -7,7 +7,6 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -19,6 +18,7 @@ use super::object::Object;
 use super::upper::Upper;
 use super::{Overlay, check_name};
 use crate::error::{During, Error, Result};
+use crate::sync::Arc;
 
 impl Overlay {
     /// Removes a name of anything but a directory.
@@ -63,12 +63,14 @@ impl Overlay {
             }
             let (dir, lowers) = self.dir_layers(&parent)?;
             let dir = dir.ok_or(Error::NotFound)?;
-            let held = self.hold(&dir, name, &node, present.is_some())?;
             // What is shown from a lower is there.
-            if present.is_none() || self.lower_has(&lowers, name)? {
-                up.place_whiteout(dir.as_fd(), name, present)?;
-            } else if let Some(kind) = present {
-                up.remove_entry(dir.as_fd(), name, kind)?;
+            let hides = present.is_none() || self.lower_has(&lowers, name)?;
+            let held = self.hold(&dir, name, &node, present.is_some())?;
+            let _naming = node.naming();
+            match present {
+                _ if hides => up.place_whiteout(dir.as_fd(), name, present)?,
+                Some(kind) => up.remove_entry(dir.as_fd(), name, kind)?,
+                None => {}
             }
             state.remove(name);
             self.name_gone(up, &node, &parent, name, held, attr.nlink)
@@ -107,7 +109,7 @@ impl Overlay {
     }
 
     /// Notes that `node` has lost the name `name` in `parent`; `links` is how
-    /// many names it showed before.
+    /// many names it showed before. Its name is locked.
     pub(crate) fn name_gone(
         &self,
         up: &Upper,
@@ -118,7 +120,7 @@ impl Overlay {
         links: u32,
     ) -> Result<()> {
         let mut body = node.body();
-        let here = body.place.as_ref().is_some_and(|(p, n)| Arc::ptr_eq(p, parent) && **n == *name);
+        let here = body.is_at(parent, name);
         match body.upper.clone() {
             UpperAt::None => {
                 body.nlink_delta -= 1;

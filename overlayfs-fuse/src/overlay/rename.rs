@@ -8,8 +8,6 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::MutexGuard;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
@@ -24,6 +22,8 @@ use super::remove::upper_kind;
 use super::upper::Upper;
 use super::{Overlay, check_name, whiteout};
 use crate::error::{During, Error, Result};
+use crate::sync::Arc;
+use crate::sync::{MutexGuard, RwLockWriteGuard};
 
 /// One end of a rename.
 struct End<'a> {
@@ -115,6 +115,8 @@ impl Overlay {
     /// The node under a name, without counting a lookup.
     fn child(&self, parent: &Arc<Node>, name: &OsStr) -> Result<Option<Arc<Node>>> {
         let _tree = self.tree_shared();
+        // Until the node is made: a copy-up in between would not be known to it.
+        let _state = parent.dir_state().ok_or(Error::NotDirectory)?;
         let found = self.find(parent, name, None)?;
         Ok(found.map(|f| self.intern(f, false).0))
     }
@@ -191,6 +193,7 @@ impl Overlay {
             Err(Errno::ENOENT) => false,
             Err(errno) => return Err(Error::Layer { op: "look up a name", errno }),
         };
+        let _naming = lock_names(source, target);
         if source.is_dir() && over_whiteout {
             // A directory cannot replace a device, but change places with it;
             // the whiteout then is where one is wanted, or superfluous.
@@ -204,8 +207,8 @@ impl Overlay {
         } else {
             self.plain_rename(up, old, new)?;
         }
-        up.remove_marker(new.dir.as_fd(), new.name)?;
         moved(source, old, new);
+        up.remove_marker(new.dir.as_fd(), new.name)?;
         if let (Some(target), Some((held, links))) = (target, gone) {
             self.name_gone(up, target, &new.parent, new.name, held, links)?;
         }
@@ -260,27 +263,42 @@ impl Overlay {
         self.say_what_is_below(up, source, old, new)?;
         self.say_what_is_below(up, target, new, old)?;
         let flags = RenameFlags::RENAME_EXCHANGE;
-        renameat2(old.dir.as_fd(), old.name, new.dir.as_fd(), new.name, flags)
-            .during("exchange")?;
-        if !Arc::ptr_eq(source, target) {
-            let was_there = place_is(target, new);
-            moved(source, old, new);
-            if was_there {
-                target.body().place = Some((Arc::clone(&old.parent), old.name.into()));
-            }
+        let (from, to) = (old.dir.as_fd(), new.dir.as_fd());
+        if Arc::ptr_eq(source, target) {
+            return renameat2(from, old.name, to, new.name, flags).during("exchange");
+        }
+        let _naming = lock_names(source, Some(target));
+        renameat2(from, old.name, to, new.name, flags).during("exchange")?;
+        let was_there = target.body().is_at(&new.parent, new.name);
+        moved(source, old, new);
+        if was_there {
+            target.body().place = Some((Arc::clone(&old.parent), old.name.into()));
         }
         Ok(())
     }
 }
 
-fn place_is(node: &Arc<Node>, end: &End<'_>) -> bool {
-    node.body().place.as_ref().is_some_and(|(p, n)| Arc::ptr_eq(p, &end.parent) && **n == *end.name)
+type Naming<'a> = RwLockWriteGuard<'a, ()>;
+
+/// Locks the names of one or two nodes, in the order of their ids.
+fn lock_names<'a>(
+    one: &'a Arc<Node>,
+    other: Option<&'a Arc<Node>>,
+) -> (Naming<'a>, Option<Naming<'a>>) {
+    match other {
+        Some(other) if other.id < one.id => {
+            let second = other.naming();
+            (one.naming(), Some(second))
+        }
+        other => (one.naming(), other.map(|other| other.naming())),
+    }
 }
 
 /// The node's place moves along if it was the old name.
 fn moved(node: &Arc<Node>, old: &End<'_>, new: &End<'_>) {
-    if place_is(node, old) {
-        node.body().place = Some((Arc::clone(&new.parent), new.name.into()));
+    let mut body = node.body();
+    if body.is_at(&old.parent, old.name) {
+        body.place = Some((Arc::clone(&new.parent), new.name.into()));
     }
 }
 

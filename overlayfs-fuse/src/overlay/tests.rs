@@ -1,4 +1,5 @@
 //! The union over layers in memory: what is seen, and what a faulty layer does.
+#![cfg(not(feature = "shuttle"))]
 
 use std::ffi::OsStr;
 

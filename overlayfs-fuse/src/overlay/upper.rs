@@ -10,8 +10,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
@@ -22,6 +20,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::whiteout;
 use crate::error::{During, Error, Result};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex, RwLockReadGuard};
 use crate::sys;
 
 const WORK: &str = "work";
@@ -32,6 +32,26 @@ const LINKS: &str = "links.coracle";
 pub(crate) enum Spot {
     At(Arc<OwnedFd>, OsString),
     Fd(Arc<OwnedFd>),
+}
+
+/// Where a node is in the upper, as long as this is held.
+pub(crate) struct NodeSpot<'a> {
+    spot: Spot,
+    _named: RwLockReadGuard<'a, ()>,
+}
+
+impl<'a> NodeSpot<'a> {
+    pub(crate) fn new(spot: Spot, named: RwLockReadGuard<'a, ()>) -> Self {
+        Self { spot, _named: named }
+    }
+}
+
+impl std::ops::Deref for NodeSpot<'_> {
+    type Target = Spot;
+
+    fn deref(&self) -> &Spot {
+        &self.spot
+    }
 }
 
 impl Spot {

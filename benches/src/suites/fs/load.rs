@@ -33,6 +33,8 @@ pub(crate) enum Load {
     Write { file: PathBuf, mib: u64 },
     /// Reads a large file and checks it.
     Read { file: PathBuf },
+    /// Works without end, for nothing.
+    Burn,
     /// Reads so many random blocks of a large file and checks each.
     Pread { file: PathBuf, count: u64, seed: u64 },
 }
@@ -65,6 +67,9 @@ pub(crate) fn run(load: &Load) -> Result<()> {
             ensure!(bytes == opened.metadata()?.len(), "read {bytes} bytes, not the whole file");
             Ok(())
         }
+        Load::Burn => loop {
+            std::hint::black_box(mix(1));
+        },
         Load::Pread { file, count, seed } => pread(file, *count, *seed),
     }
 }

@@ -108,6 +108,19 @@ const ROWS: &[Row] = &[
         ..row("small-files", "Reading small files, fresh mount", Work::SmallFiles, 3.0)
     },
     Row {
+        variants: &[(6, 4)],
+        note: Some(
+            "on a fresh mount, while two other programs never rest; with spin=0 the server \
+             sleeps between requests at once",
+        ),
+        ..row(
+            "small-files-busy",
+            "Reading small files beside two busy loops",
+            Work::SmallFilesBusy,
+            4.0,
+        )
+    },
+    Row {
         unit: "MiB",
         note: Some("resident memory of the server"),
         ..row("memory", "Memory after find over everything", Work::Memory, 4.0)
@@ -194,7 +207,7 @@ fn amounts(work: Work, sizes: Sizes) -> impl Iterator<Item = (&'static str, Stri
         Missing => ("stats", (sizes.missing.0 * sizes.missing.1 as usize).to_string()),
         Untar | RemoveNew => ("files", sizes.archive.to_string()),
         Append => ("files", sizes.append.to_string()),
-        SmallFiles => ("files", sizes.small.to_string()),
+        SmallFiles | SmallFilesBusy => ("files", sizes.small.to_string()),
         Git => ("files", sizes.git.to_string()),
         Compile => ("files", sizes.sources.to_string()),
         Write | Read | ReadAgain => ("mib", sizes.large_mib.to_string()),
@@ -219,9 +232,18 @@ fn candidates<'a>(
     for kind in peers {
         for peer in scene.peers(kind) {
             let path = peer.path.clone();
-            let union =
-                if kind == "unionfs-fuse" { Union::Unionfs(path) } else { Union::Overlay(path) };
+            let union = if kind == "unionfs-fuse" {
+                Union::Unionfs(path.clone())
+            } else {
+                Union::Overlay(path.clone())
+            };
             unions.push((peer.name.clone(), peer.kind.role, union));
+            // What looking for requests without sleeping is worth, and costs.
+            if !peer.by_path && kind == "overlayfs-fuse" && spinning_matters(&order(Union::Kernel))
+            {
+                let sleeping = Union::With(path, "spin=0".to_owned());
+                unions.push((format!("{}, spin=0", peer.name), peer.kind.role, sleeping));
+            }
         }
     }
     // Ours by path belong to ours, whose first line is what the others are compared with.
@@ -234,7 +256,7 @@ fn candidates<'a>(
         .filter(|(_, _, order)| match order.union {
             Union::Plain => !order.work.needs_a_mount(),
             Union::Kernel => !order.work.needs_a_server(),
-            Union::Overlay(_) | Union::Unionfs(_) => true,
+            Union::Overlay(_) | Union::With(..) | Union::Unionfs(_) => true,
         })
         .map(|(name, role, order)| {
             let client = Rc::clone(client);
@@ -246,6 +268,15 @@ fn candidates<'a>(
             }
         })
         .collect()
+}
+
+/// Whether several clients, or others, want the processors that a server spins on.
+fn spinning_matters(order: &Order) -> bool {
+    match order.work {
+        Work::SmallFilesBusy => true,
+        Work::SmallFiles | Work::RandomRead => order.processes > 1,
+        _ => false,
+    }
 }
 
 /// Why nothing can be measured here, if so.
@@ -301,6 +332,6 @@ mod unit {
     fn every_work_has_a_row() {
         let rows: BTreeSet<Work> = ROWS.iter().map(|row| row.work).collect();
         assert_eq!(rows.len(), ROWS.len());
-        assert_eq!(rows.len(), 18, "the number of kinds of work");
+        assert_eq!(rows.len(), 19, "the number of kinds of work");
     }
 }

@@ -21,6 +21,8 @@ use tests::clock;
 pub(crate) enum Union {
     /// A FUSE program that takes fuse-overlayfs' command line.
     Overlay(PathBuf),
+    /// The same with one more option.
+    With(PathBuf, String),
     /// unionfs-fuse.
     Unionfs(PathBuf),
     /// The kernel's overlay.
@@ -73,7 +75,7 @@ impl Union {
                 format!("mount -t overlay -o {} overlay merged", self.options(&layers))
             }
             Self::Plain => "a plain directory".to_owned(),
-            Self::Overlay(program) | Self::Unionfs(program) => {
+            Self::Overlay(program) | Self::With(program, _) | Self::Unionfs(program) => {
                 format!("{} {}", program.display(), self.args(&layers).join(" "))
             }
         }
@@ -88,6 +90,7 @@ impl Union {
         let overlay = format!("lowerdir={},upperdir={upper},workdir={work}", lowers.join(":"));
         match self {
             Self::Kernel => format!("{overlay},userxattr"),
+            Self::With(_, option) => format!("{overlay},{option}"),
             _ => overlay,
         }
     }
@@ -95,7 +98,7 @@ impl Union {
     fn args(&self, layers: &Layers) -> Vec<String> {
         let target = layers.target.display().to_string();
         match self {
-            Self::Overlay(_) => {
+            Self::Overlay(_) | Self::With(..) => {
                 vec!["-f".to_owned(), "-o".to_owned(), self.options(layers), target]
             }
             Self::Unionfs(_) => {
@@ -139,7 +142,7 @@ impl Union {
                 .with_context(|| format!("mount of the kernel's overlay, {options}"))?;
                 mounted.is_mounted = true;
             }
-            Self::Overlay(program) | Self::Unionfs(program) => {
+            Self::Overlay(program) | Self::With(program, _) | Self::Unionfs(program) => {
                 let child = Command::new(program)
                     .args(self.args(layers))
                     .stdin(Stdio::null())
@@ -308,6 +311,8 @@ mod unit {
             target: "/t".into(),
         };
         assert_eq!(Union::Kernel.options(&layers), "lowerdir=b:a,upperdir=u,workdir=w,userxattr");
+        let with = Union::With("ours".into(), "spin=0".to_owned());
+        assert_eq!(with.options(&layers), "lowerdir=b:a,upperdir=u,workdir=w,spin=0");
         assert_eq!(Union::Unionfs("unionfs".into()).args(&layers)[3..], ["u=RW:b=RO:a=RO", "/t"]);
     }
 

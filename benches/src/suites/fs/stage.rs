@@ -132,6 +132,34 @@ impl Program {
     }
 }
 
+/// Programs that want as many processors.
+const BUSY_LOOPS: usize = 2;
+
+/// Programs that never rest, until this is dropped.
+struct BusyLoops(Vec<Child>);
+
+impl BusyLoops {
+    fn start(itself: &Path, count: usize) -> Result<Self> {
+        let mut loops = Self(Vec::new());
+        for _ in 0..count {
+            let mut command = Command::new(itself);
+            command.args([load::NAME, "burn"]).stdin(Stdio::null()).stdout(Stdio::null());
+            loops.0.push(command.spawn().context("cannot start a busy loop")?);
+        }
+        Ok(loops)
+    }
+}
+
+impl Drop for BusyLoops {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // Both fail only when it has ended already.
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
 /// What one sample gave.
 struct Outcome {
     sample: Sample,
@@ -185,6 +213,8 @@ impl Stage {
             self.run_all(&programs, &root).context("preparing")?;
         }
         let programs = self.programs(order.work, order.processes);
+        let loops = if order.work == Work::SmallFilesBusy { BUSY_LOOPS } else { 0 };
+        let _beside = BusyLoops::start(&self.itself, loops)?;
         let before = mounted.usage()?;
         let machine = CpuTime::now()?;
         let start = clock::now();
@@ -259,7 +289,7 @@ impl Stage {
             Append => self.sizes.append as u64,
             RemoveLower => of_tree(&|entry| entry.path.starts_with(REMOVED).into()),
             RandomRead => self.sizes.preads,
-            SmallFiles => self.sizes.small as u64,
+            SmallFiles | SmallFilesBusy => self.sizes.small as u64,
             Tar => {
                 let gb = of_tree(&Entry::bytes) as f64 / 1e9;
                 return (gb, extra::CPU_PER_GB, extra::MACHINE_CPU_PER_GB);
@@ -384,7 +414,9 @@ impl Stage {
                               gcc -o program *.o && ./program";
                 vec![Program::new(["sh", "-c", script, SOURCES])]
             }
-            Work::SmallFiles => all.map(|at| own(&["cat", &list("small", at)])).collect(),
+            Work::SmallFiles | Work::SmallFilesBusy => {
+                all.map(|at| own(&["cat", &list("small", at)])).collect()
+            }
         }
     }
 
@@ -458,7 +490,7 @@ impl Stage {
                 lines.sort_unstable();
                 Ok(lines.join("\n"))
             }
-            Work::Tar | Work::SmallFiles => Ok(printed),
+            Work::Tar | Work::SmallFiles | Work::SmallFilesBusy => Ok(printed),
             Work::Untar => data::listing(&root.join(NEW), true, None),
             Work::RemoveNew => gone(NEW),
             Work::Append => {

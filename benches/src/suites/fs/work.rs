@@ -100,6 +100,8 @@ pub(crate) enum Work {
     Compile,
     /// Small files read, on a fresh mount.
     SmallFiles,
+    /// The same while other programs want every processor.
+    SmallFilesBusy,
     /// Memory of the server after `find`.
     Memory,
     /// Activity of the server while nobody asks for anything, after `find`.

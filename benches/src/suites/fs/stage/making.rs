@@ -36,7 +36,9 @@ impl Stage {
                 self.make_lists("missing", order, &self.tree.missing_names(self.sizes.missing.0))?;
             }
             Work::Append => self.make_list_of_files("append", order, self.sizes.append)?,
-            Work::SmallFiles => self.make_list_of_files("small", order, self.sizes.small)?,
+            Work::SmallFiles | Work::SmallFilesBusy => {
+                self.make_list_of_files("small", order, self.sizes.small)?
+            }
             _ => {}
         }
         for count in [1, order.layers] {
