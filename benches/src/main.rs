@@ -4,6 +4,7 @@
 //! where; a [`record`] is what comes out.
 
 mod compare;
+mod cost;
 mod kept;
 mod load;
 mod machine;

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::record::{Candidate, Cell, Record, Role, extra};
+use crate::cost::{COSTS, beside};
+use crate::record::{Candidate, Cell, Record, Role, Suite, extra};
 use crate::stats::significant;
 
 /// Extra figures with a column of their own, where a candidate of the cell has
@@ -18,6 +19,8 @@ pub(crate) const COLUMNS: &[(&str, &str)] = &[
     (extra::MACHINE_CPU_PER_OP, "all µs/op"),
     ("idle_cpu_ms_per_s", "idle ms/s"),
     ("opened_per_s", "opened/s"),
+    ("alone_gbit_per_s", "alone"),
+    ("beside_gbit_per_s", "beside"),
     (extra::PEAK_RSS_MIB, "RSS MiB"),
     (extra::RETRANSMITS, "resent"),
     (extra::ERRORS, "errors"),
@@ -123,6 +126,7 @@ pub(crate) fn whole(record: &Record) -> String {
     for cell in record.suites.iter().flat_map(|suite| &suite.cells) {
         parts.push(format!("\n{}", self::cell(cell)));
     }
+    parts.extend(record.suites.iter().map(costs));
     let troubles = troubles(record);
     if !troubles.is_empty() {
         parts.push(format!("\n{}\n", troubles.join("\n")));
@@ -131,6 +135,38 @@ pub(crate) fn whole(record: &Record) -> String {
         parts.push("\nThis run did not come to its end.\n".to_owned());
     }
     parts.concat()
+}
+
+/// A suite's CPU time beside the peer that needs the least: in how many cells ours
+/// needs no more, and the others.
+fn costs(suite: &Suite) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{text}").expect("writing to a String cannot fail");
+    for (name, heading) in COSTS {
+        let all = beside(suite, name);
+        if all.is_empty() {
+            continue;
+        }
+        let dearer: Vec<_> = all.iter().filter(|one| one.is_dearer()).collect();
+        line(format!(
+            "\n{heading} beside the peer that needs the least, {}: no more in {} of {} cells{}",
+            suite.name,
+            all.len() - dearer.len(),
+            all.len(),
+            if dearer.is_empty() { "" } else { ", more in" }
+        ));
+        for one in dearer {
+            line(format!(
+                "  {:<40} ours {:>8} {:>12} {:>8} {:>7}×",
+                one.cell.head.id,
+                figure(one.ours),
+                one.peer,
+                figure(one.theirs),
+                figure(one.ours / one.theirs)
+            ));
+        }
+    }
+    out
 }
 
 /// What went wrong, for the end: failures and impossible cells, a line each.
@@ -182,6 +218,24 @@ mod unit {
         assert!(!whole(&record).contains("did not come to its end"));
         record.complete = false;
         assert!(whole(&record).contains("did not come to its end"));
+    }
+
+    #[test]
+    fn the_whole_result_tells_where_ours_costs_more() {
+        let mut record = record("net/a", &[1.0], &[8.0]);
+        assert!(!whole(&record).contains("beside the peer"));
+        let candidates = &mut record.suites[0].cells[0].candidates;
+        candidates[1].role = Role::Peer;
+        for (candidate, cost) in candidates.iter_mut().zip([0.5, 0.25]) {
+            candidate.samples[0].extra.insert(extra::CPU_PER_GB.into(), cost);
+        }
+        let text = whole(&record);
+        assert!(text.contains("no more in 0 of 1 cells, more in\n  net/a"), "{text}");
+        assert!(text.contains("0.500        limit    0.250    2.00×"), "{text}");
+        record.suites[0].cells[0].candidates[0].samples[0]
+            .extra
+            .insert(extra::CPU_PER_GB.into(), 0.25);
+        assert!(whole(&record).contains("net: no more in 1 of 1 cells\n"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod tables;
 
 use self::chart::{Bundle, Chart, Colours};
 use self::markup::Markup;
+use crate::cost::{COSTS, beside};
 use crate::record::{Record, Suite, extra};
 use crate::table::troubles;
 
@@ -170,6 +171,7 @@ fn summary(html: &mut Markup, record: &Record) {
          in which not one round of the one was as good as any of the other; in the rest the \
          ranges overlap. “Failed” counts the cells in which a candidate gave no result.",
     );
+    record.suites.iter().for_each(|suite| dearer(html, suite));
     let troubles = troubles(record).len();
     if troubles > 0 {
         html.element("h3", &[], &format!("What failed or is not possible here: {troubles}"));
@@ -185,6 +187,37 @@ fn summary(html: &mut Markup, record: &Record) {
                     html.element("code", &[], &missing.install);
                 });
             }
+        });
+    }
+}
+
+/// CPU time beside the peer that needs the least.
+fn dearer(html: &mut Markup, suite: &Suite) {
+    for (name, heading) in COSTS {
+        let all = beside(suite, name);
+        if all.is_empty() {
+            continue;
+        }
+        let dearer: Vec<_> = all.iter().filter(|one| one.is_dearer()).collect();
+        html.within("p", &[], |html| {
+            html.text(&format!(
+                "{}, {heading} of the program beside the peer that needs the least: ours needs \
+                 no more in {} of {} cells.",
+                suite_title(suite),
+                all.len() - dearer.len(),
+                all.len()
+            ));
+            for (at, one) in dearer.iter().enumerate() {
+                html.text(if at == 0 { " More in " } else { ", " });
+                html.element("code", &[], &one.cell.head.id);
+                html.text(&format!(
+                    " ({}; {} {})",
+                    chart::short(one.ours),
+                    one.peer,
+                    chart::short(one.theirs)
+                ));
+            }
+            html.text(if dearer.is_empty() { "" } else { "." });
         });
     }
 }

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use tests::command::Running;
 use tests::lab;
 
 use super::backend::LIMIT;
 use super::iperf;
 use super::meter::{cpu_seconds, memory};
-use super::place::{FAR_LOSES_ONE_OF, FAR_MS, Family, figures};
+use super::place::{FAR_LOSES_ONE_OF, FAR_MS, Family, Setting, figures};
 use super::{MANY, Net, Question, USUAL_MTU};
 use crate::method::Cell;
 use crate::record::{Better, Role, Sample, extra};
@@ -19,6 +20,9 @@ const FLOWS: u32 = 10_000;
 const MIB: f64 = 1024.0 * 1024.0;
 /// CPU milliseconds of the backend for each second in which nothing happens.
 const IDLE_CPU: &str = "idle_cpu_ms_per_s";
+/// Gbit/s of a stream with no connection beside it, and with many.
+const ALONE: &str = "alone_gbit_per_s";
+const BESIDE: &str = "beside_gbit_per_s";
 /// Connections opened a second.
 const OPENED: &str = "opened_per_s";
 
@@ -100,18 +104,7 @@ impl<'a> Net<'a> {
         let mut cell = self.cell(asked, move |place, via| {
             let setting = place.setting(via, USUAL_MTU, Family::V4, &[])?;
             let backend = setting.backend.as_ref().context("only backends are idle")?;
-            let args = [
-                "idle".to_owned(),
-                setting.server.to_string(),
-                format!("--connections={flows}"),
-                format!("--within={within}"),
-            ];
-            let mut client = setting.client(&args).stdin_open().spawn()?;
-            if client.stdout_until("open ", limit).is_err() {
-                // It says itself why.
-                figures(client, Duration::ZERO)?;
-                bail!("the client ended before its time");
-            }
+            let mut client = open_idle(&setting, flows, within)?;
             let cpu = cpu_seconds(backend.pid)?;
             ensure!(!client.ends_within(time)?, "the client has ended");
             let used = cpu_seconds(backend.pid)? - cpu;
@@ -129,6 +122,56 @@ impl<'a> Net<'a> {
         cell.rounds = cell.rounds.min(3);
         cell.impossible = too_few_files(flows);
         cells.push(cell);
+    }
+
+    /// One stream beside many connections that are open and do nothing.
+    pub(super) fn beside_idle(&self, cells: &mut Vec<Cell<'a>>) {
+        let flows = self.extent.pick(1000, FLOWS);
+        let within = self.extent.pick(10, 30);
+        let (ms, limit) = (self.ms(), self.limit());
+        for direction in ["up", "down"] {
+            let question = Question {
+                id: format!("beside-idle/tcp-{direction}/{flows}"),
+                title: format!(
+                    "TCP {} the guest, 1 stream beside {flows} open connections, as a share of \
+                     what it moves alone",
+                    if direction == "up" { "from" } else { "to" }
+                ),
+                unit: "×",
+                better: Better::Higher,
+                params: vec![("direction", direction.to_owned())],
+                note: Some(
+                    "alone is measured in the same sample, before the others are opened, through \
+                     the same backend",
+                ),
+                loopback: false,
+                mtu: USUAL_MTU,
+                seconds: 2.0 * f64::from(ms) / 1e3 + 3.0,
+            };
+            let mut cell = self.cell(question, move |place, via| {
+                let setting = place.setting(via, USUAL_MTU, Family::V4, &[])?;
+                let args = [
+                    "tcp".to_owned(),
+                    setting.server.to_string(),
+                    direction.to_owned(),
+                    format!("--ms={ms}"),
+                ];
+                let (alone, before) = setting.run(&args, limit)?;
+                let alone = before.transfer(&alone).value;
+                let mut idle = open_idle(&setting, flows, within)?;
+                let (beside, used) = setting.run(&args, limit)?;
+                // Each must still work.
+                idle.write(b"\n")?;
+                figures(idle, Duration::from_secs(within) + 2 * LIMIT)?;
+                let mut sample = used.transfer(&beside);
+                let beside = std::mem::replace(&mut sample.value, 0.0);
+                sample.value = beside / alone;
+                Ok(sample.with(ALONE, alone).with(BESIDE, beside))
+            });
+            cell.warm_up = 0;
+            cell.impossible = too_few_files(flows);
+            cells.push(cell);
+        }
     }
 
     /// Transfers over a long cable that loses some frames.
@@ -219,6 +262,23 @@ impl<'a> Net<'a> {
             cells.push(cell);
         }
     }
+}
+
+/// Opens connections that do nothing; a line on its standard input ends the client.
+fn open_idle(setting: &Setting<'_, '_>, flows: u32, within: u64) -> Result<Running> {
+    let args = [
+        "idle".to_owned(),
+        setting.server.to_string(),
+        format!("--connections={flows}"),
+        format!("--within={within}"),
+    ];
+    let client = setting.client(&args).stdin_open().spawn()?;
+    if client.stdout_until("open ", Duration::from_secs(within) + 2 * LIMIT).is_err() {
+        // It says itself why.
+        figures(client, Duration::ZERO)?;
+        bail!("the client ended before its time");
+    }
+    Ok(client)
 }
 
 /// A limit has no backend whose cost could be seen.

@@ -48,6 +48,7 @@ pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>
     net.small(&mut cells);
     net.published(&mut cells);
     net.idle(&mut cells);
+    net.beside_idle(&mut cells);
     net.far_away(&mut cells);
     if !extent.quick {
         net.iperf(&mut cells);
