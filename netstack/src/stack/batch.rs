@@ -4,15 +4,21 @@
 //!
 //! Frames are read one behind the other into one piece of memory, and stay there
 //! until the turn is over. Bytes of a stream that come next for the host's socket
-//! are sent from there; only what the socket does not take is copied. The memory is
-//! small enough for the processor's cache to hold it between the read and the send.
+//! are sent from there; only what the socket does not take is copied. A batch is
+//! small enough for the processor's cache to hold it between the read and the send:
+//! [`FEW_BYTES`], or twice that when it has frames of many connections, each of which
+//! would have no more than a frame or two to send with one call.
 
 use std::ops::Range;
 
 use super::frame::FRAME_MAX;
 
-/// Bytes of frames in a turn, and room for one more of the largest.
-const SIZE: usize = (1 << 20) + FRAME_MAX;
+/// Bytes of frames in a turn.
+const FEW_BYTES: usize = 1 << 20;
+/// The same with frames of many connections.
+const MANY_BYTES: usize = 2 << 20;
+/// So many are many.
+const MANY: usize = 16;
 
 /// Frames of one turn.
 #[derive(Debug)]
@@ -42,7 +48,9 @@ impl Place {
 
 impl Batch {
     pub(crate) fn new() -> Batch {
-        Batch { bytes: vec![0; SIZE].into_boxed_slice(), used: 0 }
+        // A frame that begins below the bound fits. What no frame has reached takes no
+        // memory.
+        Batch { bytes: vec![0; MANY_BYTES + FRAME_MAX].into_boxed_slice(), used: 0 }
     }
 
     /// A batch that holds nothing and has no room.
@@ -50,10 +58,11 @@ impl Batch {
         Batch { bytes: Box::default(), used: 0 }
     }
 
-    /// Where the next frame goes; empty when one of the largest would not fit.
-    pub(crate) fn room(&mut self) -> &mut [u8] {
-        let room = &mut self.bytes[self.used..];
-        if room.len() < FRAME_MAX { &mut [] } else { room }
+    /// Where the next frame goes, after those of so many connections; empty when the
+    /// batch is full.
+    pub(crate) fn room(&mut self, connections: usize) -> &mut [u8] {
+        let most = if connections >= MANY { MANY_BYTES } else { FEW_BYTES };
+        if self.used > most { &mut [] } else { &mut self.bytes[self.used..] }
     }
 
     /// The next frame has `len` bytes; gives where it is.
@@ -92,7 +101,7 @@ mod tests {
     fn parts_of_frames_are_found_again_and_no_others() {
         let mut batch = Batch::new();
         for text in [&b"first"[..], b"second"] {
-            batch.room()[..text.len()].copy_from_slice(text);
+            batch.room(0)[..text.len()].copy_from_slice(text);
             batch.add(text.len());
         }
         let place = batch.place_of(&batch.frame(5..11)[1..4]).unwrap();
@@ -106,13 +115,16 @@ mod tests {
     #[test]
     fn a_full_batch_has_no_room() {
         let mut batch = Batch::new();
-        let mut frames = 0;
-        while !batch.room().is_empty() {
-            batch.add(FRAME_MAX);
-            frames += 1;
+        for (connections, bytes) in [(1, FEW_BYTES), (MANY - 1, FEW_BYTES), (MANY, MANY_BYTES)] {
+            let mut frames = 0;
+            while !batch.room(connections).is_empty() {
+                assert!(batch.room(connections).len() >= FRAME_MAX);
+                batch.add(FRAME_MAX);
+                frames += 1;
+            }
+            assert_eq!(frames, bytes / FRAME_MAX + 1);
+            batch.clear();
+            assert!(!batch.room(connections).is_empty());
         }
-        assert_eq!(frames, SIZE / FRAME_MAX);
-        batch.clear();
-        assert!(!batch.room().is_empty());
     }
 }

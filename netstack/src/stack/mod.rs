@@ -246,7 +246,7 @@ impl Netstack {
     /// Where the next frame is to be read to: room for one of [`frame::FRAME_MAX`]
     /// bytes, or none when the batch is full.
     pub fn frame_room(&mut self) -> &mut [u8] {
-        self.batch.room()
+        self.batch.room(self.unsettled.len())
     }
 
     /// Takes the frame of `len` bytes that was put into [`Netstack::frame_room`]:
