@@ -145,7 +145,7 @@ fn pid(world: &World<'_>) -> Result<()> {
         .run()?
         .ok()?
         .stdout_has("10.0.2.100/24")?
-        .stdout_has("mtu 65520")?
+        .stdout_has("mtu 65520 qdisc noqueue")?
         .stdout_has("default via 10.0.2.2")?;
     fetch(world, &guest)?;
     // Its name server answers too.
