@@ -72,7 +72,7 @@ fn contains(ranges: &[Range], id: u32) -> bool {
 /// The ranges a file of subordinate ids grants to a user, laid end to end
 /// from 1 upwards. Lines that are not `NAME:FIRST:COUNT` are passed over, as
 /// newuidmap does.
-fn granted(uid: u32, name: Option<&str>, file: &str) -> Vec<Range> {
+pub(crate) fn granted(uid: u32, name: Option<&str>, file: &str) -> Vec<Range> {
     let number = uid.to_string();
     let mut next = 1u32;
     let mut ranges = Vec::new();

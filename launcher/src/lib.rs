@@ -4,6 +4,7 @@ pub mod channel;
 pub mod cli;
 pub mod clock;
 pub mod diff;
+pub mod doctor;
 pub mod exec;
 pub mod idmap;
 pub mod image;

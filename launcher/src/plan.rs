@@ -142,6 +142,8 @@ pub enum StorageStep {
         program: PathBuf,
         /// The value of its `-o`.
         options: String,
+        /// Where relative paths in that begin.
+        dir: PathBuf,
         /// The mount point.
         target: PathBuf,
     },
@@ -419,9 +421,18 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
     };
     plan.storage.push(StorageStep::MakeDirectory(upper.clone()));
     plan.storage.push(StorageStep::MakeDirectory(work.clone()));
+    // Hundreds of layers by their full names are more than one argument may have.
+    let dir = match &lowers[..] {
+        [first, _, ..] => first.ancestors().nth(2),
+        _ => None,
+    };
+    let relative = |lower: &PathBuf| match dir.and_then(|dir| lower.strip_prefix(dir).ok()) {
+        Some(rest) => escape(rest),
+        None => escape(lower),
+    };
     let mut options = format!(
         "lowerdir={},upperdir={},workdir={}",
-        lowers.iter().map(|lower| escape(lower)).collect::<Vec<_>>().join(":"),
+        lowers.iter().map(relative).collect::<Vec<_>>().join(":"),
         escape(&upper),
         escape(&work)
     );
@@ -435,7 +446,8 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
     if host.map.is_single() {
         options.push_str(",xattr_permissions=2,kept_owners");
     }
-    plan.storage.push(StorageStep::Overlay { program, options, target: merged.clone() });
+    let dir = dir.unwrap_or(Path::new("/")).to_owned();
+    plan.storage.push(StorageStep::Overlay { program, options, dir, target: merged.clone() });
     plan.init.push(InitStep::Root(merged));
     Ok(())
 }

@@ -95,7 +95,7 @@ pub struct Started {
     pub ready: io::PipeReader,
 }
 
-/// Starts `program` with `arguments`, an empty environment, no standard input
+/// Starts `program` with `arguments` in the directory `dir`, an empty environment, no standard input
 /// or output, and the descriptors `inherited`, for each of which its option
 /// and number are added to the arguments, as for `--ready-fd` and `--exit-fd`.
 /// It dies with its parent.
@@ -107,6 +107,7 @@ pub fn start(
     kinship: Kinship,
     program: &Path,
     arguments: &[String],
+    dir: &Path,
     inherited: &[(&str, BorrowedFd<'_>)],
     pipes: &Theirs,
 ) -> io::Result<Started> {
@@ -127,6 +128,7 @@ pub fn start(
                 parent,
                 program,
                 arguments,
+                dir,
                 inherited,
                 pipes,
                 null.as_fd(),
@@ -139,10 +141,12 @@ pub fn start(
     Ok(Started { pid, ready })
 }
 
+#[expect(clippy::too_many_arguments, reason = "they are what a process is made of")]
 fn become_service(
     parent: i32,
     program: &Path,
     arguments: &[String],
+    dir: &Path,
     inherited: &[(&str, BorrowedFd<'_>)],
     pipes: &Theirs,
     null: BorrowedFd<'_>,
@@ -153,7 +157,7 @@ fn become_service(
         // Nothing else of the caller's goes along: neither a descriptor nor a
         // directory that could not be unmounted while the service runs.
         fd::close_all_on_exec()?;
-        nix::unistd::chdir("/")?;
+        nix::unistd::chdir(dir)?;
         fd::become_standard(null, 0)?;
         fd::become_standard(null, 1)?;
         fd::become_standard(pipes.stderr.as_fd(), 2)?;

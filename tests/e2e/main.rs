@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_input;
 mod confine;
+mod doctor;
 mod faults;
 mod fixtures;
 mod handshake;
@@ -30,7 +31,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 23] = [
+    let tables: [&[Test]; 24] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         soak::TESTS,
         path::TESTS,
         images::TESTS,
+        doctor::TESTS,
     ];
     tests::harness::main(&tables.concat())
 }

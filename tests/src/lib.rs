@@ -19,6 +19,7 @@
 pub mod clock;
 pub mod command;
 pub mod harness;
+pub mod http;
 #[cfg(target_arch = "x86_64")]
 pub mod inject;
 pub mod lab;

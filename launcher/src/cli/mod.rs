@@ -15,6 +15,7 @@ use crate::sys::fd;
 mod commit;
 mod cp;
 mod diff;
+mod doctor;
 mod exec;
 mod ground;
 mod image;
@@ -56,6 +57,7 @@ enum Command {
     Export(commit::ExportArgs),
     Cp(cp::Args),
     Image(image::Args),
+    Doctor(doctor::Args),
     Setup(setup::Args),
 }
 
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => (commit::export(&args), 1),
         Command::Cp(args) => (cp::cp(&args), 1),
         Command::Image(args) => (image::image(&args), 1),
+        Command::Doctor(args) => (doctor::doctor(&args), 1),
         Command::Setup(args) => (setup::setup(&args), 1),
     };
     match done {

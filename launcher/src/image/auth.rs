@@ -5,12 +5,16 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
+
+use super::reference::DOCKER_HUB;
+use crate::spawn;
 
 /// A name and a password.
 #[derive(Clone, PartialEq, Eq)]
@@ -49,9 +53,25 @@ impl Credentials {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct AuthFile {
     #[serde(default)]
     auths: BTreeMap<String, Auth>,
+    /// Programs that keep the credentials of some registries.
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    /// The program that keeps those of all others.
+    #[serde(default)]
+    creds_store: String,
+}
+
+/// What a file says.
+#[derive(Debug, PartialEq, Eq)]
+enum Entry {
+    Nothing,
+    Known(Credentials),
+    /// `docker-credential-NAME` is to be asked.
+    Kept(String),
 }
 
 #[derive(Default, Deserialize)]
@@ -83,6 +103,7 @@ pub fn find(
             let text = fs::read(&file)
                 .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
             return within(&text, registry, path)
+                .and_then(|entry| known(entry, registry))
                 .map_err(|why| format!("{}: {why}", file.display()));
         }
         None => usual(),
@@ -98,8 +119,9 @@ pub fn find(
             // To ask without the credentials that are in it would fail for another reason.
             Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
         };
-        let found =
-            within(&text, registry, path).map_err(|why| format!("{}: {why}", file.display()))?;
+        let found = within(&text, registry, path)
+            .and_then(|entry| known(entry, registry))
+            .map_err(|why| format!("{}: {why}", file.display()))?;
         if found.is_some() {
             return Ok(found);
         }
@@ -122,9 +144,80 @@ fn usual() -> Vec<PathBuf> {
     .collect()
 }
 
+fn known(entry: Entry, registry: &str) -> Result<Option<Credentials>, String> {
+    match entry {
+        Entry::Nothing => Ok(None),
+        Entry::Known(credentials) => Ok(Some(credentials)),
+        Entry::Kept(helper) => ask(&helper, registry),
+    }
+}
+
+/// Asks a program that keeps credentials (docker-credential-helpers' protocol: the
+/// registry on standard input, JSON on standard output).
+fn ask(helper: &str, registry: &str) -> Result<Option<Credentials>, String> {
+    let name = format!("docker-credential-{helper}");
+    // It is looked for in $PATH, and nowhere else.
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let program = Some(&name)
+        .filter(|name| name.bytes().all(sound))
+        .and_then(|name| spawn::find_in_path(name));
+    let program = program.ok_or_else(|| {
+        format!("{name}, which keeps the credentials for {registry}, is not in $PATH")
+    })?;
+    let failed = |error: std::io::Error| format!("cannot run {name}: {error}");
+    let server = if registry == DOCKER_HUB { "https://index.docker.io/v1/" } else { registry };
+    let mut running = Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = running.stdin.take() {
+        match writeln!(stdin, "{server}") {
+            // One that asks nothing has its answer all the same.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            written => written.map_err(failed)?,
+        }
+    }
+    let output = running.wait_with_output().map_err(failed)?;
+    if !output.status.success() {
+        let said = [&output.stdout[..], &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
+        // How all of them say it, word for word.
+        if said.contains("credentials not found in native keychain") {
+            return Ok(None);
+        }
+        return Err(format!("{name} failed: {said}"));
+    }
+    answer(&output.stdout).map_err(|why| format!("{name}: {why}"))
+}
+
+/// Reads what such a program says. Nothing of it is told to anybody.
+fn answer(text: &[u8]) -> Result<Option<Credentials>, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        username: String,
+        secret: String,
+    }
+    let Answer { username, secret } =
+        serde_json::from_slice(text).map_err(|_| "it answers with no credentials".to_owned())?;
+    if username == "<token>" {
+        return Err(
+            "it keeps an identity token, which is not supported: log in with a password".to_owned()
+        );
+    }
+    Ok(Some(Credentials { user: username, password: secret }))
+}
+
 /// The entry for the longest part of `registry/path` that has one.
-fn within(text: &[u8], registry: &str, path: &str) -> Result<Option<Credentials>, String> {
+fn within(text: &[u8], registry: &str, path: &str) -> Result<Entry, String> {
     let file: AuthFile = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    let helper = file.cred_helpers.get(registry).filter(|helper| !helper.is_empty());
+    if let Some(helper) = helper {
+        return Ok(Entry::Kept(helper.clone()));
+    }
     // Docker writes addresses where others write names.
     let plain = |key: &str| {
         let key =
@@ -141,11 +234,14 @@ fn within(text: &[u8], registry: &str, path: &str) -> Result<Option<Credentials>
             let bad = || format!("the entry for {wanted} is no USER:PASSWORD in base 64");
             let bytes = STANDARD.decode(&auth.auth).map_err(|_| bad())?;
             let text = String::from_utf8(bytes).map_err(|_| bad())?;
-            return Credentials::parse(text.trim_end_matches('\0')).map(Some).map_err(|_| bad());
+            return Credentials::parse(text.trim_end_matches('\0'))
+                .map(Entry::Known)
+                .map_err(|_| bad());
         }
         match wanted.rfind('/') {
             Some(at) => wanted.truncate(at),
-            None => return Ok(None),
+            None if file.creds_store.is_empty() => return Ok(Entry::Nothing),
+            None => return Ok(Entry::Kept(file.creds_store)),
         }
     }
 }
@@ -160,15 +256,22 @@ mod tests {
         let file = format!(
             r#"{{"auths":{{"r.io":{{"auth":"{}"}},"r.io/a/b":{{"auth":"{}"}},
                 "https://index.docker.io/v1/":{{"auth":"{}"}},"empty.io":{{}},
-                "bad.io":{{"auth":"!"}}}},"credsStore":"x"}}"#,
+                "bad.io":{{"auth":"!"}}}},"credHelpers":{{"kept.io":"k"}}}}"#,
             auth("u:p:q"),
             auth("deep:"),
             auth("hub:pw")
         );
         let find = |registry, path| {
             let found = within(file.as_bytes(), registry, path)?;
-            Ok::<_, String>(found.map(|c| format!("{} {}", c.user, c.password)))
+            Ok::<_, String>(match found {
+                Entry::Nothing => None,
+                Entry::Known(c) => Some(format!("{} {}", c.user, c.password)),
+                Entry::Kept(helper) => Some(format!("ask {helper}")),
+            })
         };
+        assert_eq!(find("kept.io", "x"), Ok(Some("ask k".to_owned())));
+        let all = within(br#"{"auths":{"r.io":{}},"credsStore":"s"}"#, "r.io", "x").unwrap();
+        assert_eq!(all, Entry::Kept("s".to_owned()));
         assert_eq!(find("r.io", "x"), Ok(Some("u p:q".to_owned())));
         assert_eq!(find("r.io", "a/b/c"), Ok(Some("deep ".to_owned())));
         assert_eq!(find("r.io", "a/bc"), Ok(Some("u p:q".to_owned())));

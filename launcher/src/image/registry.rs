@@ -94,8 +94,11 @@ impl Registry {
             Ok(_) => Ok(registry),
             Err(first) if !access.tls_verify => {
                 registry.base = format!("http://{server}");
-                // The failure of what should have been is the one to tell.
-                registry.get("/v2/", &[], "reach the registry").map(|_| ()).map_err(|_| first)?;
+                // When nobody speaks HTTP either, the failure of TLS is the one to tell.
+                if registry.agent.get(format!("{}/v2/", registry.base)).call().is_err() {
+                    return Err(first);
+                }
+                registry.get("/v2/", &[], "reach the registry")?;
                 Ok(registry)
             }
             Err(error) => Err(error),

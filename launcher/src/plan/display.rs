@@ -1,6 +1,7 @@
 //! A plan in words, one line a step.
 
 use std::fmt;
+use std::path::Path;
 
 use super::{InitStep, Kind, MonitorStep, Plan, StorageStep, Workload};
 use crate::idmap::Range;
@@ -57,8 +58,9 @@ impl fmt::Display for StorageStep {
             }
             Self::Ram { target, size: None } => write!(f, "mount memory at {}", target.display()),
             Self::MakeDirectory(path) => write!(f, "make directory {}", path.display()),
-            Self::Overlay { program, options, target } => {
-                write!(f, "start {} -f -o {options} {}", program.display(), target.display())
+            Self::Overlay { program, options, dir, target } => {
+                write!(f, "start {} -f -o {options} {}", program.display(), target.display())?;
+                if dir == Path::new("/") { Ok(()) } else { write!(f, " in {}", dir.display()) }
             }
         }
     }

@@ -249,3 +249,24 @@ fn variables_given_replace_the_defaults() {
     assert_eq!(workload.env["TERM"], "vt100");
     assert_eq!(workload.env["HOSTNAME"], "boat");
 }
+
+#[test]
+fn many_layers_are_named_shortly() {
+    let layers = ["b", "a"].map(|name| PathBuf::from(format!("/data/layers/{name}.single/fs")));
+    let image = crate::spec::ImageRoot {
+        name: "x".to_owned(),
+        id: "sha256:0".to_owned(),
+        layers: layers.to_vec(),
+        workdir: None,
+        volumes: Vec::new(),
+    };
+    let spec = Spec { root: Root::Image(image), ..spec() };
+    let plan = plan(&spec, &host(false), "box", &paths()).unwrap();
+    let step = plan.storage.iter().find_map(|step| match step {
+        StorageStep::Overlay { options, dir, .. } => Some((options.clone(), dir.clone())),
+        _ => None,
+    });
+    let (options, dir) = step.unwrap();
+    assert!(options.starts_with("lowerdir=b.single/fs:a.single/fs,upperdir=/"), "{options}");
+    assert_eq!(dir, Path::new("/data/layers"));
+}

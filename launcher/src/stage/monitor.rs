@@ -441,8 +441,9 @@ impl Monitor<'_> {
         };
         let Pipes { ours, theirs } = Pipes::new().map_err(RunError::os("cannot make a pipe"))?;
         let inherited = [("--tap-fd", tap.as_fd())];
-        let started = spawn::start(Kinship::Child, program, arguments, &inherited, &theirs)
-            .map_err(RunError::os(format!("cannot start {}", program.display())))?;
+        let started =
+            spawn::start(Kinship::Child, program, arguments, "/".as_ref(), &inherited, &theirs)
+                .map_err(RunError::os(format!("cannot start {}", program.display())))?;
         let process = Process::open("netstack", started.pid)?;
         self.netstack = Some(Service::new(process, ours, Some(started.ready))?);
         Ok(())

@@ -248,9 +248,9 @@ pub fn carry_out(
             fs::create_dir_all(path)
                 .context(|| format!("cannot make the directory {}", path.display()))?;
         }
-        StorageStep::Overlay { program, options, target } => {
+        StorageStep::Overlay { program, options, dir, target } => {
             let arguments = ["-f", "-o", options, &target.to_string_lossy()].map(str::to_owned);
-            let started = spawn::start(kinship, program, &arguments, &[], pipes)
+            let started = spawn::start(kinship, program, &arguments, dir, &[], pipes)
                 .context(|| format!("cannot start {}", program.display()))?;
             return Ok(Some(started));
         }

@@ -303,7 +303,7 @@ json.dump(index, open(out + '/index.json', 'w'))
 json.dump(dict(imageLayoutVersion='1.0.0'), open(out + '/oci-layout', 'w'))
 "#;
 
-fn make(world: &World<'_>, name: &str, layers: u32, odd: &str) -> Result<String> {
+pub(super) fn make(world: &World<'_>, name: &str, layers: u32, odd: &str) -> Result<String> {
     needs(&["python3"])?;
     if !world.dir().join("rootfs").exists() {
         busybox_rootfs(world)?;
@@ -320,6 +320,18 @@ pub(super) fn hundreds_of_layers(world: &World<'_>) -> Result<()> {
     run(world, &["many", "sh", "-c", "ls /layers | busybox wc -l"])?.ok()?.stdout_is("300")?;
     let source = make(world, "more", 500, "")?;
     coracle(world, &["image", "import", &source]).run()?.fails_with(1, "501 layers")?;
+    Ok(())
+}
+
+/// As many layers as there may be, in a directory with as long a name as there may be.
+pub(super) fn long_home(world: &World<'_>) -> Result<()> {
+    let source = make(world, "most", 499, "")?;
+    let deep: Vec<String> = (0..8).map(|n| n.to_string().repeat(200)).collect();
+    let home = world.dir().join(deep.join("/"));
+    world.cmd("mkdir").args(["-p", text(&home)?]).run()?.ok()?;
+    let run = |words: &[&str]| coracle(world, words).env("XDG_DATA_HOME", &home).run();
+    run(&["image", "import", "-q", &source, "most"])?.ok()?;
+    run(&["run", "--rm", "--network", "none", "most"])?.ok()?.stdout_is("498")?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ mod copy;
 mod export;
 mod import;
 mod registry;
+mod token;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,6 +43,10 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("images/cp-links", copy::links).each_user().seconds(120),
     Test::new("images/cp-owners", copy::owners).each_user(),
     Test::new("images/cp-bad-input", copy::bad_input).each_user(),
+    Test::new("images/token", token::token).each_user().seconds(120),
+    Test::new("images/credential-helpers", token::helpers).each_user().seconds(120),
+    Test::new("images/unreadable-credentials", token::unreadable_credentials).each_user(),
+    Test::new("images/long-home", import::long_home).each_user().seconds(120),
     Test::new("images/registry", registry::registry).each_user().seconds(120),
 ];
 

@@ -107,7 +107,7 @@ struct ImportArgs {
 /// How to reach a registry.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct RegistryArgs {
-    /// Do without checking the registry's certificate, and without TLS
+    /// With false: do not check the registry's certificate, and use plain HTTP where TLS fails
     #[arg(
         long,
         value_name = "BOOL",

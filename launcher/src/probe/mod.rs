@@ -1,6 +1,8 @@
 //! What this host offers, looked up once, as plain data: all that the plan
 //! depends on besides what the user wants.
 
+pub mod health;
+
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{getegid, geteuid};
 
-use crate::idmap::IdMap;
+use crate::idmap::{self, IdMap};
 use crate::spawn;
 
 /// What the host offers.
@@ -65,20 +67,34 @@ pub fn probe() -> HostCaps {
 /// The ids that a container of the caller's can have: subordinate ones where
 /// the host grants any and has the helpers to use them, else one.
 pub fn id_map() -> IdMap {
-    let uid = geteuid().as_raw();
-    let gid = getegid().as_raw();
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let number = uid.to_string();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then_some(name)
-    });
+    let name = name_of(&passwd, uid);
     let helpers = ["newuidmap", "newgidmap"].iter().all(|p| spawn::find_in_path(p).is_some());
     let granted = |file| {
         if helpers { fs::read_to_string(file).unwrap_or_default() } else { String::new() }
     };
     IdMap::of_caller(uid, gid, name, &granted("/etc/subuid"), &granted("/etc/subgid"))
+}
+
+/// How many subordinate user and group ids the host grants the caller.
+fn granted_ids() -> [u64; 2] {
+    let uid = geteuid().as_raw();
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = name_of(&passwd, uid);
+    ["/etc/subuid", "/etc/subgid"].map(|file| {
+        let granted = fs::read_to_string(file).unwrap_or_default();
+        idmap::granted(uid, name, &granted).iter().map(|range| u64::from(range.count)).sum()
+    })
+}
+
+fn name_of(passwd: &str, uid: u32) -> Option<&str> {
+    let number = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == number).then_some(name)
+    })
 }
 
 fn homes(passwd: &str) -> Vec<PathBuf> {
