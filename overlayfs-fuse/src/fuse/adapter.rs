@@ -6,8 +6,9 @@
 //! the first read or write.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use super::init::{self, Granted, Wishes};
 use super::wire::{self, Answer, Body, Request, fattr, op};
@@ -76,6 +77,19 @@ impl Adapter {
         let mut body = request.body;
         let granted = init::answer(&mut body, self.wishes, answer)?;
         Some(*self.granted.get_or_init(|| granted))
+    }
+
+    /// What a READ for much asks for: file, offset and size. `None` for anything else,
+    /// and where the file cannot be opened, which serving it will tell.
+    pub(crate) fn wants(&self, request: &Request<'_>) -> Option<(Arc<OwnedFd>, u64, usize)> {
+        let size = request.read_size();
+        if size < super::splice::LEAST {
+            return None;
+        }
+        let mut body = request.body;
+        body.u64()?;
+        let offset = body.u64()?;
+        Some((self.overlay.data(request.node).ok()?, offset, size))
     }
 
     /// Serves a request; an answer with data is written into `answer` (cleared).

@@ -1,8 +1,8 @@
 //! The FUSE protocol: how the kernel asks, and how it is answered.
 //!
 //! [`wire`] is the messages, [`init`] what is agreed on, [`adapter`] decodes,
-//! calls the union and replies; [`server`] moves messages from and to /dev/fuse.
-//! Only the last does I/O.
+//! calls the union and replies; [`server`] moves messages from and to /dev/fuse, [`splice`]
+//! those that are much of a file. Only the last two do I/O.
 //!
 //! The kernel is the cache: every change goes through it and lowers do not
 //! change, so names, attributes, missing names and directory contents are good
@@ -12,6 +12,7 @@ mod adapter;
 pub mod counters;
 mod init;
 pub mod server;
+mod splice;
 mod wire;
 
 pub use adapter::Adapter;

@@ -33,6 +33,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::adapter::{Adapter, Verdict};
 use super::counters::{Counters, count, line};
 use super::init::MAX_WRITE;
+use super::splice::{self, Pipe};
 use super::wire::{Answer, Request, op};
 
 /// Threads: one that listens and some that may be held up by a slow disk.
@@ -60,7 +61,8 @@ fn now() -> Instant {
 ///
 /// A wait that spinning ended is a hit. While less than one wait in four is, it
 /// is tried only now and then. Whoever yields the processor and gets it back late
-/// shares it with somebody: then it is not tried for a while at all.
+/// shares it with somebody: then it is not tried for a while at all. If that was for a
+/// whole slice, a request may have been waiting: the while is longer each time.
 #[derive(Debug)]
 struct Spin {
     /// Longest time to spin; zero: never.
@@ -71,19 +73,25 @@ struct Spin {
     skipped: u32,
     /// The processor was found busy: not before.
     not_before: Option<Instant>,
+    /// How long it is left alone the next time somebody had it for a slice.
+    respect: Duration,
 }
 
 /// A round of looking and yielding takes about a microsecond; much more means that
 /// another thread ran meanwhile.
 const SHARED: Duration = Duration::from_micros(30);
-/// How long a processor that was found busy is left alone.
+/// Whoever had the processor for so long was not a client between two requests: that is
+/// a slice of the scheduler, or much of one.
+const SLICE: Duration = Duration::from_micros(500);
+/// How long a processor that was found busy is left alone; at most, if for slices.
 const RESPECT: Duration = Duration::from_millis(5);
+const MOST_RESPECT: Duration = Duration::from_secs(1);
 /// Waits without spinning until it is tried again.
 const RETRY: u32 = 32;
 
 impl Spin {
     fn new(limit: Duration) -> Self {
-        Self { limit, history: u16::MAX, skipped: 0, not_before: None }
+        Self { limit, history: u16::MAX, skipped: 0, not_before: None, respect: RESPECT }
     }
 
     /// Whether to try; `at` is the time.
@@ -102,6 +110,21 @@ impl Spin {
 
     fn record(&mut self, hit: bool) {
         self.history = self.history << 1 | u16::from(hit);
+        // Four in a row.
+        if self.history & 0xf == 0xf {
+            self.respect = RESPECT;
+        }
+    }
+
+    /// Somebody else had the processor for `gap`.
+    fn shared(&mut self, at: Instant, gap: Duration) {
+        if gap > SLICE {
+            self.not_before = Some(at + self.respect);
+            self.respect = (self.respect * 4).min(MOST_RESPECT);
+        } else {
+            self.not_before = Some(at + RESPECT);
+        }
+        self.record(false);
     }
 }
 
@@ -118,7 +141,8 @@ pub struct Server {
     over: AtomicBool,
     bench: Mutex<Bench>,
     called: Condvar,
-    spin: Duration,
+    /// Of whoever listens.
+    spin: Mutex<Spin>,
 }
 
 #[derive(Debug, Default)]
@@ -154,7 +178,7 @@ impl Server {
             over: AtomicBool::new(false),
             bench: Mutex::default(),
             called: Condvar::new(),
-            spin,
+            spin: Mutex::new(Spin::new(spin)),
         };
         let mut buffer = vec![0; BUFFER];
         let len = loop {
@@ -212,7 +236,7 @@ impl Server {
     fn work(&self) -> std::io::Result<()> {
         let mut buffer = vec![0; BUFFER];
         let mut answer = Answer::default();
-        let mut spin = Spin::new(self.spin);
+        let mut pipe = None;
         let (mut pile, mut client) = (0u32, 0);
         while !self.over.load(Ordering::Acquire) {
             if !self.attend() {
@@ -221,7 +245,7 @@ impl Server {
             }
             let (len, waiting) = match self.look(&mut buffer)? {
                 Received::Message(len) => (len, true),
-                Received::Nothing => match self.listen(&mut buffer, &mut spin)? {
+                Received::Nothing => match self.listen(&mut buffer)? {
                     Received::Message(len) => (len, false),
                     _ => return Ok(()),
                 },
@@ -244,13 +268,23 @@ impl Server {
             if pile >= PILE {
                 self.summon();
             }
-            self.serve(&request, &mut answer)?;
+            self.serve(&request, &mut answer, &mut pipe)?;
         }
         Ok(())
     }
 
-    fn serve(&self, request: &Request<'_>, answer: &mut Answer) -> std::io::Result<()> {
+    fn serve(
+        &self,
+        request: &Request<'_>,
+        answer: &mut Answer,
+        pipe: &mut Option<Pipe>,
+    ) -> std::io::Result<()> {
         self.counters.request(request.opcode);
+        if let Some((file, offset, size)) = self.adapter.wants(request)
+            && splice::answer(self.device.as_fd(), request.unique, file.as_fd(), offset, size, pipe)
+        {
+            return Ok(());
+        }
         answer.clear();
         let errno = match self.adapter.serve(request, answer) {
             Verdict::Silent => return Ok(()),
@@ -294,33 +328,42 @@ impl Server {
     }
 
     /// Waits for a request, spinning or asleep.
-    fn listen(&self, buffer: &mut [u8], spin: &mut Spin) -> std::io::Result<Received> {
+    fn listen(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
         let start = now();
-        if spin.wanted(start) {
+        if self.spin().wanted(start) {
             let mut last = start;
             loop {
                 nix::sched::sched_yield()?;
                 let received = self.look(buffer)?;
+                let at = now();
+                let gap = at - last;
                 if !matches!(received, Received::Nothing) {
-                    // Whoever had the processor meanwhile was the client.
-                    spin.record(true);
+                    if gap > SLICE {
+                        self.spin().shared(at, gap);
+                    } else {
+                        // Whoever had the processor meanwhile was the client.
+                        self.spin().record(true);
+                    }
                     count(&self.counters.spin_hits);
                     return Ok(received);
                 }
-                let at = now();
-                if at - last > SHARED {
-                    spin.not_before = Some(at + RESPECT);
+                if gap > SHARED {
+                    self.spin().shared(at, gap);
                     break;
                 }
-                if at - start > spin.limit {
+                if at - start > self.spin().limit {
+                    self.spin().record(false);
                     break;
                 }
                 last = at;
             }
-            spin.record(false);
             count(&self.counters.spin_misses);
         }
         self.sleep(buffer)
+    }
+
+    fn spin(&self) -> MutexGuard<'_, Spin> {
+        self.spin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps until there is a request.
@@ -452,9 +495,21 @@ mod tests {
         assert!((8..=10).contains(&tries), "{tries}");
         (0..4).for_each(|_| spin.record(true));
         assert!(spin.wanted(at));
-        // Never on a processor that somebody else wants.
-        spin.not_before = Some(at + RESPECT);
-        assert!(!spin.wanted(at) && spin.wanted(at + RESPECT));
+        // Never on a processor that somebody else wants, and ever more seldom.
+        for (factor, gap) in
+            [(1, SHARED), (1, SLICE * 2), (4, SLICE * 2), (1, SHARED), (16, SLICE * 2)]
+                .into_iter()
+                .chain([(64, SLICE * 2), (200, SLICE * 2), (200, SLICE * 2)])
+        {
+            spin.history = 0xff;
+            spin.shared(at, gap);
+            let again = at + RESPECT * factor;
+            assert!(!spin.wanted(again - Duration::from_nanos(1)) && spin.wanted(again));
+        }
+        // Once it is ours again, as at first.
+        (0..4).for_each(|_| spin.record(true));
+        spin.shared(at, SLICE * 2);
+        assert!(spin.wanted(at + RESPECT));
         assert!(!Spin::new(Duration::ZERO).wanted(at));
     }
 }

@@ -327,13 +327,21 @@ impl Answer {
         if errno != 0 {
             self.clear();
         }
-        // Larger answers than 32 bits can say cannot be asked for.
-        let len = u32::try_from(self.used).unwrap_or(u32::MAX);
-        self.bytes[..4].copy_from_slice(&len.to_ne_bytes());
-        self.bytes[4..8].copy_from_slice(&(-errno).to_ne_bytes());
-        self.bytes[8..16].copy_from_slice(&unique.to_ne_bytes());
+        let header = out_header(self.used - OUT_HEADER, unique, errno);
+        self.bytes[..OUT_HEADER].copy_from_slice(&header);
         &self.bytes[..self.used]
     }
+}
+
+/// The header of an answer with `len` bytes behind it.
+pub(crate) fn out_header(len: usize, unique: u64, errno: i32) -> [u8; OUT_HEADER] {
+    // Larger answers than 32 bits can say cannot be asked for.
+    let len = u32::try_from(OUT_HEADER + len).unwrap_or(u32::MAX);
+    let mut header = [0; OUT_HEADER];
+    header[..4].copy_from_slice(&len.to_ne_bytes());
+    header[4..8].copy_from_slice(&(-errno).to_ne_bytes());
+    header[8..].copy_from_slice(&unique.to_ne_bytes());
+    header
 }
 
 /// Device numbers travel in 32 bits: 12 of major, 20 of minor, in the kernel's

@@ -190,12 +190,20 @@ impl Overlay {
         if node.kind == libc::S_IFREG { Ok(node) } else { Err(Error::Invalid("not a file")) }
     }
 
+    /// The file that has the data of a node, for reading.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn data(&self, id: Ino) -> Result<Arc<OwnedFd>> {
+        self.file(&self.file_node(id)?, false)
+    }
+
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end.
     ///
     /// # Errors
     /// What open(2) and pread(2) say.
     pub fn read(&self, id: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let file = self.file(&self.file_node(id)?, false)?;
+        let file = self.data(id)?;
         let mut done = 0;
         while done < buffer.len() {
             let at = offset_of(offset, done)?;
