@@ -23,7 +23,7 @@ use crate::sys::fd;
 /// Longest message, in bytes. Larger things go as a descriptor.
 const LONGEST: usize = 64 * 1024;
 /// Most descriptors beside a message.
-const MOST_FDS: usize = 4;
+const MOST_FDS: usize = 5;
 
 /// What went wrong in a stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +107,8 @@ pub enum ToStage {
     /// Storage: the maps are written.
     Mapped,
     /// Storage: beside this come a memory file with the plan, one with the
-    /// system call filter, and the overlay's ends of its exit and error pipes.
+    /// system call filter, the overlay's ends of its exit and error pipes, and
+    /// the container's control group, if it has one.
     Plan,
     /// Init: start the workload.
     Go,

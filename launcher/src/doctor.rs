@@ -303,6 +303,7 @@ mod tests {
         let map = IdMap::of_caller(1000, 1000, None, "1000:100000:65536", "1000:100000:65536");
         Health {
             caps: HostCaps {
+                groups: Vec::new(),
                 map,
                 homes: vec![],
                 resolv_conf: String::new(),

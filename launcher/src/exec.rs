@@ -12,13 +12,14 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
+use crate::cgroup;
 use crate::channel::{Channel, ToMonitor, ToStage};
 use crate::plan;
 use crate::policy::seccomp::Source;
 use crate::run::{RunError, spoken};
 use crate::spec::{Exec, Network};
 use crate::stage::join::Joining;
-use crate::stage::monitor::FORWARDED;
+use crate::stage::monitor::{FORWARDED, say};
 use crate::stage::storage::{execute_self, sealed};
 use crate::store::State;
 use crate::sys::fd;
@@ -111,6 +112,14 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
             .map_err(RunError::os("cannot make a file in memory"))
     };
     let (payload, filter) = (memory(&payload)?, memory(&filter)?);
+    if let Some(group) = &state.group
+        && let Err(error) = cgroup::enter(group, child)
+    {
+        say(&format!(
+            "warning: the program is not in the container's control group {}: {error}",
+            group.display()
+        ));
+    }
     let child =
         process::pidfd_open(child).map_err(RunError::os("cannot watch the joining process"))?;
     channel
@@ -126,7 +135,7 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
         while waitid(Id::PIDFd(joined.child.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
     }
     if let Some(relay) = &mut joined.relay {
-        relay.drain();
+        relay.drain(&joined.signals);
     }
     drop(joined);
     old.thread_set_mask().map_err(RunError::os("cannot restore the signal mask"))?;
@@ -144,7 +153,7 @@ struct Joined {
 impl Joined {
     fn watch(&mut self) -> Result<u8, RunError> {
         loop {
-            let [signal, message, end, output, input] = self.wait()?;
+            let [signal, message, end, output, input, room] = self.wait()?;
             if signal {
                 self.take_signals()?;
             }
@@ -157,6 +166,9 @@ impl Joined {
                 }
                 if input {
                     relay.take_input();
+                }
+                if room {
+                    relay.caller.flush();
                 }
             }
             if end {
@@ -174,9 +186,9 @@ impl Joined {
         }
     }
 
-    /// Which of: signals, channel, child, terminal, input.
-    fn wait(&self) -> Result<[bool; 5], RunError> {
-        let stdin = io::stdin();
+    /// Which of: signals, channel, child, terminal, input, room for output.
+    fn wait(&self) -> Result<[bool; 6], RunError> {
+        let (stdin, stdout) = (io::stdin(), io::stdout());
         let mut slots = vec![0, 2];
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -186,14 +198,17 @@ impl Joined {
             slots.push(1);
             fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
         }
-        if let Some((master, writing)) = self.relay.as_ref().and_then(Relay::master) {
-            let more = if writing { PollFlags::POLLOUT } else { PollFlags::empty() };
+        if let Some((master, flags)) = self.relay.as_ref().and_then(Relay::master) {
             slots.push(3);
-            fds.push(PollFd::new(master, PollFlags::POLLIN | more));
+            fds.push(PollFd::new(master, flags));
         }
         if self.relay.as_ref().is_some_and(Relay::wants_input) {
             slots.push(4);
             fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
+        }
+        if self.relay.as_ref().is_some_and(|relay| relay.caller.is_full()) {
+            slots.push(5);
+            fds.push(PollFd::new(stdout.as_fd(), PollFlags::POLLOUT));
         }
         loop {
             match poll(&mut fds, PollTimeout::NONE) {
@@ -202,7 +217,7 @@ impl Joined {
                 Err(errno) => return Err(RunError::os("cannot wait for events")(errno)),
             }
         }
-        let mut happened = [false; 5];
+        let mut happened = [false; 6];
         for (slot, fd) in slots.into_iter().zip(&fds) {
             happened[slot] = fd.any().unwrap_or(true);
         }

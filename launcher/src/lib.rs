@@ -1,8 +1,11 @@
 //! See ARCHITECTURE.md.
 
+pub mod attach;
+pub mod cgroup;
 pub mod channel;
 pub mod cli;
 pub mod clock;
+pub mod control;
 pub mod diff;
 pub mod doctor;
 pub mod exec;
@@ -19,3 +22,5 @@ pub mod stage;
 pub mod store;
 pub mod sys;
 pub mod terminal;
+pub mod ulimit;
+pub mod usage;

@@ -18,8 +18,8 @@ pub use confine::Confinement;
 
 use crate::idmap::IdMap;
 use crate::policy;
-use crate::probe::HostCaps;
-use crate::spec::{Exec, Network, Protocol, Publish, Root, Spec, Unmask, Upper};
+use crate::probe::{HostCaps, Place};
+use crate::spec::{Exec, Limits, Network, Protocol, Publish, Root, Spec, Ulimit, Unmask, Upper};
 
 /// The container's end of the network, as slirp4netns users know it.
 pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
@@ -99,6 +99,19 @@ pub enum MonitorStep {
         path: PathBuf,
         /// All of it.
         content: String,
+    },
+    /// Makes the container's control group.
+    Group {
+        /// Below this one.
+        parent: PathBuf,
+        /// Its name.
+        name: String,
+        /// Controllers that the parent passes on.
+        controllers: Vec<String>,
+        /// This process leaves the parent, which could not pass them on otherwise.
+        leave: bool,
+        /// What is written into which of its files.
+        settings: Vec<(String, String)>,
     },
     /// Starts the network, once the container has sent its TAP device.
     Netstack {
@@ -263,6 +276,10 @@ pub struct Workload {
     pub single_id: bool,
     /// What else holds it.
     pub confinement: Confinement,
+    /// Bounds of each process.
+    pub ulimits: Vec<Ulimit>,
+    /// It is the container's first process itself.
+    pub no_init: bool,
 }
 
 /// All that will be done.
@@ -280,6 +297,8 @@ pub struct Plan {
     pub init: Vec<InitStep>,
     /// Executed by it.
     pub workload: Workload,
+    /// What was asked for and cannot be had here, in words.
+    pub lacking: Vec<String>,
 }
 
 /// Decides what will be done.
@@ -297,7 +316,9 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
         storage: Vec::new(),
         init: Vec::new(),
         workload: workload(spec, host.term.clone(), host.map.is_single(), name),
+        lacking: Vec::new(),
     };
+    group(&mut plan, spec, host, name);
     storage(&mut plan, spec, host, paths)?;
     network(&mut plan, spec, host)?;
     file_systems(&mut plan, spec, paths);
@@ -349,7 +370,9 @@ pub fn joined(
     Workload { confinement, ..workload(&spec, term, single_id, name) }
 }
 
-fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> Workload {
+/// What is executed in the container of `spec`; `term` is the value of TERM.
+#[must_use]
+pub fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> Workload {
     let mut env = BTreeMap::from([
         ("PATH".to_owned(), PATH.to_owned()),
         ("HOSTNAME".to_owned(), hostname(spec, name).to_owned()),
@@ -371,7 +394,71 @@ fn workload(spec: &Spec, term: Option<String>, single_id: bool, name: &str) -> W
         capabilities: spec.security.capabilities,
         single_id,
         confinement: Confinement::default(),
+        ulimits: spec.ulimits.clone(),
+        no_init: spec.no_init,
     }
+}
+
+/// A control group, where one can be made: with a bound on nothing it can still
+/// be frozen.
+fn group(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str) {
+    let wanted = settings(&spec.limits);
+    let mut controllers: Vec<String> =
+        wanted.iter().map(|(controller, ..)| (*controller).to_owned()).collect();
+    controllers.dedup();
+    let has_all = |place: &&Place| controllers.iter().all(|c| place.controllers.contains(c));
+    let place = host.groups.iter().find(has_all).or_else(|| host.groups.first());
+    let has = |controller: &str| {
+        place.is_some_and(|place| place.controllers.iter().any(|had| had == controller))
+    };
+    let missing: Vec<&str> =
+        wanted.iter().filter(|(controller, ..)| !has(controller)).map(|(.., o)| *o).collect();
+    if !missing.is_empty() {
+        let why = if place.is_some() {
+            "its control group has not all the controllers it takes"
+        } else {
+            "no control group (version 2) is delegated to this user"
+        };
+        plan.lacking.push(format!(
+            "{} without effect: {why}; see 'systemd-run --user --scope -p Delegate=yes coracle …'",
+            missing.join(", ")
+        ));
+    }
+    let Some(place) = place else { return };
+    controllers.retain(|controller| has(controller));
+    let leave = place.leave && !controllers.is_empty();
+    let settings = wanted.iter().filter(|(controller, ..)| has(controller));
+    plan.monitor.push(MonitorStep::Group {
+        parent: place.dir.clone(),
+        name: format!("coracle-{name}"),
+        controllers: controllers.clone(),
+        leave,
+        settings: settings.map(|(_, file, value, _)| (file.to_string(), value.clone())).collect(),
+    });
+}
+
+/// What bounds mean to the kernel: controller, file, value, and the option.
+fn settings(limits: &Limits) -> Vec<(&'static str, &'static str, String, &'static str)> {
+    /// In microseconds: what the kernel takes when it is told nothing.
+    const PERIOD: u64 = 100_000;
+    let mut all = Vec::new();
+    if let Some(bytes) = limits.memory {
+        all.push(("memory", "memory.max", bytes.to_string(), "--memory"));
+    }
+    if let Some(count) = limits.pids {
+        all.push(("pids", "pids.max", count.to_string(), "--pids-limit"));
+    }
+    if let Some(thousandths) = limits.millicpus {
+        let quota = (thousandths.saturating_mul(PERIOD) / 1_000).max(1_000);
+        all.push(("cpu", "cpu.max", format!("{quota} {PERIOD}"), "--cpus"));
+    }
+    if let Some(shares) = limits.cpu_shares {
+        // From 2 … 262,144 to 1 … 10,000, as systemd and all engines have it.
+        let shares = shares.clamp(2, 262_144);
+        let weight = 1 + (shares - 2) * 9_999 / 262_142;
+        all.push(("cpu", "cpu.weight", weight.to_string(), "--cpu-shares"));
+    }
+    all
 }
 
 fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Result<(), PlanError> {

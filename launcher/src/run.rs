@@ -4,28 +4,36 @@
 //! In the foreground this process is the monitor itself. Detached, a process
 //! forked from it is: it leads a session of its own, its input is /dev/null
 //! and its output the container's log; it tells this one through a pipe when
-//! the workload runs, or why it does not.
+//! the workload runs, or why it does not. With a terminal the monitor is such a
+//! process, too, and this one is attached to it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::sys::signalfd::SignalFd;
 use serde::{Deserialize, Serialize};
 
+use crate::attach::{self, Left, Proxy};
+use crate::cgroup;
 use crate::channel::Fault;
 use crate::clock;
-use crate::plan::{self, Paths, Plan};
+use crate::control::{self, Frame, Socket};
+use crate::idmap::IdMap;
+use crate::plan::{self, MonitorStep, Paths, Plan};
 use crate::policy::PolicyError;
 use crate::policy::seccomp::Source;
 use crate::probe;
-use crate::spec::{Root, Spec, Upper};
-use crate::stage::monitor::{self, Ended, Orders, say};
+use crate::spec::{self, Root, Spec, Upper};
+use crate::stage::monitor::{self, Console, Orders, Streams, say};
+use crate::store::log::Log;
 use crate::store::{Container, Process, State, Status, StoreError};
 use crate::sys::fd;
 use crate::sys::process::{self, Forked};
 use crate::sys::userns::UsernsError;
+use crate::terminal::{Caller, Keys};
 
 /// Why a container could not be run. The message is one line that says what
 /// failed, why, and what to do; the exit code for all of them is 125.
@@ -116,49 +124,83 @@ impl RunError {
     }
 }
 
-/// Makes a container of `spec` in `container`'s directory and stays until it
-/// has ended (with `spec.detach`: until its workload has started; a process
-/// left in the background then holds the lock). With `spec.remove`, and when
-/// the container could not be started, its directory is removed.
+/// How a container is run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// The command returns once the workload runs; a process left in the
+    /// background then holds the lock.
+    Background,
+    /// The command stays until the container has ended. With a terminal it is
+    /// left by these keys before.
+    Foreground {
+        /// Standard input is passed on.
+        input: bool,
+        /// As of [`crate::terminal::Keys`].
+        keys: Keys,
+    },
+}
+
+/// Makes a container of `spec` in `container`'s directory and runs it. With
+/// `spec.remove`, and when the container could not be started, its directory is
+/// removed.
 ///
 /// Returns the exit code of the command: the workload's own, 128 + n when
 /// signal n ended it, 126 or 127 when it could not be executed (said on
-/// standard error), 0 when detached (the caller prints the name).
+/// standard error), 0 when it is left in the background.
 ///
 /// Must be called by a single-threaded process.
 ///
 /// # Errors
 /// [`RunError`]: the container did not come to run, or one of its services
 /// died under it.
-pub fn run(spec: Spec, container: Container) -> Result<u8, RunError> {
-    let host = probe::probe();
-    let map = host.map.clone();
-    let paths = Paths {
-        dir: container.dir.clone(),
-        store: resolved(&container.store),
-        upper: container.upper(),
-        work: container.work(),
+pub fn run(spec: Spec, container: Container, mode: Mode) -> Result<u8, RunError> {
+    let map = probe::id_map();
+    let state = State::new(spec, map.clone(), clock::unix_seconds());
+    let life = match Life::planned(state, container) {
+        Ok(life) => life,
+        Err(unplanned) => return Err(undone(*unplanned, &map)),
     };
-    let prepared = inputs(spec, true)
-        .and_then(|spec| Ok((plan::plan(&spec, &host, &container.name, &paths)?, spec)));
-    let (plan, spec) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            // The first failure is the one to tell; the next start removes what stays.
-            if let Err(also) = container.remove(&map) {
-                say(&RunError::from(also).line());
-            }
-            return Err(error);
-        }
+    life.begin(mode)
+}
+
+/// Makes a container of `spec` in `container`'s directory, to be started later.
+///
+/// # Errors
+/// [`RunError`], as far as it can be told beforehand that it could not run.
+pub fn create(spec: Spec, container: Container) -> Result<(), RunError> {
+    let map = probe::id_map();
+    let state = State { kept: true, ..State::new(spec, map.clone(), clock::unix_seconds()) };
+    let life = match Life::planned(state, container) {
+        Ok(life) => life,
+        Err(unplanned) => return Err(undone(*unplanned, &map)),
     };
-    if map.is_single() {
-        say(
-            "no subordinate ids for this user in /etc/subuid and /etc/subgid: only root exists in \
-             the container",
-        );
+    match life.container.record(&life.state) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(undone((error.into(), life.container), &map)),
     }
-    let life = Life { spec, container, plan };
-    if life.spec.detach { life.in_background() } else { spoken(life.live(&mut |_| Ok(()))) }
+}
+
+/// Runs a container that was made before, or has run before, with all that was
+/// changed in it.
+///
+/// # Errors
+/// As of [`run`]; the container stays as it was when it cannot even be tried.
+pub fn start(state: State, container: Container, mode: Mode) -> Result<u8, RunError> {
+    let state =
+        State { kept: true, started: None, finished: None, error: None, restarts: 0, ..state };
+    Life::planned(state, container).map_err(|unplanned| unplanned.0)?.begin(mode)
+}
+
+/// Why a container cannot be run, and its directory.
+type Unplanned = Box<(RunError, Container)>;
+
+/// Removes what was made for nothing.
+fn undone((error, container): (RunError, Container), map: &IdMap) -> RunError {
+    // The first failure is the one to tell; the next start removes what stays.
+    if let Err(also) = container.remove(map) {
+        say(&RunError::from(also).line());
+    }
+    error
 }
 
 /// A workload that cannot be executed is its own failure, said and not ours.
@@ -232,60 +274,100 @@ enum Report {
 }
 
 struct Life {
-    spec: Spec,
+    state: State,
     container: Container,
     plan: Plan,
+    /// The workload has run since the command began.
+    ran: bool,
 }
 
+/// A run of this length is no failure to start, after which the next start waits longer.
+const STEADY: Duration = Duration::from_secs(10);
+
 impl Life {
+    fn planned(mut state: State, container: Container) -> Result<Self, Unplanned> {
+        let host = probe::probe();
+        let paths = Paths {
+            dir: container.dir.clone(),
+            store: resolved(&container.store),
+            upper: container.upper(),
+            work: container.work(),
+        };
+        let prepared = inputs(state.spec.clone(), true)
+            .and_then(|spec| Ok((plan::plan(&spec, &host, &container.name, &paths)?, spec)));
+        match prepared {
+            Ok((plan, spec)) => {
+                state.spec = spec;
+                state.map = plan.map.clone();
+                state.confinement = plan.workload.confinement.clone();
+                Ok(Self { state, container, plan, ran: false })
+            }
+            Err(error) => Err(Box::new((error, container))),
+        }
+    }
+
+    fn begin(self, mode: Mode) -> Result<u8, RunError> {
+        if self.plan.map.is_single() {
+            say(
+                "no subordinate ids for this user in /etc/subuid and /etc/subgid: only root exists \
+                 in the container",
+            );
+        }
+        for lacking in &self.plan.lacking {
+            say(&format!("warning: {lacking}"));
+        }
+        for step in &self.plan.monitor {
+            if let MonitorStep::Group { parent, leave: true, .. } = step
+                && let Err(error) = cgroup::leave(parent)
+            {
+                let group = parent.display();
+                say(&format!("warning: cannot leave the control group {group}: {error}"));
+            }
+        }
+        match mode {
+            Mode::Background => self.in_background(),
+            Mode::Foreground { input, keys } if self.state.spec.tty => {
+                spoken(self.with_terminal(input, keys))
+            }
+            Mode::Foreground { input, .. } => {
+                let console = match Console::open(&self.container.dir) {
+                    Ok(console) => console,
+                    Err(error) => return Err(self.never_lived(error)),
+                };
+                spoken(self.live(Some(input), console, &mut |_| Ok(())))
+            }
+        }
+    }
+
+    /// The error, after what was made for a container that never ran is gone.
+    fn never_lived(self, error: RunError) -> RunError {
+        if self.state.kept { error } else { undone((error, self.container), &self.plan.map) }
+    }
+
     /// The container's whole life; `started` is called when its workload runs.
-    fn live(self, started: &mut dyn FnMut(i32) -> Result<(), RunError>) -> Result<u8, RunError> {
-        let Self { spec, container, plan } = self;
-        let mut state = State {
-            spec: spec.clone(),
-            status: Status::Created,
-            monitor: Process::of(std::process::id() as i32).ok(),
-            init: None,
-            overlay: None,
-            confinement: plan.workload.confinement.clone(),
-            map: plan.map.clone(),
-            created: clock::unix_seconds(),
-        };
-        let cache = container.store.join("cache");
-        let source = Source {
-            seccomp: &spec.security.seccomp,
-            capabilities: spec.security.capabilities,
-            single_id: plan.map.is_single(),
-        };
-        let filter = || Ok(source.cached(&cache)?);
-        let lived = container.record(&state).map_err(RunError::from).and_then(|()| {
-            monitor::supervise(Orders {
-                plan: &plan,
-                filter: &filter,
-                started: &mut |init, overlay| {
-                    state.init = Process::of(init).ok();
-                    state.overlay = overlay.and_then(|overlay| Process::of(overlay).ok());
-                    state.status = Status::Running;
-                    container.record(&state)?;
-                    started(init)
-                },
-                input: spec.interactive && !spec.tty && !spec.detach,
-            })
-        });
-        let kept = match &lived {
-            Ok(Ended { started, .. }) => *started && !spec.remove,
-            // What was running is kept, that its log and changes can be looked at.
-            Err(_) => state.status == Status::Running && !spec.remove,
-        };
-        let tidied = if kept {
-            let code = lived.as_ref().map_or(125, |ended| ended.code);
+    /// `front` is there when this process is the command in front, and says
+    /// whether its input is passed on.
+    fn live(
+        mut self,
+        front: Option<bool>,
+        mut console: Console,
+        started: &mut dyn FnMut(i32) -> Result<(), RunError>,
+    ) -> Result<u8, RunError> {
+        let lived = self.runs(front, &mut console, started);
+        let code = lived.as_ref().map_or_else(RunError::code, |code| *code);
+        let Self { mut state, container, plan, ran } = self;
+        let left = container.leave_code(Some(code));
+        let tidied = if state.kept && !(ran && state.spec.remove) {
             state.status = Status::Exited { code };
+            state.init = None;
+            state.finished = Some(clock::unix_seconds());
+            state.error = lived.as_ref().err().map(RunError::line);
             container.record(&state)
         } else {
             container.remove(&plan.map)
         };
-        match (lived, tidied) {
-            (Ok(ended), Ok(())) => Ok(ended.code),
+        let lived = match (lived, tidied.and(left)) {
+            (Ok(code), Ok(())) => Ok(code),
             (Ok(_), Err(error)) => Err(error.into()),
             (Err(error), tidied) => {
                 // The first failure is the one to tell, and the cause.
@@ -294,12 +376,114 @@ impl Life {
                 }
                 Err(error)
             }
+        };
+        console.end(&control::Ended {
+            code: lived.as_ref().map_or_else(RunError::code, |code| *code),
+            message: lived.as_ref().err().map(RunError::line),
+        });
+        lived
+    }
+
+    /// Runs it, and again as long as it is to be.
+    fn runs(
+        &mut self,
+        front: Option<bool>,
+        console: &mut Console,
+        started: &mut dyn FnMut(i32) -> Result<(), RunError>,
+    ) -> Result<u8, RunError> {
+        let signals = monitor::signals()?;
+        self.container.leave_code(None)?;
+        self.state.monitor = Process::of(std::process::id() as i32).ok();
+        let mut failures = 0;
+        loop {
+            let began = clock::monotonic();
+            let lived = self.once(front, console, &signals, started);
+            let code = lived.as_ref().map_or_else(RunError::code, |code| *code);
+            let again = self.state.spec.restart.again(code, self.state.restarts);
+            if !self.ran || console.quits() || !again {
+                return lived;
+            }
+            if let Err(error) = &lived {
+                say(&error.line());
+            }
+            if clock::monotonic().saturating_duration_since(began) >= STEADY {
+                failures = 0;
+            }
+            self.state.status = Status::Restarting { code };
+            self.state.init = None;
+            self.state.finished = Some(clock::unix_seconds());
+            self.state.error = lived.as_ref().err().map(RunError::line);
+            self.container.record(&self.state)?;
+            if !console.pause(&signals, spec::back_off(failures))? {
+                return lived;
+            }
+            failures += 1;
+            self.state.restarts += 1;
         }
+    }
+
+    fn once(
+        &mut self,
+        front: Option<bool>,
+        console: &mut Console,
+        signals: &SignalFd,
+        started: &mut dyn FnMut(i32) -> Result<(), RunError>,
+    ) -> Result<u8, RunError> {
+        let Self { state, container, plan, ran } = self;
+        state.status = Status::Starting;
+        state.group = plan.monitor.iter().find_map(|step| match step {
+            MonitorStep::Group { parent, name, .. } => Some(parent.join(name)),
+            _ => None,
+        });
+        container.record(state)?;
+        let null = || File::open("/dev/null").map(OwnedFd::from);
+        let streams = match front {
+            _ if state.spec.tty => null().and_then(|input| {
+                let output = File::options().write(true).open("/dev/null")?;
+                Ok(Streams { input: Some(input), output: Some(output.into()) })
+            }),
+            None => console.streams(state.spec.interactive),
+            Some(true) => Ok(Streams::default()),
+            Some(false) => null().map(|input| Streams { input: Some(input), output: None }),
+        };
+        let streams = streams.map_err(RunError::os("cannot make input and output"))?;
+        let cache = container.store.join("cache");
+        let security = state.spec.security.clone();
+        let source = Source {
+            seccomp: &security.seccomp,
+            capabilities: security.capabilities,
+            single_id: plan.map.is_single(),
+        };
+        let filter = || Ok(source.cached(&cache)?);
+        let log = container.log();
+        let ended = monitor::supervise(Orders {
+            plan,
+            filter: &filter,
+            started: &mut |init, overlay| {
+                state.init = Process::of(init).ok();
+                state.overlay = overlay.and_then(|overlay| Process::of(overlay).ok());
+                state.status = Status::Running;
+                state.started = Some(clock::unix_seconds());
+                state.finished = None;
+                state.error = None;
+                state.kept = true;
+                *ran = true;
+                container.record(state)?;
+                started(init)
+            },
+            streams,
+            console,
+            signals,
+            background: &mut |console| {
+                console.log_to(background(&log)?);
+                Ok(())
+            },
+        })?;
+        Ok(ended.code)
     }
 
     fn in_background(self) -> Result<u8, RunError> {
         let (mut report, tell) = io::pipe().map_err(RunError::os("cannot make a pipe"))?;
-        let log = self.container.log();
         match process::fork().map_err(RunError::os("cannot fork"))? {
             Forked::Parent(_) => {
                 drop(tell);
@@ -320,14 +504,20 @@ impl Life {
             Forked::Child => {
                 drop(report);
                 let mut tell = Some(tell);
-                let lived = background(&log).and_then(|()| {
-                    self.live(&mut |_| {
+                let opened = leave_session().and_then(|()| {
+                    let mut console = Console::open(&self.container.dir)?;
+                    console.log_to(background(&self.container.log())?);
+                    Ok(console)
+                });
+                let lived = match opened {
+                    Ok(console) => self.live(None, console, &mut |_| {
                         if let Some(tell) = tell.take() {
                             send(tell, &Report::Started)?;
                         }
                         Ok(())
-                    })
-                });
+                    }),
+                    Err(error) => Err(self.never_lived(error)),
+                };
                 let code = match (lived, tell) {
                     (Ok(code), None) => code,
                     (Ok(code), Some(tell)) => {
@@ -350,6 +540,59 @@ impl Life {
             }
         }
     }
+
+    /// The monitor is a process of its own, and this one is attached to it: so
+    /// the terminal can be left, and is put back whichever of the two is killed.
+    fn with_terminal(self, input: bool, keys: Keys) -> Result<u8, RunError> {
+        let (ours, theirs) = Socket::pair().map_err(RunError::os("cannot make a channel"))?;
+        let caller = Caller::new(input).map_err(RunError::os("cannot use the terminal"))?;
+        match process::fork().map_err(RunError::os("cannot fork"))? {
+            Forked::Parent(pid) => {
+                // The monitor's alone now.
+                drop((self, theirs));
+                let left = attach::join(&ours, caller, keys, Proxy::All)?;
+                drop(ours);
+                match left {
+                    Left::Detached => Ok(0),
+                    Left::Lost => {
+                        process::reap(pid);
+                        Err(RunError::StageDied("monitor"))
+                    }
+                    Left::Ended(ended) => {
+                        process::reap(pid);
+                        match ended.message {
+                            Some(message) if ended.code == 125 => {
+                                Err(RunError::Background(message))
+                            }
+                            Some(message) => {
+                                say(&message);
+                                Ok(ended.code)
+                            }
+                            None => Ok(ended.code),
+                        }
+                    }
+                }
+            }
+            Forked::Child => {
+                drop(ours);
+                let settings = caller.settings();
+                let opened = leave_session().and_then(|()| Console::open(&self.container.dir));
+                let mut console = match opened {
+                    Ok(console) => console,
+                    Err(error) => {
+                        let error = self.never_lived(error);
+                        let (code, message) = (error.code(), Some(error.line()));
+                        // Nobody else is there to be told.
+                        drop(theirs.send(&Frame::Ended(control::Ended { code, message })));
+                        process::exit_now(code)
+                    }
+                };
+                console.join_front(theirs, settings);
+                let lived = self.live(None, console, &mut |_| Ok(()));
+                process::exit_now(lived.unwrap_or_else(|error| error.code()))
+            }
+        }
+    }
 }
 
 fn send(mut tell: io::PipeWriter, report: &Report) -> Result<(), RunError> {
@@ -357,20 +600,21 @@ fn send(mut tell: io::PipeWriter, report: &Report) -> Result<(), RunError> {
     bytes.and_then(|bytes| tell.write_all(&bytes)).map_err(RunError::os("cannot reach the command"))
 }
 
-/// Leaves the caller's session, working directory, input and output.
-fn background(log: &Path) -> Result<(), RunError> {
-    nix::unistd::setsid().map_err(RunError::os("cannot make a session"))?;
+/// Leaves the caller's session: what is pressed at its terminal, and its end,
+/// reach the command alone.
+fn leave_session() -> Result<(), RunError> {
+    nix::unistd::setsid().map(drop).map_err(RunError::os("cannot make a session"))
+}
+
+/// Leaves the caller's working directory, input and output.
+fn background(log: &Path) -> Result<Log, RunError> {
     nix::unistd::chdir("/").map_err(RunError::os("cannot leave the working directory"))?;
     let null = File::open("/dev/null").map_err(RunError::os("cannot open /dev/null"))?;
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(log)
-        .map_err(RunError::os(format!("cannot open the log {}", log.display())))?;
-    for (number, file) in [(0, &null), (1, &log), (2, &log)] {
+    let log =
+        Log::open(log).map_err(RunError::os(format!("cannot open the log {}", log.display())))?;
+    for (number, file) in [(0, &null), (1, log.text()), (2, log.text())] {
         fd::become_standard(file.as_fd(), number)
             .map_err(RunError::os("cannot replace input and output"))?;
     }
-    Ok(())
+    Ok(log)
 }

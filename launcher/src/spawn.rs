@@ -119,7 +119,7 @@ pub fn start(
     };
     let forked = match kinship {
         Kinship::Child => process::fork()?,
-        Kinship::Sibling => process::fork_sibling(0)?,
+        Kinship::Sibling => process::fork_sibling(0, None)?,
     };
     let pid = match forked {
         process::Forked::Parent(pid) => pid,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,18 @@ pub struct Spec {
     /// How the workload is kept apart from the host.
     #[serde(default)]
     pub security: Security,
+    /// When it is run again after its end.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Bounds of what all its processes together use.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Bounds of each process.
+    #[serde(default)]
+    pub ulimits: Vec<Ulimit>,
+    /// The workload itself is the container's first process.
+    #[serde(default)]
+    pub no_init: bool,
 }
 
 /// How the workload is kept apart from the host, besides its namespaces.
@@ -107,6 +120,67 @@ pub enum Unmask {
     All,
     /// These.
     Paths(Vec<PathBuf>),
+}
+
+/// What all processes of a container together may use. Absent: no bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory, in bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Time on processors, in thousandths of one.
+    pub millicpus: Option<u64>,
+    /// Weight against others when processors are scarce, of which 1,024 is usual.
+    pub cpu_shares: Option<u64>,
+}
+
+/// One `--ulimit NAME=SOFT[:HARD]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// As getrlimit(2) has it, in lower case, without `RLIMIT_`.
+    pub name: String,
+    /// The bound; absent: none.
+    pub soft: Option<u64>,
+    /// How far it can be raised; absent: as one likes.
+    pub hard: Option<u64>,
+}
+
+/// `--restart`: when a container is run again after its end, but for one that
+/// was asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Restart {
+    /// Never.
+    #[default]
+    No,
+    /// When its exit code was not 0, at most so many times.
+    OnFailure(Option<u32>),
+    /// Whatever its exit code was.
+    Always,
+    /// As [`Restart::Always`]: nothing of ours runs when the host starts, which
+    /// is all the two could differ in.
+    UnlessStopped,
+}
+
+impl Restart {
+    /// Whether one that ended with `code` is run again, after `restarts` times.
+    #[must_use]
+    pub fn again(self, code: u8, restarts: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::OnFailure(most) => code != 0 && most.is_none_or(|most| restarts < most),
+            Self::Always | Self::UnlessStopped => true,
+        }
+    }
+}
+
+/// How long to wait before a container is run again that has ended soon after
+/// its start `failures` times in a row: 100 ms, doubled each time, up to a minute.
+#[must_use]
+pub fn back_off(failures: u32) -> Duration {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(60);
+    FIRST.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST)
 }
 
 /// Source of the root filesystem.
@@ -219,4 +293,34 @@ pub fn is_name(text: &str) -> bool {
     bytes.next().is_some_and(|b| b.is_ascii_alphanumeric())
         && bytes.all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
         && text.len() <= NAME_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restarts_are_as_asked_for() {
+        for (policy, code, restarts, again) in [
+            (Restart::No, 1, 0, false),
+            (Restart::OnFailure(None), 0, 0, false),
+            (Restart::OnFailure(None), 1, 1_000_000, true),
+            (Restart::OnFailure(Some(2)), 137, 1, true),
+            (Restart::OnFailure(Some(2)), 137, 2, false),
+            (Restart::Always, 0, u32::MAX, true),
+            (Restart::UnlessStopped, 0, 7, true),
+        ] {
+            assert_eq!(policy.again(code, restarts), again, "{policy:?} {code} {restarts}");
+        }
+    }
+
+    #[test]
+    fn it_waits_longer_each_time_up_to_a_minute() {
+        let waits: Vec<_> = [0, 1, 2, 9, 10, 31, 32, u32::MAX].map(back_off).into();
+        assert_eq!(
+            waits[..4].iter().map(Duration::as_millis).collect::<Vec<_>>(),
+            [100, 200, 400, 51_200]
+        );
+        assert!(waits[4..].iter().all(|wait| wait.as_secs() == 60));
+    }
 }

@@ -8,10 +8,12 @@
 //! lock                     taken for as long as names are given out or taken away
 //! cache/                   what can be computed again (compiled seccomp filters)
 //! containers/NAME/         mode 0700
-//!   lock                   held by the monitor for its whole life
+//!   lock                   held by the monitor for its whole life; has the exit code
+//!                          after it
+//!   control                socket of the monitor's, see [`crate::stage::monitor`]
 //!   state.json             what was asked for and what came of it, see [`State`];
 //!                          replaced as a whole (rename)
-//!   log                    what a detached workload printed
+//!   log log.times          what a detached workload printed, and when, see [`log`]
 //!   upper work             for the root filesystem, when kept here
 //!   merged lower           mount points for it
 //! containers/.gone-*       on its way out: renamed first, so that the name is free at once
@@ -33,16 +35,18 @@
 //! What a crash leaves is put right by [`Store::sweep`], which every start calls.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::cgroup;
 use crate::idmap::IdMap;
 use crate::spec::{Spec, Upper, is_name};
 
 mod files;
+pub mod log;
 mod names;
 mod state;
 
@@ -280,10 +284,26 @@ impl Store {
             Err(_) => entry.open_lock(true)?,
         };
         match lock.try_lock() {
-            Ok(()) => Ok(Claim::Ours(self.own(entry, lock))),
-            Err(TryLockError::WouldBlock) => Ok(Claim::Live(entry.clone())),
-            Err(TryLockError::Error(error)) => Err(at("lock", &entry.dir)(error)),
+            Ok(()) => {}
+            // Those who look at it hold it, too, for a moment: nobody else takes it
+            // while the store is locked, so it will be free.
+            Err(TryLockError::WouldBlock) if !entry.is_live()? => {
+                take(&lock).map_err(at("lock", &entry.dir))?;
+            }
+            Err(TryLockError::WouldBlock) => return Ok(Claim::Live(entry.clone())),
+            Err(TryLockError::Error(error)) => return Err(at("lock", &entry.dir)(error)),
         }
+        if !entry.dir.is_dir() {
+            return Err(StoreError::Unknown(entry.name.clone()));
+        }
+        // With its monitor all processes of a container die, but their group stays.
+        if let Ok(Some(state)) = entry.read()
+            && state.active()
+            && let Some(group) = state.group
+        {
+            cgroup::remove(&group).map_err(at("remove", &group))?;
+        }
+        Ok(Claim::Ours(self.own(entry, lock)))
     }
 
     /// Puts right what a crash left: of the containers whose owner is gone,
@@ -310,7 +330,9 @@ impl Store {
         // Nearly all that is ever seen here has ended in order: ask that first,
         // it takes no lock.
         let gone = entry.name.starts_with('.');
-        if !gone && entry.read()?.is_some_and(|state| state.ended() && !state.spec.remove) {
+        let in_order =
+            |state: &State| state.status == Status::Created || state.ended() && !state.spec.remove;
+        if !gone && entry.read()?.as_ref().is_some_and(in_order) {
             return Ok(());
         }
         let Claim::Ours(container) = self.claim(entry)? else { return Ok(()) };
@@ -318,10 +340,14 @@ impl Store {
             // Nothing was ever written down, so nothing ran: nothing can be lost.
             return container.remove_all(None);
         };
-        if gone || state.spec.remove || state.status == Status::Created {
+        if !gone && state.status == Status::Created {
+            return Ok(());
+        }
+        let never_ran = state.status == Status::Starting && !state.kept;
+        if gone || state.spec.remove || never_ran {
             return container.remove_all(Some(&state.map));
         }
-        if state.status == Status::Running {
+        if state.active() {
             state.status = Status::Lost;
             container.record(&state)?;
         }
@@ -396,6 +422,21 @@ impl Container {
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.dir.join("state.json")
+    }
+
+    /// Leaves the exit code with the lock, for those who wait for it and will find
+    /// no state any more; `None` forgets an earlier one.
+    ///
+    /// # Errors
+    /// As of write(2).
+    pub fn leave_code(&self, code: Option<u8>) -> Result<()> {
+        let write = || {
+            let mut file = File::from(self.lock.try_clone()?);
+            file.set_len(0)?;
+            file.rewind()?;
+            code.map_or(Ok(()), |code| write!(file, "{code}"))
+        };
+        write().map_err(at("write", &self.dir.join("lock")))
     }
 
     /// Writes the state (a new file, renamed over the old one).
@@ -481,7 +522,7 @@ impl Entry {
         let since = fs::metadata(&path)
             .and_then(|meta| meta.modified())
             .map_err(|_| StoreError::Unknown(self.name.clone()))?;
-        if !live && !state.ended() {
+        if !live && state.active() {
             state.status = Status::Lost;
         }
         Ok(Some((state, since)))
@@ -497,25 +538,39 @@ impl Entry {
         }
     }
 
+    /// Takes hold of its end, which may come, with the end of its directory,
+    /// before it is waited for.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch { lock: self.open_lock(false).ok(), dir: self.dir.clone() }
+    }
+
     /// Waits until its owner has let go of it, which is after all of it is
     /// cleaned up. Returns at once when that is so already.
     ///
     /// # Errors
     /// When the lock cannot be waited for.
     pub fn wait_released(&self) -> Result<()> {
-        // It may go away while we wait for it: we wait for the open file.
-        let Ok(lock) = self.open_lock(false) else { return Ok(()) };
-        loop {
-            match lock.lock_shared() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result.map_err(at("lock", &self.dir)),
-            }
-        }
+        self.watch().wait().map(drop)
     }
 
     fn open_lock(&self, create: bool) -> Result<File> {
         let path = self.dir.join("lock");
         open_lock(&path, create).map_err(at("open", &path))
+    }
+
+    /// What is written down, for who holds the container; `None` when nothing is.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn written(&self) -> Result<Option<State>> {
+        let state = self.read()?;
+        // Its owner is the one who asks: what was at work then is gone.
+        Ok(state.map(
+            |state| {
+                if state.active() { State { status: Status::Lost, ..state } } else { state }
+            },
+        ))
     }
 
     /// What is written down; `None` when nothing is.
@@ -530,6 +585,34 @@ impl Entry {
         serde_json::from_slice(&json)
             .map(Some)
             .map_err(|source| StoreError::Damaged { path, source })
+    }
+}
+
+/// The end of a container, to be waited for.
+#[derive(Debug)]
+pub struct Watch {
+    /// An open file outlives its name.
+    lock: Option<File>,
+    dir: PathBuf,
+}
+
+impl Watch {
+    /// Waits until its owner has let go of it, which is after all of it is
+    /// cleaned up. Gives the exit code that was left.
+    ///
+    /// # Errors
+    /// When the lock cannot be waited for.
+    pub fn wait(self) -> Result<Option<u8>> {
+        let Some(mut lock) = self.lock else { return Ok(None) };
+        loop {
+            match lock.lock_shared() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => break result.map_err(at("lock", &self.dir))?,
+            }
+        }
+        let mut text = String::new();
+        lock.read_to_string(&mut text).map_err(at("read", &self.dir.join("lock")))?;
+        Ok(text.parse().ok())
     }
 }
 

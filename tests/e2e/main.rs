@@ -31,12 +31,14 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 24] = [
+    let tables: [&[Test]; 26] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
         owners::TESTS,
         lifecycle::TESTS,
+        lifecycle::states::TESTS,
+        lifecycle::terminal::TESTS,
         net::TESTS,
         secrets::TESTS,
         faults::TESTS,

@@ -52,6 +52,12 @@ pub(super) fn exec(args: Args) -> anyhow::Result<u8> {
     };
     let store = Store::open()?;
     match store.find(&args.name)?.state()? {
+        Some((state, _)) if state.is_paused() => {
+            anyhow::bail!(
+                "container '{0}' is paused: 'coracle unpause {0}' lets it go on",
+                args.name
+            )
+        }
         Some((state, _)) if state.status == Status::Running => {
             Ok(crate::exec::exec(&state, &exec, &store.cache())?)
         }

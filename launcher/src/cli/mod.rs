@@ -1,8 +1,8 @@
 //! The command line: text → data → the part that acts → exit code.
 //!
 //! Exit codes are Podman's: 125 when `run` or `exec` failed themselves, or the
-//! command line makes no sense; 1 when another command failed; else the
-//! workload's own. Whatever fails is told in one line on standard error.
+//! command line makes no sense, as when a container could not be started or
+//! attached to; 1 when another command failed; else the workload's own. Whatever fails is told in one line on standard error.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -17,17 +17,22 @@ mod cp;
 mod diff;
 mod doctor;
 mod exec;
+mod gc;
 mod ground;
 mod image;
+mod inspect;
 mod lifecycle;
+mod limits;
 mod logs;
 mod mounted;
 mod output;
 pub mod parse;
+mod pause;
 mod ps;
 mod run;
 mod security;
 mod setup;
+mod top;
 
 /// The command line makes no sense, or `run` and `exec` could not do their part.
 const OWN_FAILURE: u8 = 125;
@@ -45,17 +50,28 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(Box<run::Args>),
-    Exec(exec::Args),
-    Ps(ps::Args),
-    Logs(logs::Args),
+    Run(Box<run::RunArgs>),
+    Create(Box<run::CreateArgs>),
+    Start(lifecycle::StartArgs),
     Stop(lifecycle::StopArgs),
+    Restart(lifecycle::RestartArgs),
     Kill(lifecycle::KillArgs),
+    Pause(pause::PauseArgs),
+    Unpause(pause::UnpauseArgs),
+    Wait(lifecycle::WaitArgs),
     Rm(lifecycle::RmArgs),
+    Exec(exec::Args),
+    Attach(lifecycle::AttachArgs),
+    Logs(logs::Args),
+    Ps(ps::Args),
+    Inspect(inspect::Args),
+    Top(top::TopArgs),
+    Stats(top::StatsArgs),
     Diff(diff::Args),
     Commit(commit::CommitArgs),
     Export(commit::ExportArgs),
     Cp(cp::Args),
+    Gc(gc::Args),
     Image(image::Args),
     Doctor(doctor::Args),
     Setup(setup::Args),
@@ -94,6 +110,17 @@ pub fn main() -> ExitCode {
     let (done, own) = match cli.command {
         Command::Run(args) => (run::run(*args), OWN_FAILURE),
         Command::Exec(args) => (exec::exec(args), OWN_FAILURE),
+        Command::Create(args) => (run::create(*args), OWN_FAILURE),
+        Command::Start(args) => (lifecycle::start(args), OWN_FAILURE),
+        Command::Restart(args) => (lifecycle::restart(&args), OWN_FAILURE),
+        Command::Wait(args) => (lifecycle::wait_for(&args), 1),
+        Command::Attach(args) => (lifecycle::attach(args), OWN_FAILURE),
+        Command::Inspect(args) => (inspect::inspect(&args), 1),
+        Command::Pause(args) => (pause::pause(&args), 1),
+        Command::Unpause(args) => (pause::unpause(&args), 1),
+        Command::Top(args) => (top::top(&args), 1),
+        Command::Stats(args) => (top::stats(&args), 1),
+        Command::Gc(args) => (gc::gc(&args), 1),
         Command::Ps(args) => (ps::ps(&args), 1),
         Command::Logs(args) => (logs::logs(&args), 1),
         Command::Stop(args) => (lifecycle::stop(&args), 1),

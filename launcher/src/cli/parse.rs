@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 
-use crate::spec::{NAME_MAX, Protocol, Publish, Upper, Volume, is_name};
+use crate::image::date;
+use crate::spec::{NAME_MAX, Protocol, Publish, Restart, Upper, Volume, is_name};
 
 /// Reads a size in bytes: digits and at most one unit (`b`, `k`, `m`, `g`, `t`,
 /// powers of 1024, either case, with or without a `b` or `ib` after it).
@@ -222,6 +224,82 @@ pub fn signal(text: &str) -> Result<Signal, String> {
     full.parse().map_err(|_| bad())
 }
 
+/// A point in time, or a distance from now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Since 1970.
+    At(Duration),
+    /// Before now.
+    Ago(Duration),
+}
+
+impl Moment {
+    /// The point in time, as seen from `now`.
+    #[must_use]
+    pub fn from(self, now: SystemTime) -> SystemTime {
+        let moment = match self {
+            Self::At(since) => SystemTime::UNIX_EPOCH.checked_add(since),
+            Self::Ago(ago) => now.checked_sub(ago),
+        };
+        moment.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+/// Reads a point in time: seconds since 1970, a date with or without a time of
+/// day (in UTC), or how long ago (`90s`, `1h30m`).
+///
+/// # Errors
+/// Says what is allowed.
+pub fn moment(text: &str) -> Result<Moment, String> {
+    let bad = || {
+        format!(
+            "'{text}' is no time: use one as in 2026-01-31T12:00:00Z, or how long ago, as in 10m"
+        )
+    };
+    if let Ok(seconds) = text.parse() {
+        return Ok(Moment::At(Duration::from_secs(seconds)));
+    }
+    if let Some(seconds) = date::seconds(text) {
+        return Ok(Moment::At(Duration::from_secs(seconds)));
+    }
+    let mut total: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+        let unit = match rest.as_bytes().get(digits) {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 3_600,
+            Some(b'd') => 86_400,
+            _ => return Err(bad()),
+        };
+        let part = number.checked_mul(unit).ok_or_else(bad)?;
+        total = total.checked_add(part).ok_or_else(bad)?;
+        rest = &rest[digits + 1..];
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(Moment::Ago(Duration::from_secs(total))) }
+}
+
+/// Reads `--restart`.
+///
+/// # Errors
+/// Says what is allowed.
+pub fn restart(text: &str) -> Result<Restart, String> {
+    let most = |count: &str| count.parse().ok().filter(|count| *count > 0);
+    let policy = match text.split_once(':') {
+        None if text == "no" || text == "never" => Some(Restart::No),
+        None if text == "on-failure" => Some(Restart::OnFailure(None)),
+        None if text == "always" => Some(Restart::Always),
+        None if text == "unless-stopped" => Some(Restart::UnlessStopped),
+        Some(("on-failure", count)) => most(count).map(|most| Restart::OnFailure(Some(most))),
+        _ => None,
+    };
+    policy.ok_or_else(|| {
+        format!("'{text}' is none of no, on-failure, on-failure:TIMES, always, unless-stopped")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +307,36 @@ mod tests {
 
     fn at(path: &str) -> PathBuf {
         PathBuf::from(path)
+    }
+
+    #[test]
+    fn moments() {
+        let seconds = Duration::from_secs;
+        for (text, wanted) in [
+            ("0", Moment::At(seconds(0))),
+            ("1700000000", Moment::At(seconds(1_700_000_000))),
+            ("2000-02-29T00:00:00Z", Moment::At(seconds(951_782_400))),
+            ("2000-02-29", Moment::At(seconds(951_782_400))),
+            ("90s", Moment::Ago(seconds(90))),
+            ("1d2h", Moment::Ago(seconds(93_600))),
+        ] {
+            assert_eq!(moment(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "s", "1", "1x", "-1s", "2000-13-01", "yesterday", "9999999999999999999d"] {
+            assert!(text == "1" || moment(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn restart_policies() {
+        assert_eq!(restart("no"), Ok(Restart::No));
+        assert_eq!(restart("on-failure"), Ok(Restart::OnFailure(None)));
+        assert_eq!(restart("on-failure:3"), Ok(Restart::OnFailure(Some(3))));
+        assert_eq!(restart("always"), Ok(Restart::Always));
+        assert_eq!(restart("unless-stopped"), Ok(Restart::UnlessStopped));
+        for text in ["", "No", "on-failure:", "on-failure:0", "on-failure:-1", "always:1"] {
+            assert!(restart(text).is_err(), "{text}");
+        }
     }
 
     #[test]

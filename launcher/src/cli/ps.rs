@@ -31,8 +31,9 @@ pub(super) struct Args {
     no_trunc: bool,
 }
 
+/// How a list is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     /// For people
     Table,
     /// For programs: an array of objects
@@ -50,7 +51,7 @@ struct Row {
     command: Vec<String>,
     /// Seconds since 1970.
     created: u64,
-    /// `created`, `running` or `exited`.
+    /// `created`, `starting`, `running`, `paused`, `restarting` or `exited`.
     status: &'static str,
     /// Absent while it runs, and when nobody knows.
     exit_code: Option<u8>,
@@ -68,7 +69,7 @@ pub(super) fn ps(args: &Args) -> anyhow::Result<u8> {
     for entry in Store::open()?.list()? {
         match entry.state() {
             Ok(Some((state, since))) => {
-                if args.all || !state.ended() {
+                if args.all || state.active() {
                     rows.push(row(entry.name(), &state, since));
                 }
             }
@@ -89,35 +90,55 @@ pub(super) fn ps(args: &Args) -> anyhow::Result<u8> {
     Ok(code)
 }
 
+/// What a state is called.
+pub(super) fn word(state: &State) -> &'static str {
+    match state.status {
+        Status::Created => "created",
+        Status::Starting => "starting",
+        Status::Running if state.is_paused() => "paused",
+        Status::Running => "running",
+        Status::Restarting { .. } => "restarting",
+        Status::Exited { .. } | Status::Lost => "exited",
+    }
+}
+
+/// Where a container's root comes from.
+pub(super) fn root(state: &State) -> String {
+    match &state.spec.root {
+        Root::Host => "host".to_owned(),
+        Root::Dir(dir) => dir.display().to_string(),
+        Root::Image(image) => image.name.clone(),
+    }
+}
+
+/// What its network is called.
+pub(super) fn network(state: &State) -> &'static str {
+    match state.spec.network {
+        Network::Netstack => "netstack",
+        Network::None => "none",
+        Network::Host => "host",
+    }
+}
+
 fn row(name: &str, state: &State, since: SystemTime) -> Row {
     let (status, exit_code) = match state.status {
-        Status::Created => ("created", None),
-        Status::Running => ("running", None),
-        Status::Exited { code } => ("exited", Some(code)),
-        Status::Lost => ("exited", None),
+        Status::Restarting { code } | Status::Exited { code } => (word(state), Some(code)),
+        _ => (word(state), None),
     };
     Row {
         name: name.to_owned(),
-        root: match &state.spec.root {
-            Root::Host => "host".to_owned(),
-            Root::Dir(dir) => dir.display().to_string(),
-            Root::Image(image) => image.name.clone(),
-        },
+        root: root(state),
         command: state.spec.command.clone(),
         created: state.created,
         status,
         exit_code,
         since: since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        pid: state.init.filter(|_| !state.ended()).map(|init| init.pid),
-        network: match state.spec.network {
-            Network::Netstack => "netstack",
-            Network::None => "none",
-            Network::Host => "host",
-        },
-        ports: if state.ended() {
-            Vec::new()
-        } else {
+        pid: state.init.filter(|_| state.active()).map(|init| init.pid),
+        network: network(state),
+        ports: if state.active() {
             state.spec.publish.iter().map(port).collect()
+        } else {
+            Vec::new()
         },
     }
 }
@@ -152,7 +173,10 @@ fn table(rows: &[Row], now: SystemTime, full: bool) -> String {
             format!("{} ago", age(row.created)),
             match row.status {
                 "running" => format!("Up {}", age(row.since)),
+                "paused" => format!("Up {} (Paused)", age(row.since)),
                 "exited" => format!("Exited ({code}) {} ago", age(row.since)),
+                "restarting" => format!("Restarting ({code}) {} ago", age(row.since)),
+                "starting" => "Starting".to_owned(),
                 _ => "Created".to_owned(),
             },
             row.ports.join(", "),

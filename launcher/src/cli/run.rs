@@ -9,11 +9,12 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::security::SecurityArgs;
-use super::{complain, image, parse, print};
+use super::{complain, image, lifecycle, limits, parse, print};
 use crate::image::config;
 use crate::image::store::{Image, Images};
-use crate::spec::{Network, Protocol, Publish, Root, Spec, Upper, Volume};
-use crate::store::Store;
+use crate::run::Mode;
+use crate::spec::{Network, Protocol, Publish, Restart, Root, Spec, Upper, Volume};
+use crate::store::{Container, Store};
 
 /// Run a command in a new container.
 ///
@@ -23,7 +24,8 @@ use crate::store::Store;
 /// outside.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit status: the command's own; 128+n when signal n ended it; 127 when it was \
+    after_help = "With a terminal ctrl-p ctrl-q leaves the container to itself (see 'coracle attach').\n\n\
+                  Exit status: the command's own; 128+n when signal n ended it; 127 when it was \
                   not found, 126 when it could not be executed; 125 when the container could not \
                   be made.",
     override_usage = "coracle run [OPTIONS] IMAGE [COMMAND]...\n       \
@@ -31,7 +33,36 @@ use crate::store::Store;
                       coracle run [OPTIONS] [-- COMMAND...]",
     disable_help_flag = true
 )]
-pub(super) struct Args {
+pub(super) struct RunArgs {
+    /// Run in the background and print the container's name
+    #[arg(short, long)]
+    detach: bool,
+
+    #[command(flatten)]
+    keys: lifecycle::KeysArg,
+
+    #[command(flatten)]
+    make: Args,
+}
+
+/// Make a container as 'coracle run' does, to be started later.
+///
+/// Takes the options of 'coracle run', and prints the container's name.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "coracle create [OPTIONS] IMAGE [COMMAND]...\n       \
+                      coracle create [OPTIONS] --rootfs DIR [--] [COMMAND]...\n       \
+                      coracle create [OPTIONS] [-- COMMAND...]",
+    disable_help_flag = true
+)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    make: Args,
+}
+
+/// What a container is made of.
+#[derive(Debug, clap::Args)]
+struct Args {
     /// Use this directory as root filesystem; it is left unchanged [default: the host's /]
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
@@ -52,9 +83,20 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", value_parser = parse::name)]
     name: Option<String>,
 
-    /// Run in the background and print the container's name
-    #[arg(short, long)]
-    detach: bool,
+    /// Run it again after its end: no, on-failure[:TIMES], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse::restart)]
+    restart: Restart,
+
+    #[command(flatten)]
+    limits: limits::LimitArgs,
+
+    /// Have a process of ours be the first one, pass signals on and reap [default]
+    #[arg(long, overrides_with = "no_init")]
+    init: bool,
+
+    /// Have the command itself be the container's first process
+    #[arg(long)]
+    no_init: bool,
 
     /// Pass standard input on
     #[arg(short, long)]
@@ -150,7 +192,34 @@ enum NetworkArg {
 }
 
 /// Runs a container; returns the command's exit code.
-pub(super) fn run(mut args: Args) -> anyhow::Result<u8> {
+pub(super) fn run(args: RunArgs) -> anyhow::Result<u8> {
+    let RunArgs { detach, keys, make } = args;
+    let Some((mut spec, container)) = prepare(make)? else { return Ok(0) };
+    spec.detach = detach;
+    let name = container.name.clone();
+    let mode = if detach {
+        Mode::Background
+    } else {
+        Mode::Foreground { input: spec.interactive, keys: keys.keys }
+    };
+    let code = crate::run::run(spec, container, mode)?;
+    if detach && code == 0 {
+        print(&format!("{name}\n"))?;
+    }
+    Ok(code)
+}
+
+/// Makes a container.
+pub(super) fn create(args: CreateArgs) -> anyhow::Result<u8> {
+    let Some((spec, container)) = prepare(args.make)? else { return Ok(0) };
+    let name = container.name.clone();
+    crate::run::create(spec, container)?;
+    print(&format!("{name}\n"))?;
+    Ok(0)
+}
+
+/// What is asked for, and a directory for it; `None` when it is only shown.
+fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container)>> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
     let wanted = args.image(&std::env::args_os().collect::<Vec<_>>())?;
     let options = wanted.is_some().then(|| args.options()).transpose()?;
@@ -176,25 +245,25 @@ pub(super) fn run(mut args: Args) -> anyhow::Result<u8> {
         let name = spec.name.clone().unwrap_or_else(|| "NAME".to_owned());
         let plan = crate::run::dry_run(&spec, &store.dir_of(&name), store.root())?;
         print(&plan.to_string())?;
-        return Ok(0);
+        return Ok(None);
     }
-    for left in store.sweep()? {
-        complain(format!("warning: a container that was killed is not cleaned up: {left}"));
-    }
+    sweep(&store)?;
     let container = store.create(&spec)?;
     if let Some((images, image, lock)) = based {
         images.use_by(&container.dir, &image)?;
         // What the container stands on is written down: it may be let go of.
         drop(lock);
     }
-    let name = container.name.clone();
-    spec.name = Some(name.clone());
-    let detach = spec.detach;
-    let code = crate::run::run(spec, container)?;
-    if detach && code == 0 {
-        print(&format!("{name}\n"))?;
+    spec.name = Some(container.name.clone());
+    Ok(Some((spec, container)))
+}
+
+/// Puts right what crashes have left.
+pub(super) fn sweep(store: &Store) -> anyhow::Result<()> {
+    for left in store.sweep()? {
+        complain(format!("warning: a container that was killed is not cleaned up: {left}"));
     }
-    Ok(code)
+    Ok(())
 }
 
 /// What the image wants to be stopped with.
@@ -332,13 +401,18 @@ impl Args {
         if self.command.first().is_some_and(String::is_empty) {
             anyhow::bail!("the command is empty");
         }
+        if self.rm && self.restart != Restart::No {
+            anyhow::bail!(
+                "--rm and --restart contradict each other: what is removed is not run again"
+            );
+        }
         Ok(Spec {
             name: self.name,
             root: self.rootfs.map_or(Root::Host, |dir| Root::Dir(cwd.join(dir))),
             upper,
             read_only: self.read_only,
             remove: self.rm,
-            detach: self.detach,
+            detach: false,
             interactive: self.interactive,
             tty: self.tty,
             env: environment(&self.env, host)?,
@@ -355,6 +429,10 @@ impl Args {
             command: self.command,
             stop_signal: None,
             security: self.security.into_security(cwd)?,
+            restart: self.restart,
+            limits: self.limits.limits(),
+            ulimits: self.limits.ulimits,
+            no_init: self.no_init && !self.init,
         })
     }
 }
@@ -367,13 +445,13 @@ mod tests {
     #[derive(Debug, clap::Parser)]
     struct Only {
         #[command(flatten)]
-        args: Args,
+        args: RunArgs,
     }
 
     fn spec(args: &[&str]) -> Result<Spec, String> {
         let only = Only::try_parse_from([&["run"], args].concat()).map_err(|e| e.to_string())?;
         let host = |name: &str| Ok((name == "LANG").then(|| "C".to_owned()));
-        only.args.into_spec(Path::new("/here"), host).map_err(|e| e.to_string())
+        only.args.make.into_spec(Path::new("/here"), host).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -399,6 +477,10 @@ mod tests {
                 command: Vec::new(),
                 stop_signal: None,
                 security: crate::spec::Security::default(),
+                restart: Restart::No,
+                limits: crate::spec::Limits::default(),
+                ulimits: Vec::new(),
+                no_init: false,
             }
         );
     }
@@ -413,7 +495,7 @@ mod tests {
         assert_eq!(spec.name.as_deref(), Some("n"));
         assert_eq!(spec.root, Root::Dir("/here/r".into()));
         assert_eq!(spec.upper, Upper::Ram(Some(1 << 20)));
-        assert!(spec.read_only && spec.remove && spec.detach && spec.interactive && spec.tty);
+        assert!(spec.read_only && spec.remove && spec.interactive && spec.tty);
         let env: Vec<_> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(env, ["A=2", "LANG=C"]);
         assert_eq!(spec.workdir, Some("/w".into()));
@@ -429,7 +511,7 @@ mod tests {
     #[test]
     fn options_after_the_command_are_the_commands() {
         let spec = spec(&["--rm", "ls", "--name", "x", "--", "-d"]).unwrap();
-        assert!(spec.remove && !spec.detach);
+        assert!(spec.remove);
         assert_eq!(spec.name, None);
         assert_eq!(spec.command, ["ls", "--name", "x", "--", "-d"]);
     }
@@ -439,8 +521,9 @@ mod tests {
         let image = |line: &str| {
             let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             let mut only = Only::try_parse_from(&argv).unwrap();
-            let image = only.args.image(&argv).map_err(|error| error.to_string());
-            image.map(|image| (image, only.args.command.join(" ")))
+            let make = &mut only.args.make;
+            let image = make.image(&argv).map_err(|error| error.to_string());
+            image.map(|image| (image, make.command.join(" ")))
         };
         let some = |image: &str, rest: &str| Ok((Some(image.to_owned()), rest.to_owned()));
         let none = |rest: &str| Ok((None, rest.to_owned()));
@@ -475,6 +558,8 @@ mod tests {
             &["--upper", "ram:x"],
             &["--cap-add", "x"],
             &["--security-opt", "x"],
+            &["--restart", "sometimes"],
+            &["--rm", "--restart", "always"],
             &[""],
         ] {
             assert!(spec(args).is_err(), "{args:?}");

@@ -9,6 +9,34 @@ pub fn rfc3339(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// Seconds since 1970 of a date as [`rfc3339`] writes it; the time of day may be
+/// missing, and is midnight then.
+#[must_use]
+pub fn seconds(text: &str) -> Option<u64> {
+    let (day, time) = match text.split_once('T') {
+        Some((day, time)) => (day, time.strip_suffix('Z')?),
+        None => (text, "00:00:00"),
+    };
+    let numbers = |text: &str, sign: char| -> Option<[u64; 3]> {
+        let parts: Vec<_> = text.split(sign).collect();
+        let digits = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
+        if !parts.iter().all(digits) {
+            return None;
+        }
+        let parts: Vec<u64> = parts.iter().map(|part| part.parse().ok()).collect::<Option<_>>()?;
+        parts.try_into().ok()
+    };
+    let [year, month, of_month] = numbers(day, '-')?;
+    let [hour, minute, second] = numbers(time, ':')?;
+    if !(1970..10_000).contains(&year) || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    // The day of a year is found by trying: no second calendar is needed.
+    let first = (year - 1970) * 365;
+    let days = (first..first + 2_800).find(|days| date(*days) == (year, month, of_month))?;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
 /// The date of a day since 1970: years begin in March, so that the day that
 /// leap years add is their last, and 400 of them always have as many days.
 fn date(days: u64) -> (u64, u64, u64) {
@@ -42,6 +70,23 @@ mod tests {
             (1_735_689_599, "2024-12-31T23:59:59Z"),
         ] {
             assert_eq!(rfc3339(seconds), text);
+            assert_eq!(super::seconds(text), Some(seconds));
         }
+    }
+
+    #[test]
+    fn what_is_no_date_is_refused() {
+        for text in [
+            "",
+            "1969-12-31",
+            "2001-02-29",
+            "2000-00-01",
+            "2000-01-01T24:00:00Z",
+            "2000-01",
+            "a-b-c",
+        ] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+        assert_eq!(seconds("9999-12-31"), Some(253_402_214_400));
     }
 }

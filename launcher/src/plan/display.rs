@@ -39,6 +39,14 @@ impl fmt::Display for MonitorStep {
             Self::WriteFile { path, content } => {
                 write!(f, "write {} ({} bytes)", path.display(), content.len())
             }
+            Self::Group { parent, name, settings, .. } => {
+                write!(f, "make control group {}", parent.join(name).display())?;
+                for (number, (file, value)) in settings.iter().enumerate() {
+                    let before = if number == 0 { " with" } else { "," };
+                    write!(f, "{before} {file}={value}")?;
+                }
+                Ok(())
+            }
             Self::Netstack { program, arguments } => {
                 write!(f, "start {} {}", program.display(), arguments.join(" "))
             }

@@ -16,6 +16,7 @@ pub(super) fn host(single: bool) -> HostCaps {
         fuse: true,
         tun: true,
         landlock: Some(7),
+        groups: Vec::new(),
     }
 }
 
@@ -48,6 +49,10 @@ pub(super) fn spec() -> Spec {
         command: vec!["true".to_owned()],
         stop_signal: None,
         security: crate::spec::Security::default(),
+        restart: crate::spec::Restart::No,
+        limits: crate::spec::Limits::default(),
+        ulimits: Vec::new(),
+        no_init: false,
     }
 }
 
@@ -269,4 +274,38 @@ fn many_layers_are_named_shortly() {
     let (options, dir) = step.unwrap();
     assert!(options.starts_with("lowerdir=b.single/fs:a.single/fs,upperdir=/"), "{options}");
     assert_eq!(dir, Path::new("/data/layers"));
+}
+
+#[test]
+fn limits_go_to_the_nearest_group_that_has_the_controllers() {
+    let place = |dir: &str, controllers: &[&str], leave| Place {
+        dir: dir.into(),
+        controllers: controllers.iter().map(|c| (*c).to_owned()).collect(),
+        leave,
+    };
+    let steps = |limits: Limits, groups: Vec<Place>| {
+        let host = HostCaps { groups, ..host(false) };
+        let plan = plan(&Spec { limits, ..spec() }, &host, "boat", &paths()).unwrap();
+        let group = part(&plan, "monitor").into_iter().find(|line| line.contains("control group"));
+        (group, plan.lacking)
+    };
+    let places = || vec![place("/g/near", &["pids"], false), place("/g", &["cpu", "pids"], true)];
+    let none = Limits::default();
+    // One that can be frozen costs nothing.
+    assert_eq!(
+        steps(none, places()),
+        (Some("make control group /g/near/coracle-boat".to_owned()), vec![])
+    );
+    assert_eq!(steps(none, vec![]), (None, vec![]));
+    let both = Limits { millicpus: Some(1_500), pids: Some(7), cpu_shares: Some(1_024), ..none };
+    let wanted = "make control group /g/coracle-boat with pids.max=7, cpu.max=150000 100000, \
+                  cpu.weight=39";
+    assert_eq!(steps(both, places()), (Some(wanted.to_owned()), vec![]));
+    // What cannot be had is told, the rest is done.
+    let (group, lacking) = steps(Limits { memory: Some(1), pids: Some(7), ..none }, places());
+    assert_eq!(group.unwrap(), "make control group /g/near/coracle-boat with pids.max=7");
+    assert!(lacking.len() == 1 && lacking[0].starts_with("--memory without effect"));
+    let (group, lacking) = steps(both, vec![]);
+    assert_eq!(group, None);
+    assert!(lacking[0].starts_with("--pids-limit, --cpus, --cpu-shares without effect: no"));
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{getegid, geteuid};
 
+use crate::cgroup;
 use crate::idmap::{self, IdMap};
 use crate::spawn;
 
@@ -41,6 +42,19 @@ pub struct HostCaps {
     pub tun: bool,
     /// Version of the kernel's Landlock; none when it has none, or it is off.
     pub landlock: Option<u32>,
+    /// Where control groups can be made, the nearest first.
+    pub groups: Vec<Place>,
+}
+
+/// Where groups for containers can be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The group they are made in.
+    pub dir: PathBuf,
+    /// Controllers that it passes on, or can be made to.
+    pub controllers: Vec<String>,
+    /// For that this process has to leave it, and can.
+    pub leave: bool,
 }
 
 /// Looks.
@@ -61,6 +75,7 @@ pub fn probe() -> HostCaps {
         fuse: usable("/dev/fuse"),
         tun: usable("/dev/net/tun"),
         landlock: crate::sys::landlock::version(),
+        groups: cgroup::places(),
     }
 }
 

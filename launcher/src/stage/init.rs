@@ -68,6 +68,8 @@ fn set_up(
     nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the container's init")?;
     nix::sys::prctl::set_name(c"coracle-init").context(|| "cannot name the process")?;
     setsid().context(|| "cannot make a session")?;
+    // Its own group is the root of what it sees: it has been in it from the start.
+    unshare(CloneFlags::CLONE_NEWCGROUP).context(|| "cannot make a cgroup namespace")?;
     umask(Mode::from_bits_truncate(0o022));
     let mut stage = Stage { channel, plan, mounted, root: None, slave: None };
     for step in &plan.init {
@@ -97,6 +99,10 @@ fn start(
     match channel.receive().context(|| "cannot reach the monitor")? {
         Some((ToStage::Go, _)) => {}
         _ => return Err(Fault::said("the monitor is gone")),
+    }
+    if plan.workload.no_init {
+        let fault = workload::become_first(&plan.workload, &identity, &filter, slave.as_ref());
+        return Err(fault);
     }
     let pid = workload::start(&plan.workload, &identity, filter, slave, 1)?;
     settle()?;

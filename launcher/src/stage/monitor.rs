@@ -4,7 +4,7 @@
 //! # Theory of operation
 //!
 //! One thread, one poll loop over the channels of the two stages, the pidfds of
-//! all children, the services' error pipes, a signalfd and the terminal. Each
+//! all children, the services' error pipes, a signalfd and the console. Each
 //! event moves the start-up on (see the order in [`super`]) or ends the loop:
 //! with the workload's exit code when init ends, or with a failure when
 //! anything else does. Then everything is torn down, always in one order:
@@ -15,12 +15,13 @@
 //! once, through its pidfd.
 
 mod children;
+mod console;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,14 +29,16 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::storage;
+use crate::cgroup;
 use crate::channel::{Channel, Fault, ToMonitor, ToStage};
 use crate::plan::{MonitorStep, Plan};
 use crate::run::RunError;
 use crate::spawn::{self, Kinship, Ours, Pipes, Theirs};
 use crate::sys::process::{self, Forked};
 use crate::sys::userns;
-use crate::terminal::Relay;
 use children::{End, Process, Service, hung_up, reap_ended};
+pub use console::{Console, Streams};
+use console::{Deed, Slot, is_request_to_end};
 
 /// The signals that are passed on to the workload.
 pub const FORWARDED: [Signal; 6] = [
@@ -57,8 +60,14 @@ pub struct Orders<'a> {
     pub filter: &'a dyn Fn() -> Result<Vec<u8>, RunError>,
     /// Called once the workload runs, with init's process number and the overlay's.
     pub started: &'a mut dyn FnMut(i32, Option<i32>) -> Result<(), RunError>,
-    /// Standard input belongs to the workload.
-    pub input: bool,
+    /// What the workload gets for its standard streams.
+    pub streams: Streams,
+    /// Who may be attached to it.
+    pub console: &'a mut Console,
+    /// Where signals arrive, see [`signals`].
+    pub signals: &'a SignalFd,
+    /// Called when the command in front goes and the container is to live on.
+    pub background: &'a mut dyn FnMut(&mut Console) -> Result<(), RunError>,
 }
 
 /// How it ended.
@@ -70,22 +79,27 @@ pub struct Ended {
     pub started: bool,
 }
 
+/// Has the signals that are passed on arrive at a descriptor, for the rest of
+/// this process's life: those that come while everything is taken down have had
+/// their effect.
+///
+/// # Errors
+/// As of signalfd(2).
+pub fn signals() -> Result<SignalFd, RunError> {
+    let mask: SigSet = FORWARDED.into_iter().collect();
+    mask.thread_block().map_err(RunError::os("cannot block signals"))?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(RunError::os("cannot receive signals"))
+}
+
 /// Makes the container and stays until it has ended. Nothing of it is left
 /// then but its files.
 ///
 /// # Errors
 /// [`RunError`]: it did not come to run, or a service died under it.
 pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
-    let mut mask: SigSet = FORWARDED.into_iter().collect();
-    mask.add(Signal::SIGWINCH);
-    let old = mask
-        .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)
-        .map_err(RunError::os("cannot block signals"))?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(RunError::os("cannot receive signals"))?;
     let mut monitor = Monitor {
         orders,
-        signals,
         storage: None,
         storage_channel: None,
         owners: None,
@@ -95,22 +109,20 @@ pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
         netstack: None,
         tap: None,
         overlay_pipes: None,
-        relay: None,
+        group: None,
+        group_fd: None,
         progress: Progress::default(),
     };
-    let outcome = monitor.watch();
-    if let Some(mut relay) = monitor.relay.take() {
-        relay.drain();
-        // Messages are written to a terminal that is its old self again.
-    }
-    let outcome = outcome.map_err(|error| monitor.last_words(error));
+    let outcome = monitor.watch().map_err(|error| monitor.last_words(error));
     let torn_down = monitor.tear_down();
-    drop(monitor);
-    // Signals that came while everything was taken down had their effect.
-    old.thread_set_mask().map_err(RunError::os("cannot restore the signal mask"))?;
+    // Nobody prints any more: this is the last of it.
+    let unlogged = monitor.orders.console.drain();
     let ended = outcome?;
     torn_down?;
-    Ok(ended)
+    match unlogged {
+        Some(error) => Err(RunError::os("the log lacks something: it could not be written")(error)),
+        None => Ok(ended),
+    }
 }
 
 /// Prints a line on standard error, where there may be nobody any more.
@@ -140,13 +152,11 @@ enum Source {
     NetstackEnd,
     NetstackWords,
     NetstackReady,
-    Terminal,
-    Input,
+    Console(Slot),
 }
 
 struct Monitor<'a> {
     orders: Orders<'a>,
-    signals: SignalFd,
     storage: Option<Process>,
     storage_channel: Option<Channel>,
     owners: Option<Process>,
@@ -156,7 +166,9 @@ struct Monitor<'a> {
     netstack: Option<Service>,
     tap: Option<OwnedFd>,
     overlay_pipes: Option<(Ours, Theirs)>,
-    relay: Option<Relay>,
+    /// The container's control group, and a descriptor of it to make init in.
+    group: Option<PathBuf>,
+    group_fd: Option<OwnedFd>,
     progress: Progress,
 }
 
@@ -172,18 +184,47 @@ impl Monitor<'_> {
                     return Ok(ended);
                 }
             }
+            if !self.orders.console.tidy()
+                && let Some(ended) = self.abandon()
+            {
+                return Ok(ended);
+            }
         }
     }
 
-    fn prepare(&self, step: &MonitorStep) -> Result<(), RunError> {
+    fn prepare(&mut self, step: &MonitorStep) -> Result<(), RunError> {
         match step {
             MonitorStep::MakeDirectory(path) => std::fs::create_dir_all(path).map_err(|e| {
                 RunError::os(format!("cannot make the directory {}", path.display()))(e)
             }),
             MonitorStep::WriteFile { path, content } => write_public(path, content)
                 .map_err(|e| RunError::os(format!("cannot write {}", path.display()))(e)),
+            MonitorStep::Group { .. } => {
+                if let Err(error) = self.make_group(step) {
+                    // It runs without: nobody is to be kept from work by this.
+                    say(&format!("warning: the container has no control group: {error}"));
+                }
+                Ok(())
+            }
             MonitorStep::Netstack { .. } => Ok(()),
         }
+    }
+
+    fn make_group(&mut self, step: &MonitorStep) -> io::Result<()> {
+        let MonitorStep::Group { parent, name, controllers, settings, .. } = step else {
+            return Ok(());
+        };
+        cgroup::enable(parent, controllers)?;
+        let dir = parent.join(name);
+        cgroup::make(&dir)?;
+        let group = cgroup::open(&dir);
+        self.group = Some(dir.clone());
+        for (file, value) in settings {
+            cgroup::put(&dir.join(file), value)
+                .map_err(|error| io::Error::other(format!("{file}: {error}")))?;
+        }
+        self.group_fd = Some(group?);
+        Ok(())
     }
 
     fn start_storage(&mut self) -> Result<(), RunError> {
@@ -193,16 +234,13 @@ impl Monitor<'_> {
             Channel::pair().map_err(RunError::os("cannot make a channel"))?;
         let Pipes { ours, theirs: overlay_theirs } =
             Pipes::new().map_err(RunError::os("cannot make a pipe"))?;
-        let null = if self.orders.input {
-            None
-        } else {
-            Some(File::open("/dev/null").map_err(RunError::os("cannot open /dev/null"))?)
-        };
+        // Theirs alone from here on: what they print has an end.
+        let streams = std::mem::take(&mut self.orders.streams);
         let monitor = std::process::id() as i32;
         match process::fork().map_err(RunError::os("cannot fork"))? {
             Forked::Child => {
                 drop((own, init_own, ours, overlay_theirs));
-                storage::enter(monitor, null.as_ref().map(AsFd::as_fd), &theirs, &init_theirs)
+                storage::enter(monitor, &streams, &theirs, &init_theirs)
             }
             Forked::Parent(pid) => {
                 self.storage = Some(Process::open("storage", pid)?);
@@ -217,7 +255,7 @@ impl Monitor<'_> {
     /// Waits until something happens; what did.
     fn wait(&self) -> Result<Vec<Source>, RunError> {
         let mut sources = vec![Source::Signals];
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.orders.signals.as_fd(), PollFlags::POLLIN)];
         let mut add = |source, fd, flags| {
             sources.push(source);
             fds.push(PollFd::new(fd, flags));
@@ -230,13 +268,8 @@ impl Monitor<'_> {
         if let Some(channel) = &self.init_channel {
             add(Source::InitChannel, channel.as_fd(), read);
         }
-        if let Some((master, writing)) = self.relay.as_ref().and_then(Relay::master) {
-            let flags = if writing { read | PollFlags::POLLOUT } else { read };
-            add(Source::Terminal, master, flags);
-        }
-        let stdin = io::stdin();
-        if self.relay.as_ref().is_some_and(Relay::wants_input) {
-            add(Source::Input, stdin.as_fd(), read);
+        for (slot, fd, flags) in self.orders.console.interests() {
+            add(Source::Console(slot), fd, flags);
         }
         for (service, words, end) in [
             (&self.overlay, Source::OverlayWords, Source::OverlayEnd),
@@ -278,16 +311,7 @@ impl Monitor<'_> {
             Source::Signals => return self.take_signals(),
             Source::StorageChannel => self.hear_storage()?,
             Source::InitChannel => return self.hear_init(),
-            Source::Terminal => {
-                if let Some(relay) = &mut self.relay {
-                    relay.take_output();
-                }
-            }
-            Source::Input => {
-                if let Some(relay) = &mut self.relay {
-                    relay.take_input();
-                }
-            }
+            Source::Console(slot) => return self.take_console(slot),
             Source::OverlayWords | Source::NetstackWords => {
                 let service = match source {
                     Source::OverlayWords => &mut self.overlay,
@@ -324,28 +348,53 @@ impl Monitor<'_> {
 
     fn take_signals(&mut self) -> Result<Option<Ended>, RunError> {
         while let Some(info) =
-            self.signals.read_signal().map_err(RunError::os("cannot read a signal"))?
+            self.orders.signals.read_signal().map_err(RunError::os("cannot read a signal"))?
         {
-            let number = info.ssi_signo as i32;
-            if number == libc::SIGWINCH {
-                if let Some(relay) = &mut self.relay {
-                    relay.resize();
-                }
-                continue;
-            }
-            match &self.init {
-                Some(init) if self.progress.started => {
-                    // ESRCH: it has just ended, which the next turn sees.
-                    drop(process::pidfd_signal(init.pidfd.as_fd(), number));
-                }
-                // Nothing runs yet that could handle it.
-                _ => {
-                    let code = 128u8.saturating_add(number as u8);
-                    return Ok(Some(Ended { code, started: false }));
-                }
+            if let Some(ended) = self.pass_on(info.ssi_signo as i32) {
+                return Ok(Some(ended));
             }
         }
         Ok(None)
+    }
+
+    fn pass_on(&mut self, number: i32) -> Option<Ended> {
+        if is_request_to_end(number) {
+            self.orders.console.quit();
+        }
+        match &self.init {
+            Some(init) if self.progress.started => {
+                // ESRCH: it has just ended, which the next turn sees.
+                drop(process::pidfd_signal(init.pidfd.as_fd(), number));
+                None
+            }
+            // Nothing runs yet that could handle it.
+            _ => Some(Ended { code: 128u8.saturating_add(number as u8), started: false }),
+        }
+    }
+
+    fn take_console(&mut self, slot: Slot) -> Result<Option<Ended>, RunError> {
+        match self.orders.console.take(slot) {
+            Some(Deed::Signal(number)) => Ok(self.pass_on(number)),
+            Some(Deed::Quit) => {
+                let running = self.progress.started;
+                if let Slot::Client(index) = slot {
+                    self.orders.console.answer_quit(index, running);
+                }
+                Ok((!running).then(|| Ended { code: 128 + libc::SIGTERM as u8, started: false }))
+            }
+            Some(Deed::Background) => {
+                (self.orders.background)(self.orders.console)?;
+                self.orders.console.release_front();
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The command in front was killed.
+    fn abandon(&mut self) -> Option<Ended> {
+        self.orders.console.quit();
+        self.pass_on(libc::SIGKILL)
     }
 
     fn hear_storage(&mut self) -> Result<(), RunError> {
@@ -386,7 +435,9 @@ impl Monitor<'_> {
         };
         let (plan, filter) = (memory(&plan)?, memory(&filter)?);
         if let Some((_, theirs)) = &self.overlay_pipes {
-            let fds = [plan.as_fd(), filter.as_fd(), theirs.exit.as_fd(), theirs.stderr.as_fd()];
+            let mut fds =
+                vec![plan.as_fd(), filter.as_fd(), theirs.exit.as_fd(), theirs.stderr.as_fd()];
+            fds.extend(self.group_fd.as_ref().map(AsFd::as_fd));
             channel
                 .send(&ToStage::Plan, &fds)
                 .map_err(RunError::os("cannot reach the storage stage"))?;
@@ -399,6 +450,10 @@ impl Monitor<'_> {
         let message = channel.receive::<ToMonitor>().map_err(RunError::os("cannot hear init"))?;
         let Some((message, mut fds)) = message else {
             self.init_channel = None;
+            // Without an init it hangs up when the workload is executed.
+            if self.orders.plan.workload.no_init && self.progress.gone {
+                self.begin()?;
+            }
             return Ok(None);
         };
         match message {
@@ -408,27 +463,29 @@ impl Monitor<'_> {
             }
             ToMonitor::Console => {
                 if let Some(master) = fds.pop() {
-                    let input = self.orders.plan.workload.interactive;
-                    let relay = Relay::new(master, input)
-                        .map_err(RunError::os("cannot use the terminal"))?;
-                    self.relay = Some(relay);
+                    let console = &mut self.orders.console;
+                    console.terminal(master).map_err(RunError::os("cannot use the terminal"))?;
                 }
             }
             ToMonitor::Ready => {
                 self.progress.init_ready = true;
                 self.go()?;
             }
-            ToMonitor::Started => {
-                self.progress.started = true;
-                if let Some(init) = &self.init {
-                    let overlay = self.overlay.as_ref().map(|overlay| overlay.process.pid);
-                    (self.orders.started)(init.pid, overlay)?;
-                }
-            }
+            ToMonitor::Started => self.begin()?,
             ToMonitor::Failed(fault) => return Err(RunError::Stage(fault)),
             _ => return Err(RunError::StageDied("init")),
         }
         Ok(None)
+    }
+
+    /// The workload runs.
+    fn begin(&mut self) -> Result<(), RunError> {
+        self.progress.started = true;
+        if let Some(init) = &self.init {
+            let overlay = self.overlay.as_ref().map(|overlay| overlay.process.pid);
+            (self.orders.started)(init.pid, overlay)?;
+        }
+        Ok(())
     }
 
     fn start_netstack(&mut self) -> Result<(), RunError> {
@@ -578,6 +635,12 @@ impl Monitor<'_> {
             }
         }
         note(reap_ended());
+        if let Some(group) = self.group.take() {
+            note(cgroup::remove(&group).map_err(RunError::os(format!(
+                "cannot remove the control group {}",
+                group.display()
+            ))));
+        }
         first
     }
 }

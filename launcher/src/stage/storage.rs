@@ -14,6 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::monitor::Streams;
 use super::{STAGE, init, owners};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::{Plan, StorageStep};
@@ -25,9 +26,9 @@ use crate::sys::{fd, mount as tree};
 pub const NO_ROOT: &str = "overlayfs-fuse could not mount the container's root";
 
 /// Goes on as the storage stage, in a process freshly forked from the monitor
-/// (whose number is `monitor`). Does not return.
-pub fn enter(monitor: i32, stdin: Option<BorrowedFd<'_>>, own: &Channel, init: &Channel) -> ! {
-    let fault = match prepare(monitor, stdin, own, init) {
+/// (whose number is `monitor`), with these standard streams. Does not return.
+pub fn enter(monitor: i32, streams: &Streams, own: &Channel, init: &Channel) -> ! {
+    let fault = match prepare(monitor, streams, own, init) {
         Ok(never) => match never {},
         Err(fault) => fault,
     };
@@ -41,13 +42,16 @@ pub fn enter(monitor: i32, stdin: Option<BorrowedFd<'_>>, own: &Channel, init: &
 
 fn prepare(
     monitor: i32,
-    stdin: Option<BorrowedFd<'_>>,
+    streams: &Streams,
     own: &Channel,
     init: &Channel,
 ) -> Result<std::convert::Infallible, Fault> {
     fd::close_all_on_exec().context(|| "cannot mark descriptors close-on-exec")?;
-    if let Some(stdin) = stdin {
-        fd::become_standard(stdin, 0).context(|| "cannot replace standard input")?;
+    for (number, stream) in [(0, &streams.input), (1, &streams.output), (2, &streams.output)] {
+        if let Some(stream) = stream {
+            fd::become_standard(stream.as_fd(), number)
+                .context(|| "cannot replace standard input and output")?;
+        }
     }
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context(|| {
         "cannot make a user namespace (allow them with sysctl user.max_user_namespaces, \
@@ -146,7 +150,7 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
     let Some(own) = shared.as_ref() else { return Err(Fault::said("no channel")) };
     nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the storage stage")?;
     process::die_with_parent(monitor).context(|| "the monitor is gone")?;
-    let (plan, filter, pipes) = receive_plan(own)?;
+    let (plan, filter, pipes, group) = receive_plan(own)?;
     // Nothing that is mounted here may show in the host's mount namespace.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context(|| "cannot make mounts private")?;
@@ -163,7 +167,7 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
     let mut listening = None;
     if plan.map.is_single() {
         let (theirs, ours) = Channel::pair().context(|| "cannot make a channel")?;
-        match process::fork_sibling(0).context(|| "cannot fork")? {
+        match process::fork_sibling(0, None).context(|| "cannot fork")? {
             Forked::Child => {
                 drop((ours, overlay, init_channel, filter));
                 shared.take();
@@ -176,14 +180,15 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
         }
     }
     let (mounted, tell_mounted) = io::pipe().context(|| "cannot make a pipe")?;
-    let mut namespaces =
-        libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+    let mut namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if plan.own_network {
         namespaces |= libc::CLONE_NEWNET;
     }
-    match process::fork_sibling(namespaces).context(|| "cannot make the container's namespaces")? {
+    let forked = process::fork_sibling(namespaces, group.as_ref().map(AsFd::as_fd))
+        .context(|| "cannot make the container's namespaces")?;
+    match forked {
         Forked::Child => {
-            drop((tell_mounted, overlay));
+            drop((tell_mounted, overlay, group));
             // The monitor must see the end of storage's channel with storage.
             shared.take();
             Ok(Kind::Other(init::main(&init_channel, &plan, &filter, mounted, listening)))
@@ -201,10 +206,14 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
     }
 }
 
-fn receive_plan(own: &Channel) -> Result<(Plan, Vec<u8>, Theirs), Fault> {
-    let Some((ToStage::Plan, fds)) = own.receive().context(|| "cannot reach the monitor")? else {
+type Received = (Plan, Vec<u8>, Theirs, Option<OwnedFd>);
+
+fn receive_plan(own: &Channel) -> Result<Received, Fault> {
+    let Some((ToStage::Plan, mut fds)) = own.receive().context(|| "cannot reach the monitor")?
+    else {
         return Err(Fault::said("the monitor sent no plan"));
     };
+    let group = if fds.len() == 5 { fds.pop() } else { None };
     let Ok([plan, filter, exit, stderr]) = <[OwnedFd; 4]>::try_from(fds) else {
         return Err(Fault::said("the monitor's plan lacks a descriptor"));
     };
@@ -213,7 +222,7 @@ fn receive_plan(own: &Channel) -> Result<(Plan, Vec<u8>, Theirs), Fault> {
         .context(|| "cannot read the plan")?;
     let mut bytes = Vec::new();
     File::from(filter).read_to_end(&mut bytes).context(|| "cannot read the filter")?;
-    Ok((plan, bytes, Theirs { exit, stderr }))
+    Ok((plan, bytes, Theirs { exit, stderr }, group))
 }
 
 /// Carries out one step; the overlay, when it is the one that starts it.

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, chdir, getpid, getsid, setgroups, setresgid, setresuid, setsid};
 
 use super::confine;
 use super::passwd::{self, Identity};
@@ -17,6 +17,7 @@ use crate::channel::{Channel, Context, Fault, Listen};
 use crate::plan::{self, Workload};
 use crate::sys::process::{self, Forked};
 use crate::sys::{fd, tty};
+use crate::ulimit;
 
 /// No file of users is longer than this many bytes.
 const LONGEST_FILE: u64 = 16 << 20;
@@ -109,6 +110,18 @@ pub fn start(
     }
 }
 
+/// Executes the workload in place of the container's first process. Returns only
+/// on failure.
+pub fn become_first(
+    workload: &Workload,
+    identity: &Identity,
+    filter: &Filter<'_>,
+    slave: Option<&OwnedFd>,
+) -> Fault {
+    // Its parent, the monitor, lies outside of its pid namespace: number 0.
+    become_workload(workload, identity, filter, slave, 0)
+}
+
 fn become_workload(
     workload: &Workload,
     identity: &Identity,
@@ -142,7 +155,10 @@ fn prepare(
     let env = c_strings(environment(&workload.env, identity))?;
     // A session of its own: it has no way to the caller's terminal (TIOCSTI),
     // and a key pressed there reaches it once, through the monitor.
-    setsid().context(|| "cannot make a session")?;
+    // The container's first process leads one already.
+    if getsid(None) != Ok(getpid()) {
+        setsid().context(|| "cannot make a session")?;
+    }
     if let Some(slave) = slave {
         tty::make_controlling(slave).context(|| "cannot take the pseudo-terminal")?;
         nix::unistd::fchown(slave, Some(Uid::from_raw(identity.uid)), None)
@@ -153,6 +169,7 @@ fn prepare(
     }
     fd::close_all_on_exec().context(|| "cannot mark descriptors close-on-exec")?;
     let rules = workload.confinement.landlock.as_ref().map(confine::ruleset).transpose()?;
+    ulimit::set(&workload.ulimits)?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     if !workload.single_id {
         let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();

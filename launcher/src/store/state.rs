@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,10 +46,17 @@ impl Process {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Its directory exists; its processes are being made.
+    /// It was made, and has not been started.
     Created,
+    /// Its processes are being made.
+    Starting,
     /// The workload runs.
     Running,
+    /// The workload has ended, and will be started again.
+    Restarting {
+        /// As `coracle run` would exit.
+        code: u8,
+    },
     /// The workload has ended.
     Exited {
         /// As `coracle run` exits.
@@ -80,9 +88,61 @@ pub struct State {
     pub map: IdMap,
     /// Seconds since 1970 at which it was made.
     pub created: u64,
+    /// It stays when it cannot be started: it was made by `create`, or has run before.
+    #[serde(default)]
+    pub kept: bool,
+    /// Seconds since 1970 at which its workload was started last.
+    #[serde(default)]
+    pub started: Option<u64>,
+    /// Seconds since 1970 at which that has ended.
+    #[serde(default)]
+    pub finished: Option<u64>,
+    /// What went wrong last, when it was not the workload's own doing.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// How often it was run again by itself.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Its control group, while it is active.
+    #[serde(default)]
+    pub group: Option<PathBuf>,
 }
 
 impl State {
+    /// What there is to know of a container that has not been started.
+    #[must_use]
+    pub fn new(spec: Spec, map: IdMap, created: u64) -> Self {
+        Self {
+            spec,
+            status: Status::Created,
+            monitor: None,
+            init: None,
+            overlay: None,
+            confinement: Confinement::default(),
+            map,
+            created,
+            kept: false,
+            started: None,
+            finished: None,
+            error: None,
+            restarts: 0,
+            group: None,
+        }
+    }
+
+    /// It was told to pause: its processes are frozen.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        let running = self.status == Status::Running;
+        running && self.group.as_deref().is_some_and(crate::cgroup::is_frozen)
+    }
+
+    /// Someone is at it: its processes are there, or will be.
+    #[must_use]
+    pub fn active(&self) -> bool {
+        matches!(self.status, Status::Starting | Status::Running | Status::Restarting { .. })
+    }
+
     /// The workload is known to be gone.
     #[must_use]
     pub fn ended(&self) -> bool {

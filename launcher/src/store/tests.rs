@@ -24,20 +24,20 @@ fn spec(name: Option<&str>, remove: bool) -> Spec {
         command: vec!["true".to_owned()],
         stop_signal: None,
         security: crate::spec::Security::default(),
+        restart: crate::spec::Restart::No,
+        limits: crate::spec::Limits::default(),
+        ulimits: Vec::new(),
+        no_init: false,
     }
 }
 
 fn state(name: &str, remove: bool, status: Status) -> State {
     let me = Process::of(std::process::id().cast_signed()).unwrap();
     State {
-        spec: spec(Some(name), remove),
         status,
         monitor: Some(me),
         init: Some(me),
-        overlay: None,
-        confinement: crate::plan::Confinement::default(),
-        map: map(),
-        created: 7,
+        ..State::new(spec(Some(name), remove), map(), 7)
     }
 }
 
@@ -64,7 +64,7 @@ fn a_container_goes_through_its_states() {
     let (_dir, store) = store();
     let container = store.create(&spec(Some("one"), false)).unwrap();
     assert_eq!(status(&store, "one"), None);
-    for reached in [Status::Created, Status::Running, Status::Exited { code: 3 }] {
+    for reached in [Status::Starting, Status::Running, Status::Exited { code: 3 }] {
         let written = state("one", false, reached);
         container.record(&written).unwrap();
         let (read, since) = store.find("one").unwrap().state().unwrap().unwrap();
@@ -169,7 +169,13 @@ fn what_crashed_is_put_right() {
     let ended = Status::Exited { code: 0 };
     // Dropping lets go of the lock, as death does.
     drop(make("never-ran", false, None));
-    drop(make("made", false, Some(Status::Created)));
+    drop(make("made", false, Some(Status::Starting)));
+    drop(make("waits", false, Some(Status::Created)));
+    drop(make("waits-rm", true, Some(Status::Created)));
+    drop(make("restarts", false, Some(Status::Restarting { code: 1 })));
+    let again = make("again", false, None);
+    again.record(&State { kept: true, ..state("again", false, Status::Starting) }).unwrap();
+    drop(again);
     drop(make("ran", false, Some(Status::Running)));
     drop(make("ran-rm", true, Some(Status::Running)));
     drop(make("ended", false, Some(ended)));
@@ -184,7 +190,12 @@ fn what_crashed_is_put_right() {
 
     let left = store.sweep().unwrap();
     assert!(left.is_empty(), "{left:?}");
-    assert_eq!(names(&store), ["ended", "lives", "ran", "starts"]);
+    let left = ["again", "ended", "lives", "ran", "restarts", "starts", "waits", "waits-rm"];
+    assert_eq!(names(&store), left);
+    assert_eq!(status(&store, "waits"), Some(Status::Created));
+    for name in ["again", "restarts"] {
+        assert_eq!(store.find(name).unwrap().read().unwrap().unwrap().status, Status::Lost);
+    }
     assert!(!store.containers().join(".gone-x-1").exists());
     assert_eq!(store.find("ran").unwrap().read().unwrap().unwrap().status, Status::Lost);
     assert_eq!(status(&store, "ended"), Some(ended));
@@ -226,6 +237,16 @@ fn a_live_container_cannot_be_claimed_and_a_dead_one_once() {
     drop(container);
     let Claim::Ours(ours) = store.claim(&entry).unwrap() else { panic!("it is free") };
     assert!(matches!(store.claim(&entry).unwrap(), Claim::Live(_)));
+    // One who only looks does not keep anybody from it.
+    drop(ours);
+    let looks = entry.open_lock(false).unwrap();
+    looks.lock_shared().unwrap();
+    let ours = std::thread::scope(|scope| {
+        let claim = scope.spawn(|| store.claim(&entry).unwrap());
+        looks.unlock().unwrap();
+        claim.join().unwrap()
+    });
+    let Claim::Ours(ours) = ours else { panic!("it is free") };
     ours.remove(&map()).unwrap();
     assert!(matches!(store.claim(&entry), Err(StoreError::Unknown(_))));
     assert!(matches!(entry.state(), Err(StoreError::Unknown(_))));
@@ -238,9 +259,11 @@ fn waiting_ends_when_the_owner_lets_go() {
     let container = store.create(&spec(Some("one"), true)).unwrap();
     let entry = container.entry();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| entry.wait_released());
+        let watch = entry.watch();
+        let waiter = scope.spawn(|| watch.wait());
+        container.leave_code(Some(42)).unwrap();
         container.remove(&map()).unwrap();
-        waiter.join().unwrap().unwrap();
+        assert_eq!(waiter.join().unwrap().unwrap(), Some(42));
     });
     assert!(names(&store).is_empty());
 }

@@ -30,14 +30,18 @@ pub fn fork() -> io::Result<Forked> {
 }
 
 /// Forks a *sibling*: a child of the caller's parent (`CLONE_PARENT`), which
-/// starts in new namespaces given as `CLONE_NEW*` flags. The calling process
-/// must have one thread only, and must not be process 1 of a pid namespace.
+/// starts in new namespaces given as `CLONE_NEW*` flags, and in the control
+/// group behind the descriptor `group`. The calling process must have one thread
+/// only, and must not be process 1 of a pid namespace.
 ///
 /// # Errors
 /// As of clone(2).
-pub fn fork_sibling(namespaces: libc::c_int) -> io::Result<Forked> {
+pub fn fork_sibling(namespaces: libc::c_int, group: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    /// linux/sched.h; libc's does not fit its type.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let into = if group.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let mut args: libc::clone_args = libc::clone_args {
-        flags: (libc::CLONE_PARENT | namespaces) as u64,
+        flags: (libc::CLONE_PARENT | namespaces) as u64 | into,
         pidfd: 0,
         child_tid: 0,
         parent_tid: 0,
@@ -48,7 +52,7 @@ pub fn fork_sibling(namespaces: libc::c_int) -> io::Result<Forked> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: group.map_or(0, |group| group.as_raw_fd() as u64),
     };
     // SAFETY: without CLONE_VM and with no stack given, clone3 is fork: the
     // child goes on here with a copy of the memory. One thread, as in `fork`.

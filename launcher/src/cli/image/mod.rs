@@ -5,10 +5,11 @@ mod save;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use serde::Serialize;
 use serde_json::json;
 
+use super::ps::Format;
 use super::{complain, parse, print, printable};
 use crate::clock;
 use crate::idmap::IdMap;
@@ -170,14 +171,6 @@ struct LsArgs {
     /// How to print
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     format: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For people
-    Table,
-    /// For programs: an array of objects
-    Json,
 }
 
 /// Print all that is known of images, as JSON.
@@ -498,7 +491,7 @@ fn rm(images: &Images, args: &RmArgs) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn gc(images: &Images) -> anyhow::Result<u8> {
+pub(super) fn gc(images: &Images) -> anyhow::Result<u8> {
     let Removed { images, blobs, layers } = collect(images)?;
     print(&format!("{images} images, {blobs} blobs and {layers} layers removed\n"))?;
     Ok(0)

@@ -1,5 +1,8 @@
 //! Containers that outlive the command that made them.
 
+pub(crate) mod states;
+pub(crate) mod terminal;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};

@@ -1,0 +1,68 @@
+//! `coracle pause` and `unpause`.
+//!
+//! By the freezer of control groups alone. Stopping all processes by signals
+//! would look the same from afar and is not: their parents are told, whoever may
+//! send SIGCONT undoes it, and what was stopped before is woken by it.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use super::{for_each, print};
+use crate::cgroup;
+use crate::store::{Status, Store};
+
+/// Freeze all processes of containers.
+#[derive(Debug, clap::Args)]
+pub(super) struct PauseArgs {
+    /// The containers
+    #[arg(required = true, value_name = "CONTAINER")]
+    names: Vec<String>,
+}
+
+/// Let paused containers go on.
+#[derive(Debug, clap::Args)]
+pub(super) struct UnpauseArgs {
+    /// The containers
+    #[arg(required = true, value_name = "CONTAINER")]
+    names: Vec<String>,
+}
+
+pub(super) fn pause(args: &PauseArgs) -> anyhow::Result<u8> {
+    each(&args.names, true)
+}
+
+pub(super) fn unpause(args: &UnpauseArgs) -> anyhow::Result<u8> {
+    each(&args.names, false)
+}
+
+fn each(names: &[String], frozen: bool) -> anyhow::Result<u8> {
+    let store = Store::open()?;
+    Ok(for_each(names, |name| {
+        let group = group(&store, name)?;
+        let (now, verb) = (cgroup::is_frozen(&group), if frozen { "pause" } else { "unpause" });
+        if now == frozen {
+            anyhow::bail!("container '{name}' is {} paused", if now { "already" } else { "not" });
+        }
+        cgroup::freeze(&group, frozen)
+            .with_context(|| format!("cannot {verb} container '{name}' ({})", group.display()))?;
+        Ok(print(&format!("{name}\n"))?)
+    }))
+}
+
+fn group(store: &Store, name: &str) -> anyhow::Result<PathBuf> {
+    let Some((state, _)) = store.find(name)?.state()? else {
+        anyhow::bail!("container '{name}' is just being made: try again");
+    };
+    if state.status != Status::Running {
+        anyhow::bail!("container '{name}' is not running");
+    }
+    let group = state.group.filter(|group| group.is_dir());
+    group.with_context(|| {
+        format!(
+            "container '{name}' has no control group to be frozen in: no group of version 2 was \
+             delegated to whoever started it; start it with 'systemd-run --user --scope -p \
+             Delegate=yes coracle …'"
+        )
+    })
+}
