@@ -70,6 +70,7 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     let source = Source {
         seccomp: &security.seccomp,
         capabilities: security.capabilities,
+        deny: &security.deny,
         single_id: state.map.is_single(),
     };
     let filter = source.cached(cache)?;

@@ -14,12 +14,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use confine::Confinement;
+pub use confine::{Confinement, Lack, unenforced};
 
 use crate::idmap::IdMap;
 use crate::policy;
 use crate::probe::{HostCaps, Place};
-use crate::spec::{Exec, Limits, Network, Protocol, Publish, Root, Spec, Ulimit, Unmask, Upper};
+use crate::spec::{
+    Exec, Limits, Network, Protocol, Publish, Root, Secret, Spec, TmpfsOptions, Ulimit, Unmask,
+    Upper,
+};
 
 /// The container's end of the network, as slirp4netns users know it.
 pub const GUEST_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 100);
@@ -49,6 +52,9 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 /// CAP_NET_BIND_SERVICE, number 10 (linux/capability.h).
 const NET_BIND_SERVICE: u64 = 1 << 10;
+
+/// Where secrets are, inside.
+pub const SECRETS: &str = "/run/secrets";
 
 /// Directories of the host's root that no container sees.
 const HIDDEN: [&str; 9] =
@@ -86,6 +92,12 @@ pub enum PlanError {
     /// Ports can be published only by netstack.
     #[error("-p cannot be used with --network {0}; only --network netstack publishes ports")]
     CannotPublish(&'static str),
+    /// A policy requires what cannot be had.
+    #[error("{0}; the policy requires it")]
+    Unenforceable(String),
+    /// Only netstack knows destinations.
+    #[error("the policy's network.egress cannot be enforced with --network host")]
+    NoEgress,
 }
 
 /// What the monitor does, in the host's namespaces.
@@ -177,8 +189,10 @@ pub enum Kind {
     Shm,
     /// POSIX message queues.
     Mqueue,
-    /// A tmpfs with these permissions.
-    Tmpfs(u32),
+    /// A tmpfs.
+    Tmpfs(TmpfsOptions),
+    /// What holds secrets: memory that is never swapped out.
+    Secrets,
 }
 
 /// What the container's first process does in its new namespaces. Paths in
@@ -222,6 +236,13 @@ pub enum InitStep {
         target: PathBuf,
         /// Nothing below it can be changed.
         read_only: bool,
+    },
+    /// Copies the host's file into the memory at [`SECRETS`].
+    Secret {
+        /// Path on the host.
+        source: PathBuf,
+        /// Its name there.
+        name: String,
     },
     /// Shows a file written for the container; as a volume.
     File {
@@ -318,9 +339,18 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
         workload: workload(spec, host.term.clone(), host.map.is_single(), name),
         lacking: Vec::new(),
     };
+    for lack in unenforced(&spec.security, host.landlock) {
+        if lack.required {
+            return Err(PlanError::Unenforceable(lack.what));
+        }
+        plan.lacking.push(lack.what);
+    }
+    if spec.security.egress.is_some() && spec.network == Network::Host {
+        return Err(PlanError::NoEgress);
+    }
     group(&mut plan, spec, host, name);
     storage(&mut plan, spec, host, paths)?;
-    network(&mut plan, spec, host)?;
+    network(&mut plan, spec, host, paths)?;
     file_systems(&mut plan, spec, paths);
     files(&mut plan, spec, host, name, paths);
     plan.init.push(InitStep::Hostname(hostname(spec, name).to_owned()));
@@ -558,7 +588,7 @@ fn hidden(spec: &Spec, host: &HostCaps, paths: &Paths) -> Vec<PathBuf> {
     outermost
 }
 
-fn network(plan: &mut Plan, spec: &Spec, host: &HostCaps) -> Result<(), PlanError> {
+fn network(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Result<(), PlanError> {
     let name = match spec.network {
         Network::Netstack => {
             let program = host.netstack.clone().ok_or(PlanError::NoProgram("netstack"))?;
@@ -575,6 +605,11 @@ fn network(plan: &mut Plan, spec: &Spec, host: &HostCaps) -> Result<(), PlanErro
             }
             if host.ipv6 {
                 arguments.push("--enable-ipv6".to_owned());
+            }
+            if let Some(rules) = &spec.security.egress {
+                let path = paths.dir.join("egress.toml");
+                arguments.extend(["--policy".to_owned(), path.to_string_lossy().into_owned()]);
+                plan.monitor.push(MonitorStep::WriteFile { path, content: rules.clone() });
             }
             for publish in &spec.publish {
                 arguments.extend(["-p".to_owned(), published(publish)]);
@@ -643,8 +678,7 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
     }
     if spec.root == Root::Host {
         for (target, mode) in [("/run", 0o755), ("/tmp", 0o1777)] {
-            let kind = Kind::Tmpfs(mode);
-            plan.init.push(InitStep::Mount { kind, target: target.into() });
+            plan.init.push(in_memory(target.into(), scratch(mode)));
         }
     }
     if let Root::Image(image) = &spec.root {
@@ -655,7 +689,7 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
             }
             let target = volume.clone();
             plan.init.push(if spec.read_only {
-                InitStep::Mount { kind: Kind::Tmpfs(0o755), target }
+                in_memory(target, scratch(0o755))
             } else {
                 InitStep::Directory(target)
             });
@@ -667,13 +701,46 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
     }
     let generated = paths.dir.join("etc");
     plan.monitor.push(MonitorStep::MakeDirectory(generated));
-    for volume in &spec.volumes {
-        plan.init.push(InitStep::Volume {
-            source: volume.source.clone(),
-            target: volume.target.clone(),
-            read_only: volume.read_only,
-        });
+    plan.init.extend(mounts(spec));
+    if !spec.memory.secrets.is_empty() {
+        plan.init.push(InitStep::Mount { kind: Kind::Secrets, target: SECRETS.into() });
     }
+    for Secret { name, source } in &spec.memory.secrets {
+        plan.init.push(InitStep::Secret { source: source.clone(), name: name.clone() });
+    }
+}
+
+/// The mounts that were asked for, those that lie in others after them.
+fn mounts(spec: &Spec) -> Vec<InitStep> {
+    let memory = spec.memory.tmpfs.iter().map(|tmpfs| (tmpfs.target.clone(), tmpfs.options));
+    let mut mounts: Vec<(PathBuf, InitStep)> =
+        memory.map(|(target, options)| (target.clone(), in_memory(target, options))).collect();
+    mounts.extend(spec.volumes.iter().map(|volume| {
+        let (source, target) = (volume.source.clone(), volume.target.clone());
+        let step = InitStep::Volume { source, target, read_only: volume.read_only };
+        (volume.target.clone(), step)
+    }));
+    if spec.read_only && spec.memory.scratch {
+        for (path, mode) in [("/run", 0o755), ("/tmp", 0o1777), ("/var/tmp", 0o1777)] {
+            // On the host's root two of them are in memory anyway.
+            let there = spec.root == Root::Host && path != "/var/tmp";
+            let path = PathBuf::from(path);
+            if !there && !mounts.iter().any(|(target, _)| *target == path) {
+                mounts.push((path.clone(), in_memory(path, scratch(mode))));
+            }
+        }
+    }
+    mounts.sort_by_key(|(target, _)| target.components().count());
+    mounts.into_iter().map(|(_, step)| step).collect()
+}
+
+fn in_memory(target: PathBuf, options: TmpfsOptions) -> InitStep {
+    InitStep::Mount { kind: Kind::Tmpfs(options), target }
+}
+
+/// Memory for whatever programs keep in such places.
+fn scratch(mode: u32) -> TmpfsOptions {
+    TmpfsOptions { mode, size: None, read_only: false, programs: true }
 }
 
 /// The files of /etc that tell a container who and where it is. A volume over

@@ -260,6 +260,9 @@ fn inputs(mut spec: Spec, make: bool) -> Result<Spec, RunError> {
         })?;
         *dir = look("cannot use the directory for changes", dir, true)?;
     }
+    for secret in &mut spec.memory.secrets {
+        secret.source = look("cannot use the secret", &secret.source, false)?;
+    }
     for volume in &mut spec.volumes {
         volume.source = look("cannot use the volume", &volume.source, false)?;
     }
@@ -452,6 +455,7 @@ impl Life {
         let source = Source {
             seccomp: &security.seccomp,
             capabilities: security.capabilities,
+            deny: &security.deny,
             single_id: plan.map.is_single(),
         };
         let filter = || Ok(source.cached(&cache)?);

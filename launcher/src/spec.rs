@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::landlock::Beneath;
+
 /// Everything `coracle run` was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -62,6 +64,58 @@ pub struct Spec {
     /// The workload itself is the container's first process.
     #[serde(default)]
     pub no_init: bool,
+    /// What lives in memory alone.
+    #[serde(default)]
+    pub memory: InMemory,
+}
+
+/// What of a container lives in memory alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InMemory {
+    /// File systems.
+    pub tmpfs: Vec<Tmpfs>,
+    /// With a read-only root, /run, /tmp and /var/tmp are such file systems.
+    pub scratch: bool,
+    /// Files that the host has.
+    pub secrets: Vec<Secret>,
+}
+
+impl Default for InMemory {
+    fn default() -> Self {
+        Self { tmpfs: Vec::new(), scratch: true, secrets: Vec::new() }
+    }
+}
+
+/// One `--tmpfs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute path in the container.
+    pub target: PathBuf,
+    /// How it is mounted.
+    pub options: TmpfsOptions,
+}
+
+/// How a file system in memory is mounted; always nosuid and nodev.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TmpfsOptions {
+    /// Permissions of its top directory.
+    pub mode: u32,
+    /// Its bound in bytes; half of the machine's memory when absent.
+    pub size: Option<u64>,
+    /// Nothing in it can be changed.
+    pub read_only: bool,
+    /// Programs in it can be executed.
+    pub programs: bool,
+}
+
+/// One `--secret NAME=FILE`; its content is nowhere but in the container's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Name of the file inside, one component of a path.
+    pub name: String,
+    /// Absolute path on the host.
+    pub source: PathBuf,
 }
 
 /// How the workload is kept apart from the host, besides its namespaces.
@@ -78,6 +132,14 @@ pub struct Security {
     /// It is in a user namespace below the one that owns its network and mounts, where no
     /// capability is against it.
     pub nested: bool,
+    /// System calls refused besides those of the default filter.
+    pub deny: Vec<String>,
+    /// The files it reaches; without, all that its mounts show.
+    pub files: Option<Files>,
+    /// The TCP ports it uses.
+    pub ports: Ports,
+    /// Where it may connect to, in netstack's words (`netstack --policy`).
+    pub egress: Option<String>,
     /// Paths inside that are hidden besides the usual ones.
     pub mask: Vec<PathBuf>,
     /// Paths inside that are, of the usual ones, neither hidden nor read-only.
@@ -91,10 +153,34 @@ impl Default for Security {
             seccomp: Seccomp::Default,
             landlock: true,
             nested: true,
+            deny: Vec::new(),
+            files: None,
+            ports: Ports::default(),
+            egress: None,
             mask: Vec::new(),
             unmask: Unmask::Paths(Vec::new()),
         }
     }
+}
+
+/// The files that a policy allows, for Landlock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// There is no container where they cannot be enforced.
+    pub required: bool,
+    /// What, besides /dev and /proc.
+    pub beneath: Vec<Beneath>,
+}
+
+/// The TCP ports that a policy allows, for Landlock.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// There is no container where they cannot be enforced.
+    pub required: bool,
+    /// To listen on; all when absent.
+    pub listen: Option<Vec<u16>>,
+    /// To connect to; all when absent.
+    pub connect: Option<Vec<u16>>,
 }
 
 /// Which system calls a container may make.

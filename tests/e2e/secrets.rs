@@ -7,8 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tests::harness::{Test, World};
 
-pub(crate) const TESTS: &[Test] =
-    &[Test::new("secrets/environment-of-the-host", environment).each_user().lab()];
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("secrets/environment-of-the-host", environment).each_user().lab(),
+    Test::new("secrets/files", files).each_user(),
+    Test::new("secrets/wrong-ones", wrong).each_user(),
+];
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -77,4 +80,60 @@ fn memory_of(pid: i32) -> Result<Vec<Vec<u8>>> {
         }
     }
     Ok(parts)
+}
+
+/// A secret is in the container's memory, for its user, and nowhere else.
+fn files(world: &World<'_>) -> Result<()> {
+    let marker = format!("{}-{}", "file-secret", 0x5eed_c0de_u32);
+    world.write("key", &format!("{marker}\n"))?;
+    let run = ["run", "--name", "keeper", "--network", "none", "--secret", "token=key"];
+    let script = "stat -c '%a %u:%g' /run/secrets/token; cat /run/secrets/token; \
+        stat -f -c %T /run/secrets; env | grep -i token; \
+        (echo x >/run/secrets/token) 2>/dev/null && echo changed; \
+        (rm -f /run/secrets/token) 2>/dev/null && echo removed; \
+        touch /run/secrets/x 2>/dev/null && echo added; touch /root/f; sleep 1000";
+    let running = world.coracle(&run).args(["--", "sh", "-c", script]).spawn()?;
+    running.stdout_until("ramfs\n", LIMIT)?;
+    // One that is not the container's user finds no way to it.
+    let joined = world.coracle(&["exec", "keeper", "cat", "/run/secrets/token"]).run();
+    let diff = world.coracle(&["diff", "keeper"]).run();
+    world.coracle(&["kill", "keeper"]).run()?.ok()?;
+    let output = running.wait(LIMIT)?;
+    joined?.ok()?.stdout_is(&marker)?;
+    ensure!(!diff?.stdout.contains("token"), "it counts as a change");
+    output.stdout_is(&format!("400 0:0\n{marker}\nramfs"))?;
+    // Not in what is kept of the container, which stays when it has ended.
+    let found = world.cmd("sh").args(["-c", "grep -rl \"$0\" ~/.local/share/coracle; true"]);
+    found.arg(&marker).run()?.ok()?.stdout_is("")?;
+    let state = "cat ~/.local/share/coracle/containers/keeper/state.json";
+    world.cmd("sh").args(["-c", state]).run()?.ok()?.stdout_has("token")?;
+    world.coracle(&["rm", "keeper"]).run()?.ok()?;
+
+    if world.ids == tests::lab::Ids::Subordinate {
+        let words = ["run", "--rm", "--network", "none", "--secret", "a=key", "--secret", "b=key"];
+        let script = "stat -c '%a %u:%g' /run/secrets/*; cat /run/secrets/b";
+        let cmd =
+            world.coracle(&words).args(["-u", "7:8", "--read-only", "--", "sh", "-c", script]);
+        cmd.run()?.ok()?.stdout_is(&format!("400 7:8\n400 7:8\n{marker}"))?;
+    }
+    Ok(())
+}
+
+fn wrong(world: &World<'_>) -> Result<()> {
+    world.cmd("mkfifo").arg(world.dir().join("fifo")).run()?.ok()?;
+    world.write("long", &"x".repeat(512_001))?;
+    for (secret, words) in [
+        ("a=nonesuch", &["cannot use the secret", "nonesuch", "No such file"][..]),
+        ("a=fifo", &["secret a", "fifo", "no regular file"]),
+        ("a=.", &["secret a", "no regular file"]),
+        ("a=long", &["secret a", "512000"]),
+        ("a/b=long", &["'a/b'"]),
+        ("long", &["NAME=FILE"]),
+    ] {
+        let words_of = ["run", "--rm", "--network", "none", "--secret", secret, "--", "true"];
+        let output = world.coracle(&words_of).run()?.code_is(125)?;
+        let told = words.iter().all(|word| output.stderr.contains(word));
+        ensure!(told, "{words:?}: {}", output.describe());
+    }
+    Ok(())
 }

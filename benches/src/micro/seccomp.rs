@@ -17,6 +17,7 @@ pub(super) const WORKLOADS: &[Workload] = &[Workload {
             let source = Source {
                 seccomp: &Seccomp::Default,
                 capabilities: launcher::policy::capabilities(),
+                deny: &[],
                 single_id: false,
             };
             let filter = source.compile()?;

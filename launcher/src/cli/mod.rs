@@ -24,10 +24,12 @@ mod inspect;
 mod lifecycle;
 mod limits;
 mod logs;
+mod memory;
 mod mounted;
 mod output;
 pub mod parse;
 mod pause;
+mod policy;
 mod ps;
 mod run;
 mod security;
@@ -74,6 +76,7 @@ enum Command {
     Gc(gc::Args),
     Image(image::Args),
     Doctor(doctor::Args),
+    Policy(policy::Args),
     Setup(setup::Args),
 }
 
@@ -132,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Cp(args) => (cp::cp(&args), 1),
         Command::Image(args) => (image::image(&args), 1),
         Command::Doctor(args) => (doctor::doctor(&args), 1),
+        Command::Policy(args) => (policy::policy(&args), 1),
         Command::Setup(args) => (setup::setup(&args), 1),
     };
     match done {

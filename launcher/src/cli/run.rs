@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use super::memory::MemoryArgs;
 use super::security::SecurityArgs;
 use super::{complain, image, lifecycle, limits, parse, print};
 use crate::image::config;
@@ -141,6 +142,9 @@ struct Args {
 
     #[command(flatten)]
     security: SecurityArgs,
+
+    #[command(flatten)]
+    memory: MemoryArgs,
 
     /// Run PROGRAM of the image in place of its own; a JSON array has arguments, too
     #[arg(long, value_name = "PROGRAM")]
@@ -433,6 +437,7 @@ impl Args {
             limits: self.limits.limits(),
             ulimits: self.limits.ulimits,
             no_init: self.no_init && !self.init,
+            memory: self.memory.into_memory(cwd)?,
         })
     }
 }
@@ -481,6 +486,7 @@ mod tests {
                 limits: crate::spec::Limits::default(),
                 ulimits: Vec::new(),
                 no_init: false,
+                memory: crate::spec::InMemory::default(),
             }
         );
     }

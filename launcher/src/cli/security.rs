@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::parse;
+use super::{parse, policy as policies};
 use crate::policy::{self, seccomp::profile};
 use crate::spec::{Seccomp, Security, Unmask};
 
 /// No profile has more than this many bytes: containers-common's has 25 KiB.
-const LONGEST: u64 = 1 << 20;
+pub(super) const LONGEST: u64 = 1 << 20;
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct SecurityArgs {
@@ -29,6 +29,10 @@ pub(super) struct SecurityArgs {
     #[arg(long = "security-opt", value_name = "OPTION")]
     options: Vec<String>,
 
+    /// What it may do, from a file (see 'coracle policy explain' and doc/SEMANTICS.md)
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+
     /// All capabilities, no system call filter, nothing hidden; no devices of the host
     #[arg(long)]
     privileged: bool,
@@ -44,12 +48,21 @@ impl SecurityArgs {
             security.seccomp = Seccomp::Unconfined;
             security.unmask = Unmask::All;
         }
-        security.capabilities =
-            policy::merge_capabilities(&add, &self.cap_drop).map_err(anyhow::Error::msg)?;
+        if let Some(file) = &self.policy {
+            security = policies::apply(security, &cwd.join(file), add, self.cap_drop)?;
+        } else {
+            security.capabilities =
+                policy::merge_capabilities(&add, &self.cap_drop).map_err(anyhow::Error::msg)?;
+        }
         for option in &self.options {
             security_option(&mut security, option, cwd)
                 .with_context(|| format!("--security-opt {option}"))?;
         }
+        ensure!(
+            security.deny.is_empty() || security.seccomp == Seccomp::Default,
+            "the policy's [syscalls] are on top of the default filter: they cannot be used with \
+             another one, or none"
+        );
         Ok(security)
     }
 }

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{InitStep, Kind};
 use crate::policy;
-use crate::policy::landlock::{Access, Beneath, FIRST, Rules};
+use crate::policy::landlock::{Access, Beneath, FIRST, PORTS, Rules};
 use crate::probe::HostCaps;
-use crate::spec::{Network, Spec};
+use crate::spec::{Network, Security, Spec};
 
 /// CAP_SYS_ADMIN, number 21 (linux/capability.h).
 const ADMIN: u64 = 1 << 21;
@@ -27,6 +27,49 @@ pub(super) fn nested(spec: &Spec) -> bool {
     spec.security.nested && spec.security.capabilities & !policy::capabilities() == 0
 }
 
+/// What a policy wants and cannot have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    /// What, and why.
+    pub what: String,
+    /// There is to be no container without.
+    pub required: bool,
+}
+
+/// What of a policy cannot be enforced, with this version of Landlock.
+#[must_use]
+pub fn unenforced(security: &Security, landlock: Option<u32>) -> Vec<Lack> {
+    let mut lacks = Vec::new();
+    let why = |first: u32| {
+        let version = landlock.unwrap_or(0);
+        if security.capabilities & ADMIN != 0 {
+            Some("CAP_SYS_ADMIN and Landlock exclude each other".to_owned())
+        } else if !security.landlock {
+            Some("Landlock is switched off by --security-opt".to_owned())
+        } else if version == 0 {
+            Some("this kernel has no Landlock, or it is switched off (lsm=)".to_owned())
+        } else if version < first {
+            Some(format!("this kernel has version {version} of Landlock; it takes {first}"))
+        } else {
+            None
+        }
+    };
+    let mut lack = |what: &str, required, first| {
+        let why = why(first);
+        lacks.extend(why.map(|why| Lack {
+            what: format!("the policy's rules for {what} are not enforced: {why}"),
+            required,
+        }));
+    };
+    if let Some(files) = &security.files {
+        lack("files", files.required, FIRST);
+    }
+    if security.ports.listen.is_some() || security.ports.connect.is_some() {
+        lack("TCP ports", security.ports.required, PORTS);
+    }
+    lacks
+}
+
 /// Decides, once all of init's steps are known.
 pub(super) fn confinement(spec: &Spec, host: &HostCaps, init: &[InitStep]) -> Confinement {
     // Under Landlock nobody mounts.
@@ -38,8 +81,8 @@ pub(super) fn confinement(spec: &Spec, host: &HostCaps, init: &[InitStep]) -> Co
             version,
             beneath: beneath(spec, init),
             own_sockets: spec.network == Network::Host,
-            connect: None,
-            bind: None,
+            connect: spec.security.ports.connect.clone().filter(|_| version >= PORTS),
+            bind: spec.security.ports.listen.clone().filter(|_| version >= PORTS),
         }),
     }
 }
@@ -47,13 +90,21 @@ pub(super) fn confinement(spec: &Spec, host: &HostCaps, init: &[InitStep]) -> Co
 /// What the container's mounts need: of a read-only root, writing is for the mounts in it
 /// that are not.
 fn beneath(spec: &Spec, init: &[InitStep]) -> Vec<Beneath> {
+    if let Some(files) = &spec.security.files {
+        // The container's own, without which little runs.
+        let own = ["/dev", "/proc"].map(|path| Beneath {
+            path: path.into(),
+            access: Access { execute: false, ..Access::ALL },
+        });
+        return files.beneath.iter().cloned().chain(own).collect();
+    }
     let root = Access { write: !spec.read_only, ..Access::ALL };
     let mut rules = vec![Beneath { path: "/".into(), access: root }];
     if !spec.read_only {
         return rules;
     }
     let written = init.iter().filter_map(|step| match step {
-        InitStep::Mount { kind: Kind::Sysfs, .. } => None,
+        InitStep::Mount { kind: Kind::Sysfs | Kind::Secrets, .. } => None,
         InitStep::Mount { target, .. }
         | InitStep::Volume { target, read_only: false, .. }
         | InitStep::File { target, .. } => Some(target.clone()),
@@ -67,7 +118,7 @@ fn beneath(spec: &Spec, init: &[InitStep]) -> Vec<Beneath> {
 mod tests {
     use super::super::tests::{host, paths, spec};
     use super::*;
-    use crate::spec::{Security, Volume};
+    use crate::spec::{Files, Ports, Security, Volume};
 
     fn confined(spec: &Spec, landlock: Option<u32>) -> Confinement {
         let host = HostCaps { landlock, ..host(false) };
@@ -123,5 +174,36 @@ mod tests {
         let off = Security { nested: false, landlock: false, ..Security::default() };
         let off = confined(&Spec { security: off, ..spec() }, Some(7));
         assert_eq!(off, Confinement::default());
+    }
+
+    #[test]
+    fn what_a_policy_wants_is_enforced_or_told() {
+        let files = Files {
+            required: true,
+            beneath: vec![Beneath { path: "/usr".into(), access: Access::ALL }],
+        };
+        let ports = Ports { required: false, listen: Some(vec![80]), connect: None };
+        let security = Security { files: Some(files), ports, ..Security::default() };
+        let lacks = |security: &Security, landlock| -> Vec<bool> {
+            unenforced(security, landlock).into_iter().map(|lack| lack.required).collect()
+        };
+        assert!(lacks(&security, Some(4)).is_empty());
+        assert_eq!(lacks(&security, Some(3)), [false]);
+        assert_eq!(lacks(&security, Some(1)), [true, false]);
+        assert_eq!(lacks(&security, None), [true, false]);
+        let off = Security { landlock: false, ..security.clone() };
+        assert_eq!(lacks(&off, Some(7)), [true, false]);
+        assert!(lacks(&Security::default(), None).is_empty());
+
+        let spec = Spec { security, ..spec() };
+        let rules = confined(&spec, Some(7)).landlock.unwrap();
+        assert_eq!(rules.bind, Some(vec![80]));
+        let paths: Vec<_> = rules.beneath.iter().map(|rule| rule.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/usr", "/dev", "/proc"]);
+        assert_eq!(confined(&spec, Some(3)).landlock.unwrap().bind, None);
+        let host = HostCaps { landlock: Some(1), ..host(false) };
+        let error =
+            super::super::plan(&spec, &host, "boat", &super::super::tests::paths()).unwrap_err();
+        assert!(error.to_string().contains("version 1"), "{error}");
     }
 }

@@ -97,6 +97,9 @@ impl fmt::Display for InitStep {
                 let how = if *read_only { ", read-only" } else { "" };
                 write!(f, "show {} at {}{how}", source.display(), target.display())
             }
+            Self::Secret { source, name } => {
+                write!(f, "copy {} to {}/{name}", source.display(), super::SECRETS)
+            }
             Self::File { source, target } => {
                 write!(f, "show {} at {}", source.display(), target.display())
             }
@@ -124,7 +127,15 @@ impl fmt::Display for Kind {
             Self::Dev | Self::Shm => write!(f, "tmpfs"),
             Self::Devpts => write!(f, "devpts"),
             Self::Mqueue => write!(f, "mqueue"),
-            Self::Tmpfs(mode) => write!(f, "tmpfs (mode {mode:o})"),
+            Self::Tmpfs(options) => {
+                write!(f, "tmpfs (mode {:o}", options.mode)?;
+                if let Some(size) = options.size {
+                    write!(f, ", {size} bytes")?;
+                }
+                f.write_str(if options.read_only { ", read-only" } else { "" })?;
+                f.write_str(if options.programs { ")" } else { ", no programs)" })
+            }
+            Self::Secrets => write!(f, "memory"),
         }
     }
 }

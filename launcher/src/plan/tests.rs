@@ -1,5 +1,5 @@
 use super::*;
-use crate::spec::Volume;
+use crate::spec::{InMemory, Secret, Tmpfs, TmpfsOptions, Volume};
 
 pub(super) fn host(single: bool) -> HostCaps {
     let subordinate = if single { "" } else { "ada:100000:65536\n" };
@@ -53,6 +53,7 @@ pub(super) fn spec() -> Spec {
         limits: crate::spec::Limits::default(),
         ulimits: Vec::new(),
         no_init: false,
+        memory: crate::spec::InMemory::default(),
     }
 }
 
@@ -182,7 +183,11 @@ fn golden_directory_in_memory_without_network() {
     assert!(init.contains(&"show /srv/data at /etc/hosts, read-only".to_owned()));
     assert!(!plan.to_string().contains("etc/hosts ("));
     assert!(!plan.to_string().contains("resolv.conf"));
-    assert!(!plan.to_string().contains("/tmp"));
+    let memory = "mount tmpfs (mode 1777) at /tmp".to_owned();
+    assert!(init.contains(&memory) && !init.contains(&"mount tmpfs (mode 755) at /etc".to_owned()));
+    let without = InMemory { scratch: false, ..InMemory::default() };
+    let without = super::plan(&Spec { memory: without, ..spec }, &host(true), "boat", &paths());
+    assert!(!without.unwrap().to_string().contains("/tmp"));
     assert!(plan.workload.single_id);
     assert!(plan.init.iter().any(|step| matches!(step, InitStep::FileBeside { .. })));
 }
@@ -308,4 +313,31 @@ fn limits_go_to_the_nearest_group_that_has_the_controllers() {
     let (group, lacking) = steps(both, vec![]);
     assert_eq!(group, None);
     assert!(lacking[0].starts_with("--pids-limit, --cpus, --cpu-shares without effect: no"));
+}
+
+#[test]
+fn what_lies_in_another_mount_comes_after_it() {
+    let options = TmpfsOptions { mode: 0o700, size: Some(4096), read_only: true, programs: false };
+    let volume =
+        |target: &str| Volume { source: "/srv".into(), target: target.into(), read_only: false };
+    let spec = Spec {
+        volumes: vec![volume("/a/b/c"), volume("/a")],
+        memory: InMemory {
+            tmpfs: vec![Tmpfs { target: "/a/b".into(), options }],
+            secrets: vec![Secret { name: "key".to_owned(), source: "/home/ada/key".into() }],
+            ..InMemory::default()
+        },
+        ..spec()
+    };
+    let init = part(&plan(&spec, &host(false), "boat", &paths()).unwrap(), "init");
+    let at = init.iter().position(|line| line == "show /srv at /a").unwrap();
+    assert_eq!(
+        init[at + 1..at + 5],
+        [
+            "mount tmpfs (mode 700, 4096 bytes, read-only, no programs) at /a/b",
+            "show /srv at /a/b/c",
+            "mount memory at /run/secrets",
+            "copy /home/ada/key to /run/secrets/key",
+        ]
+    );
 }

@@ -66,6 +66,16 @@ impl Access {
         bits & handled(version) & if directory { u64::MAX } else { OF_FILES }
     }
 
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            read: self.read || other.read,
+            write: self.write || other.write,
+            execute: self.execute || other.execute,
+        }
+    }
+
     /// In words, as "read and execute".
     #[must_use]
     pub fn words(self) -> String {

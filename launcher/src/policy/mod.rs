@@ -6,6 +6,7 @@ use caps::Capability;
 
 pub mod landlock;
 mod paths;
+pub mod profile;
 pub mod seccomp;
 
 pub use paths::{MASKED_PATHS, READONLY_PATHS};

@@ -1,7 +1,7 @@
 //! The container's first process: makes its network and its mounts, starts the
 //! workload, reaps, forwards signals, and ends as the workload does.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +20,7 @@ use nix::unistd::{Pid, chdir, fchdir, pivot_root, sethostname, setsid, symlinkat
 
 use super::in_root::{InRoot, Make};
 use super::nest;
+use super::secrets;
 use super::storage::{self, c_path, empty_directory};
 use super::workload::{self, Filter};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
@@ -86,6 +87,7 @@ fn start(
     slave: Option<OwnedFd>,
 ) -> Result<i32, Fault> {
     let identity = workload::identity(&plan.workload)?;
+    secrets::hand_over(&plan.init, &identity)?;
     // Blocked from here on, so that none is lost between two reads of the signalfd.
     SigSet::all().thread_set_mask().context(|| "cannot block signals")?;
     if plan.workload.confinement.nested {
@@ -234,6 +236,7 @@ impl Stage<'_> {
             InitStep::Volume { source, target, read_only } => {
                 self.volume(source, target, *read_only)?;
             }
+            InitStep::Secret { source, name } => secrets::put(self.root()?, source, name)?,
             InitStep::File { source, target } => {
                 let attributes = mount::NOSUID | mount::NODEV | mount::NOEXEC;
                 c_path(source)
@@ -290,6 +293,8 @@ impl Stage<'_> {
 
     fn mount(&self, kind: Kind, target: &Path) -> Result<(), Fault> {
         use mount::{NODEV, NOEXEC, NOSUID, RDONLY};
+        let number = |text: String| CString::new(text).expect("digits have no NUL");
+        let (mode, size);
         let (name, options, attributes): (&CStr, Vec<(&CStr, Option<&CStr>)>, u64) = match kind {
             Kind::Proc => (c"proc", vec![], NOSUID | NODEV | NOEXEC),
             Kind::Sysfs => (c"sysfs", vec![], RDONLY | NOSUID | NODEV | NOEXEC),
@@ -309,8 +314,18 @@ impl Stage<'_> {
                 NOSUID | NODEV | NOEXEC,
             ),
             Kind::Mqueue => (c"mqueue", vec![], NOSUID | NODEV | NOEXEC),
-            Kind::Tmpfs(0o1777) => (c"tmpfs", vec![(c"mode", Some(c"1777"))], NOSUID | NODEV),
-            Kind::Tmpfs(_) => (c"tmpfs", vec![(c"mode", Some(c"0755"))], NOSUID | NODEV),
+            Kind::Tmpfs(options) => {
+                mode = number(format!("{:o}", options.mode));
+                let mut given = vec![(c"mode", Some(mode.as_c_str()))];
+                if let Some(bytes) = options.size {
+                    size = number(bytes.to_string());
+                    given.push((c"size", Some(size.as_c_str())));
+                }
+                let read_only = if options.read_only { RDONLY } else { 0 };
+                let programs = if options.programs { 0 } else { NOEXEC };
+                (c"tmpfs", given, NOSUID | NODEV | read_only | programs)
+            }
+            Kind::Secrets => (c"ramfs", vec![(c"mode", Some(c"0755"))], NOSUID | NODEV | NOEXEC),
         };
         let what = || format!("cannot mount {} at {}", name.to_string_lossy(), target.display());
         let root = self.root()?;

@@ -40,6 +40,7 @@ pub mod monitor;
 pub mod nest;
 pub mod owners;
 pub mod passwd;
+pub mod secrets;
 pub mod storage;
 pub mod workload;
 

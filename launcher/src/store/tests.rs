@@ -28,6 +28,7 @@ fn spec(name: Option<&str>, remove: bool) -> Spec {
         limits: crate::spec::Limits::default(),
         ulimits: Vec::new(),
         no_init: false,
+        memory: crate::spec::InMemory::default(),
     }
 }
 

@@ -194,6 +194,8 @@ pub struct Source<'a> {
     pub seccomp: &'a Seccomp,
     /// The capabilities of the container's root.
     pub capabilities: u64,
+    /// Calls that the default filter refuses besides.
+    pub deny: &'a [String],
     /// Only user and group 0 exist.
     ///
     /// The calls that change to ids which do not exist then pretend to succeed, and
@@ -221,7 +223,7 @@ impl Source<'_> {
         };
         let mut program = guard::assemble(&arches(guards, self.single_id)).concat();
         program.extend(match self.seccomp {
-            Seccomp::Default => list(self.admin())?,
+            Seccomp::Default => list(self.admin(), self.deny)?,
             Seccomp::Unconfined => guard::ALLOW.to_vec(),
             Seccomp::Profile { path, text } => profile::parse(text)
                 .and_then(|profile| profile.filter(self.capabilities, kernel()))
@@ -273,7 +275,7 @@ impl Source<'_> {
             )
         );
         let which = match self.seccomp {
-            Seccomp::Default => format!("default admin={}", self.admin()),
+            Seccomp::Default => format!("default admin={} without {:?}", self.admin(), self.deny),
             Seccomp::Unconfined => "unconfined".to_owned(),
             // Its rules may depend on capabilities and kernel.
             Seccomp::Profile { text, .. } => format!(
@@ -345,7 +347,7 @@ fn number(call: &str, arch: ScmpArch) -> Option<u32> {
 }
 
 /// The list of calls, by libseccomp.
-fn list(admin: bool) -> Result<Vec<u8>, PolicyError> {
+fn list(admin: bool, refuse: &[String]) -> Result<Vec<u8>, PolicyError> {
     let missing = ScmpAction::Errno(libc::ENOSYS);
     let mut filter = ScmpFilterContext::new(missing).map_err(refused)?;
     filter.set_act_badarch(missing).map_err(refused)?;
@@ -360,6 +362,7 @@ fn list(admin: bool) -> Result<Vec<u8>, PolicyError> {
     let denied = calls::DENIED.iter().map(|call| (call, eperm));
     let mounts = calls::ADMIN.iter().map(|call| (call, mounts));
     for (call, action) in allowed.chain(denied).chain(mounts) {
+        let action = if refuse.iter().any(|name| name == call) { eperm } else { action };
         // A name this libseccomp does not know is a call younger than it: it
         // stays unknown to the container as well.
         if let Ok(call) = ScmpSyscall::from_name(call) {

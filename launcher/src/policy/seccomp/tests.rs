@@ -2,7 +2,7 @@ use super::*;
 
 fn source(single_id: bool) -> Source<'static> {
     let capabilities = crate::policy::capabilities();
-    Source { seccomp: &Seccomp::Default, capabilities, single_id }
+    Source { seccomp: &Seccomp::Default, capabilities, deny: &[], single_id }
 }
 
 fn seccomp(single_id: bool) -> Result<Vec<u8>, PolicyError> {
@@ -273,6 +273,17 @@ fn mounts_and_namespaces_are_for_who_was_given_the_capability() {
             assert_eq!(on(&admin, arch, call, &[]), REFUSED, "{call} on {arch:?}");
         }
         assert_eq!(on(&admin, arch, "ioctl", &[0, TIOCSTI.into()]), REFUSED);
+    }
+}
+
+#[test]
+fn more_can_be_refused() {
+    let deny = ["ptrace".to_owned(), "mkdir".to_owned()];
+    let program = Source { deny: &deny, ..source(false) }.compile().unwrap();
+    for arch in BOTH {
+        assert_eq!(on(&program, arch, "ptrace", &[]), REFUSED);
+        assert_eq!(on(&program, arch, "mkdir", &[]), REFUSED);
+        assert_eq!(on(&program, arch, "rmdir", &[]), ALLOW);
     }
 }
 
