@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 26] = [
+    let tables: [&[Test]; 28] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -39,6 +39,8 @@ fn main() -> ExitCode {
         lifecycle::TESTS,
         lifecycle::states::TESTS,
         lifecycle::terminal::TESTS,
+        lifecycle::limits::TESTS,
+        lifecycle::many::TESTS,
         net::TESTS,
         secrets::TESTS,
         faults::TESTS,

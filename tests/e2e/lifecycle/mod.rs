@@ -1,5 +1,7 @@
 //! Containers that outlive the command that made them.
 
+pub(crate) mod limits;
+pub(crate) mod many;
 pub(crate) mod states;
 pub(crate) mod terminal;
 
