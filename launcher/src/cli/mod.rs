@@ -13,6 +13,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::sys::fd;
 
 mod commit;
+mod completion;
 mod cp;
 mod diff;
 mod doctor;
@@ -78,6 +79,7 @@ enum Command {
     Doctor(doctor::Args),
     Policy(policy::Args),
     Setup(setup::Args),
+    Completion(completion::Args),
 }
 
 /// The definition of the command line, as manual pages and completions need it.
@@ -136,6 +138,7 @@ pub fn main() -> ExitCode {
         Command::Image(args) => (image::image(&args), 1),
         Command::Doctor(args) => (doctor::doctor(&args), 1),
         Command::Policy(args) => (policy::policy(&args), 1),
+        Command::Completion(args) => (completion::completion(&args), 1),
         Command::Setup(args) => (setup::setup(&args), 1),
     };
     match done {
