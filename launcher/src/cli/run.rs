@@ -84,14 +84,14 @@ struct Args {
     #[arg(long, value_name = "NAME", value_parser = parse::name)]
     name: Option<String>,
 
-    /// Run it again after its end: no, on-failure[:TIMES], always, unless-stopped
+    /// Run it again after its end: no, on-failure, on-failure:TIMES, always, unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse::restart)]
     restart: Restart,
 
     #[command(flatten)]
     limits: limits::LimitArgs,
 
-    /// Have a process of ours be the first one, pass signals on and reap [default]
+    /// Have a process of ours be the first one, pass signals on and reap (the default)
     #[arg(long, overrides_with = "no_init")]
     init: bool,
 

@@ -35,7 +35,7 @@
 //! # Cache
 //!
 //! Making the list takes milliseconds, reading it from a file microseconds:
-//! [`cached`] keeps it, under a name and with a first line made of all
+//! [`Source::cached`] keeps it, under a name and with a first line made of all
 //! that it depends on.
 
 use std::fs::{self, DirBuilder, File};
