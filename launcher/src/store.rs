@@ -286,8 +286,11 @@ impl Store {
         match lock.try_lock() {
             Ok(()) => {}
             // Those who look at it hold it, too, for a moment: nobody else takes it
-            // while the store is locked, so it will be free.
-            Err(TryLockError::WouldBlock) if !entry.is_live()? => {
+            // while the store is locked, so it will be free. An owner is not waited for:
+            // it may be waiting for the store, to remove this very directory.
+            Err(TryLockError::WouldBlock)
+                if !is_owned(&lock).map_err(at("lock", &entry.dir))? =>
+            {
                 take(&lock).map_err(at("lock", &entry.dir))?;
             }
             Err(TryLockError::WouldBlock) => return Ok(Claim::Live(entry.clone())),
@@ -530,10 +533,8 @@ impl Entry {
 
     /// Whether someone holds its lock.
     fn is_live(&self) -> Result<bool> {
-        match self.open_lock(false).map(|lock| lock.try_lock_shared()) {
-            Ok(Ok(())) => Ok(false),
-            Ok(Err(TryLockError::WouldBlock)) => Ok(true),
-            Ok(Err(TryLockError::Error(error))) => Err(at("lock", &self.dir)(error)),
+        match self.open_lock(false) {
+            Ok(lock) => is_owned(&lock).map_err(at("lock", &self.dir)),
             Err(_) => Ok(false),
         }
     }
@@ -585,6 +586,16 @@ impl Entry {
         serde_json::from_slice(&json)
             .map(Some)
             .map_err(|source| StoreError::Damaged { path, source })
+    }
+}
+
+/// Whether somebody owns this lock, rather than looks at it. Asked of the open file: its
+/// name goes while its owner still has it. If nobody does, it is left held shared.
+fn is_owned(lock: &File) -> io::Result<bool> {
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

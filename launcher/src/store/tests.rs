@@ -255,6 +255,19 @@ fn a_live_container_cannot_be_claimed_and_a_dead_one_once() {
 }
 
 #[test]
+fn an_owner_on_its_way_out_is_still_an_owner() {
+    // It has renamed its directory and waits for the store: whoever waited for it with
+    // the store locked would wait for ever.
+    let (_dir, store) = store();
+    let container = store.create(&spec(Some("one"), true)).unwrap();
+    let lock = container.entry().open_lock(false).unwrap();
+    fs::rename(&container.dir, store.containers().join(".gone-one-1")).unwrap();
+    assert!(is_owned(&lock).unwrap());
+    drop(container);
+    assert!(!is_owned(&lock).unwrap());
+}
+
+#[test]
 fn waiting_ends_when_the_owner_lets_go() {
     let (_dir, store) = store();
     let container = store.create(&spec(Some("one"), true)).unwrap();
