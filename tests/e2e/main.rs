@@ -25,13 +25,14 @@ mod security;
 mod setup;
 mod slirp;
 mod soak;
+mod targets;
 
 use std::process::ExitCode;
 
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 28] = [
+    let tables: [&[Test]; 29] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         bad_input::TESTS,
         overlay::TESTS,
         slirp::TESTS,
+        targets::TESTS,
         confine::TESTS,
         names::TESTS,
         policy::TESTS,

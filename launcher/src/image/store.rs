@@ -33,14 +33,18 @@
 //! written before the shared lock is let go: whoever holds the exclusive lock
 //! sees every layer that is in use.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
+mod gc;
+mod uses;
+
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use gc::Removed;
 
 use super::digest::{Digest, Hashing};
 use super::import::Blobs;
@@ -102,17 +106,6 @@ pub struct LayerInfo {
 /// A lock, held until it is dropped.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held for its Drop, which lets go")] File);
-
-/// What a clean-up removed.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Removed {
-    /// Images without a name.
-    pub images: usize,
-    /// Blobs.
-    pub blobs: usize,
-    /// Unpacked layers.
-    pub layers: usize,
-}
 
 impl Images {
     /// Those below the data directory `data`.
@@ -518,115 +511,6 @@ impl Images {
         clear(scratch)
     }
 
-    /// Removes what those left who died. The shared lock is held.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn sweep(&self) -> Result<()> {
-        let tmp = self.tmp();
-        for item in fs::read_dir(&tmp).map_err(at("read", &tmp))? {
-            let path = item.map_err(at("read", &tmp))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let lock = if name.starts_with("blob-") {
-                path.clone()
-            } else if name.ends_with(".lock") {
-                // It may be anybody's who is just about to take it.
-                continue;
-            } else {
-                path.with_file_name(format!("{name}.lock"))
-            };
-            let Ok(file) = lock_file_there(&lock) else { continue };
-            match file.try_lock() {
-                Ok(()) => clear(&path)?,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(at("lock", &lock)(error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what no image with a name and no container needs. The exclusive
-    /// lock is held.
-    ///
-    /// # Errors
-    /// When something cannot be removed.
-    pub fn collect(&self) -> Result<Removed> {
-        let mut removed = Removed::default();
-        let in_use = self.in_use()?;
-        removed.images = self.change(|images| {
-            let before = images.len();
-            images.retain(|e| !e.names.is_empty() || in_use.images.contains(&e.id));
-            Ok(before - images.len())
-        })?;
-        let mut blobs: BTreeSet<String> = BTreeSet::new();
-        let mut layers = in_use.layers;
-        for entry in self.list()? {
-            blobs.insert(entry.manifest.hex().to_owned());
-            blobs.insert(entry.id.hex().to_owned());
-            // A damaged one keeps nothing but itself: pulled again, it is whole.
-            let Ok(image) = self.read(entry) else { continue };
-            blobs.extend(image.manifest.layers.iter().map(|l| l.digest.hex().to_owned()));
-            layers.extend(image.config.rootfs.diff_ids.iter().map(|id| id.hex().to_owned()));
-        }
-        removed.blobs = sweep_names(&self.blobs(), |name| blobs.contains(name))?;
-        removed.layers = sweep_names(&self.root.join("layers"), |name| {
-            name.split('.').next().is_some_and(|hex| layers.contains(hex))
-        })?;
-        sweep_names(&self.tmp(), |_| false)?;
-        Ok(removed)
-    }
-
-    /// The directories of containers, if there has been one.
-    fn containers(&self) -> Result<impl Iterator<Item = io::Result<fs::DirEntry>> + use<>> {
-        match fs::read_dir(&self.containers) {
-            Ok(items) => Ok(Some(items).into_iter().flatten()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
-            Err(error) => Err(at("read", &self.containers)(error)),
-        }
-    }
-
-    /// What containers stand on.
-    fn in_use(&self) -> Result<InUse> {
-        let mut all = InUse::default();
-        for item in self.containers()? {
-            let container = item.map_err(at("read", &self.containers))?.path();
-            let Some(uses) = uses(&container)? else { continue };
-            all.images.insert(uses.image);
-            all.layers.extend(uses.layers.iter().map(|layer| layer.hex().to_owned()));
-        }
-        Ok(all)
-    }
-
-    /// Names of the containers that stand on an image.
-    ///
-    /// # Errors
-    /// When the containers cannot be looked at.
-    pub fn users(&self, id: &Digest) -> Result<Vec<String>> {
-        let mut users = Vec::new();
-        for item in self.containers()? {
-            let item = item.map_err(at("read", &self.containers))?;
-            let name = item.file_name().to_string_lossy().into_owned();
-            let uses = uses(&item.path())?;
-            if uses.is_some_and(|uses| uses.image == *id) && !name.starts_with('.') {
-                users.push(name);
-            }
-        }
-        users.sort();
-        Ok(users)
-    }
-
-    /// Writes down in a container's directory what it stands on.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn use_by(&self, container: &Path, image: &Image) -> Result<()> {
-        let path = container.join(USES);
-        let uses =
-            Uses { image: image.entry.id.clone(), layers: image.config.rootfs.diff_ids.clone() };
-        let bytes = serde_json::to_vec(&uses).map_err(|error| malformed(path.display(), error))?;
-        replace(&path, &bytes).map_err(at("write", &path))
-    }
-
     /// The lower directories of an image, topmost first; `None` when a layer is
     /// not unpacked for these ids.
     #[must_use]
@@ -644,39 +528,6 @@ impl Blobs for Images {
         let path = self.blob(&wanted.digest);
         Ok(Box::new(File::open(&path).map_err(at("open", &path))?))
     }
-}
-
-/// In a container's directory.
-const USES: &str = "image";
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Uses {
-    image: Digest,
-    layers: Vec<Digest>,
-}
-
-/// What a container stands on; `None` when that is no image. One that cannot be read
-/// is an error: what it stands on must not be removed.
-fn uses(container: &Path) -> Result<Option<Uses>> {
-    let path = container.join(USES);
-    match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| malformed(path.display(), error)),
-        // A container of something else, or one that is just being removed.
-        Err(error)
-            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(at("read", &path)(error)),
-    }
-}
-
-#[derive(Debug, Default)]
-struct InUse {
-    images: BTreeSet<Digest>,
-    layers: BTreeSet<String>,
 }
 
 /// A blob that is being written.
@@ -727,19 +578,6 @@ fn clear(path: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(at("remove", path)),
     }
-}
-
-/// Removes what is in a directory, but for what is to stay; how many that were.
-fn sweep_names(dir: &Path, stays: impl Fn(&str) -> bool) -> Result<usize> {
-    let mut count = 0;
-    for item in fs::read_dir(dir).map_err(at("read", dir))? {
-        let item = item.map_err(at("read", dir))?;
-        if !stays(&item.file_name().to_string_lossy()) {
-            clear(&item.path())?;
-            count += 1;
-        }
-    }
-    Ok(count)
 }
 
 #[cfg(test)]

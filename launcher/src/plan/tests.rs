@@ -1,4 +1,5 @@
 use super::*;
+use crate::idmap::IdMap;
 use crate::spec::{InMemory, Secret, Tmpfs, TmpfsOptions, Volume};
 
 pub(super) fn host(single: bool) -> HostCaps {

@@ -28,6 +28,7 @@
 
 pub mod files;
 mod name;
+mod outcome;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -54,57 +55,11 @@ use crate::stage::in_root::{InRoot, Make};
 use crate::sys::xattr;
 use files::Owner;
 use name::{Named, named, plainly_named};
+use outcome::{Failed, TooMuch};
+pub use outcome::{Limits, Report, UnpackError};
 
 /// Blocks of zeros of this length, aligned, become holes.
 const HOLE: usize = 4096;
-
-/// What an archive may ask for at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of all files, holes included, and of the archive itself.
-    pub bytes: u64,
-    /// Members.
-    pub members: u64,
-    /// Bytes of the names that must be remembered to the end: directories and whiteouts.
-    pub names: u64,
-}
-
-/// What became of an archive.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Members that it had.
-    pub members: u64,
-    /// Bytes of its files, holes included.
-    pub bytes: u64,
-    /// Devices that were left out.
-    pub devices: u64,
-    /// Attributes that were left out.
-    pub attributes: u64,
-}
-
-/// Why a layer is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum UnpackError {
-    /// The archive is none.
-    #[error(transparent)]
-    Tar(#[from] TarError),
-    /// A member cannot be made.
-    #[error("its member '{}': {why}", String::from_utf8_lossy(name))]
-    Member {
-        /// Its name.
-        name: Vec<u8>,
-        /// Why.
-        why: String,
-    },
-    /// It exceeds its bounds.
-    #[error("it has more than {most} {what}")]
-    TooMuch {
-        /// Of what.
-        what: &'static str,
-        /// The bound.
-        most: u64,
-    },
-}
 
 /// Unpacks an archive into the directory `root`, which is empty and seen by
 /// nobody else. This process must be root in a user namespace with the ids of
@@ -562,29 +517,6 @@ impl Unpacker<'_> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let opened = openat(&path, ".", flags, Mode::empty())?;
         xattr::set_on(opened.as_fd(), OPAQUE, b"y")
-    }
-}
-
-struct TooMuch {
-    members: bool,
-    bytes: bool,
-}
-
-/// Why a member could not be made.
-enum Failed {
-    Tar(TarError),
-    Why(String),
-}
-
-impl From<Errno> for Failed {
-    fn from(errno: Errno) -> Self {
-        Self::Why(io::Error::from(errno).to_string())
-    }
-}
-
-impl From<io::Error> for Failed {
-    fn from(error: io::Error) -> Self {
-        Self::Why(error.to_string())
     }
 }
 
