@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::command::Running;
-use tests::harness::{Test, World};
+use tests::harness::{Test, World, amount};
 use tests::leak::Snapshot;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -18,8 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("faults/filesystem-killed", |world| service(world, "overlayfs-fuse")).each_user(),
     Test::new("faults/network-killed", |world| service(world, "netstack")).each_user(),
     Test::new("faults/detached-monitor-killed", detached_monitor),
-    Test::new("faults/monitor-killed-early", monitor_early).each_user().seconds(180),
-    Test::new("faults/any-process-killed-early", any_early).seconds(180),
+    Test::new("faults/monitor-killed-early", monitor_early).each_user().seconds(1200),
+    Test::new("faults/any-process-killed-early", any_early).each_user().seconds(1200),
 ];
 
 fn start(world: &World<'_>) -> Result<Running> {
@@ -119,11 +119,14 @@ impl Random {
     }
 }
 
-const ROUNDS: usize = 30;
+/// `CORACLE_KILLS=1000` for more.
+fn rounds() -> Result<u64> {
+    amount("CORACLE_KILLS", 100)
+}
 
 fn monitor_early(world: &World<'_>) -> Result<()> {
     let mut random = Random(0x2545_F491);
-    for round in 0..ROUNDS {
+    for round in 0..rounds()? {
         let before = Snapshot::take(world.lab)?;
         let running = world.coracle(&["run", "--rm", "--", "sleep", "1000"]).spawn()?;
         let delay = Duration::from_micros(random.below(60_000).into());
@@ -140,7 +143,7 @@ fn monitor_early(world: &World<'_>) -> Result<()> {
 
 fn any_early(world: &World<'_>) -> Result<()> {
     let mut random = Random(0x1234_5679);
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds()? {
         let before = Snapshot::take(world.lab)?;
         let known = world.lab.processes();
         let running = world.coracle(&["run", "--rm", "--", "sleep", "1000"]).spawn()?;

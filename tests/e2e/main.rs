@@ -25,14 +25,16 @@ mod security;
 mod setup;
 mod slirp;
 mod soak;
+mod subcommands;
 mod targets;
+mod users;
 
 use std::process::ExitCode;
 
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 29] = [
+    let tables: [&[Test]; 31] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -49,6 +51,8 @@ fn main() -> ExitCode {
         attacks::TESTS,
         security::TESTS,
         bad_input::TESTS,
+        subcommands::TESTS,
+        users::TESTS,
         overlay::TESTS,
         slirp::TESTS,
         targets::TESTS,

@@ -7,9 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tests::harness::{Test, World};
 
+use crate::fixtures::busybox_rootfs;
+
 pub(crate) const TESTS: &[Test] = &[
     Test::new("secrets/environment-of-the-host", environment).each_user().lab(),
     Test::new("secrets/files", files).each_user(),
+    Test::new("secrets/nowhere-else", nowhere_else).each_user().seconds(120),
     Test::new("secrets/wrong-ones", wrong).each_user(),
 ];
 
@@ -116,6 +119,80 @@ fn files(world: &World<'_>) -> Result<()> {
             world.coracle(&words).args(["-u", "7:8", "--read-only", "--", "sh", "-c", script]);
         cmd.run()?.ok()?.stdout_is(&format!("400 7:8\n400 7:8\n{marker}"))?;
     }
+    Ok(())
+}
+
+/// What is made of a container, and told of it, does not have its secrets. Beside the
+/// secret a marker is put where all of it must have it: a search that would find nothing
+/// anyway proves nothing.
+fn nowhere_else(world: &World<'_>) -> Result<()> {
+    let secret = format!("{}-{}", "kept-secret", 0x5eed_c0de_u32);
+    let shown = format!("{}-{}", "shown-marker", 0x5eed_c0de_u32);
+    world.write("key", &format!("{secret}\n"))?;
+    let root = busybox_rootfs(world)?;
+    let root = root.to_str().context("the lab's paths are ASCII")?;
+    let data = world.dir().join("data");
+    let coracle = |words: &[&str]| world.coracle(words).env("XDG_DATA_HOME", &data);
+    coracle(&["image", "import", "-q", root, "box"]).run()?.ok()?;
+    let script = format!(
+        "cat /run/secrets/token >/dev/null; echo {shown} >/etc/shown; echo {shown}; exec sleep 1000"
+    );
+    let given = format!("SHOWN={shown}");
+    let words = ["run", "-d", "--name", "keeper", "--network", "none", "--secret", "token=key"];
+    let image = ["-e", &given, "box", "sh", "-c", &script];
+    coracle(&[&words[..], &image].concat()).run()?.ok()?;
+    let checked = (|| {
+        let follow = coracle(&["logs", "-f", "keeper"]).spawn()?;
+        follow.stdout_until(&shown, LIMIT)?;
+        let told = |words: &[&str]| -> Result<()> {
+            let output = coracle(words).run()?.ok()?;
+            ensure!(output.stdout.contains(&shown), "not searched: {}", output.describe());
+            ensure!(!output.stdout.contains(&secret), "it is told: {}", output.describe());
+            Ok(())
+        };
+        told(&["inspect", "keeper"])?;
+        told(&["logs", "keeper"])?;
+        told(&["exec", "keeper", "busybox", "env"])?;
+        told(&["exec", "keeper", "cat", "/proc/self/environ", "/etc/shown"])?;
+        coracle(&["exec", "keeper", "cat", "/run/secrets/token"])
+            .run()?
+            .ok()?
+            .stdout_is(&secret)?;
+        coracle(&["commit", "-q", "keeper", "made"]).run()?.ok()?;
+        coracle(&["image", "inspect", "made"]).run()?.ok()?;
+        for (name, words) in [
+            ("export.tar", &["export", "keeper"][..]),
+            ("oci.tar", &["export", "--format", "oci-archive", "keeper"]),
+            ("saved.tar", &["image", "save", "--format", "docker-archive", "made"]),
+            ("cp.tar", &["cp", "keeper:/etc", "-"]),
+        ] {
+            let to = format!("exec \"$0\" \"$@\" >{name}");
+            let coracle = world.lab.bin.join("coracle");
+            let write = world.cmd("sh").args(["-c", &to]).arg(coracle).args(words);
+            write.env("XDG_DATA_HOME", &data).run()?.ok()?;
+            // Whatever is compressed in there is taken apart first.
+            let script = "mkdir x; tar -xf $0 -C x; for f in $(find x -type f); do \
+                          if gzip -t $f 2>/dev/null; then zcat $f >$f.plain; fi; done; \
+                          grep -rlaF \"$1\" x $0 >found; grep -rlaF \"$2\" x $0 >leaked; \
+                          ls -R x | grep -x token >>leaked; rm -rf x; wc -l <found; cat leaked";
+            let search = world.cmd("sh").args(["-c", script, name, &shown, &secret]).run()?.ok()?;
+            let mut lines = search.stdout.lines();
+            let found: u32 = lines.next().unwrap_or_default().trim().parse()?;
+            ensure!(found > 0, "{name} was not searched: {}", search.describe());
+            ensure!(lines.next().is_none(), "it is in {name}: {}", search.describe());
+        }
+        // A container of the image has none of it, and no place for it.
+        let words = ["run", "--rm", "--network", "none", "made", "sh", "-c"];
+        let look = "cat /etc/shown; ls /run/secrets 2>/dev/null; echo $?";
+        let output = coracle(&[&words[..], &[look]].concat()).run()?.ok()?;
+        ensure!(output.stdout == format!("{shown}\n1\n"), "{}", output.describe());
+        Ok(())
+    })();
+    coracle(&["rm", "-f", "keeper"]).limit(LIMIT).run()?.ok()?;
+    checked?;
+    // Nor in anything that is kept of either.
+    let found = world.cmd("grep").args(["-rlaF", &secret]).arg(&data).run()?;
+    ensure!(found.code == 1, "{}", found.describe());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use tests::clock::Deadline;
-use tests::harness::{Test, World};
+use tests::harness::{Test, World, amount};
 use tests::lab::Outside;
 
 use crate::slirp::{Guest, LIMIT, start};
@@ -34,10 +34,7 @@ struct State {
 }
 
 fn network(world: &World<'_>) -> Result<()> {
-    let seconds: u64 = match std::env::var("CORACLE_SOAK_SECONDS") {
-        Ok(text) => text.parse().context("CORACLE_SOAK_SECONDS")?,
-        Err(_) => 8,
-    };
+    let seconds = amount("CORACLE_SOAK_SECONDS", 8)?;
     world.write("soak.py", SCRIPT)?;
     let guest = Guest::start(world)?;
     let metrics = world.dir().join("metrics");

@@ -214,6 +214,13 @@ impl Cmd {
         self
     }
 
+    /// Without this variable.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.env.remove(OsStr::new(name));
+        self
+    }
+
     /// What it reads from standard input (/dev/null otherwise).
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {

@@ -152,6 +152,18 @@ impl std::fmt::Display for Skipped {
 
 impl std::error::Error for Skipped {}
 
+/// How much of something there is to be: what the environment says, for long runs by
+/// hand, or this.
+///
+/// # Errors
+/// When the variable is there and is no number.
+pub fn amount(variable: &str, otherwise: u64) -> Result<u64> {
+    match std::env::var(variable) {
+        Err(_) => Ok(otherwise),
+        Ok(text) => text.parse().with_context(|| format!("{variable}={text} is no number")),
+    }
+}
+
 /// Returned by a test that this machine cannot run: counted, and named.
 pub fn skip(why: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Skipped(why.into()))

@@ -52,9 +52,17 @@ pub(super) fn private_dir() -> DirBuilder {
     builder
 }
 
-/// Opens a file to lock; its content is none.
+/// Opens a file to lock; its content is none. Where nothing can be written one that is
+/// there does to look whether somebody holds it.
 pub(super) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(create).truncate(false).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && !create => {
+            File::open(path)
+        }
+        result => result,
+    }
 }
 
 /// Waits for a lock, whatever signals come meanwhile.
@@ -67,7 +75,16 @@ pub(super) fn take(lock: &File) -> io::Result<()> {
     }
 }
 
-/// Says what was tried on what.
+/// Says what was tried on what, and of a place that can never be written what to do.
 pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |source| StoreError::Io { action, path: path.to_owned(), source }
+    move |source| {
+        let source = match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => io::Error::new(
+                source.kind(),
+                format!("{source}; set XDG_DATA_HOME to a directory that can be written"),
+            ),
+            _ => source,
+        };
+        StoreError::Io { action, path: path.to_owned(), source }
+    }
 }

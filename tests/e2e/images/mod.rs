@@ -5,6 +5,7 @@ mod export;
 mod import;
 mod registry;
 mod token;
+mod trees;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("images/commit-running", export::commit_running).each_user(),
     Test::new("images/commit-directory", export::commit_directory).each_user(),
     Test::new("images/export", export::export).each_user(),
+    Test::new("images/same-tree", trees::same_tree).each_user().seconds(120),
     Test::new("images/save", export::save).each_user(),
     Test::new("images/making-bad-input", export::bad_input).each_user(),
     Test::new("images/cp", copy::both_ways).each_user(),

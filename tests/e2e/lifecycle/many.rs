@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tests::clock::Deadline;
-use tests::harness::{Test, World};
+use tests::harness::{Test, World, amount};
 
 use super::LIMIT;
 
@@ -13,13 +13,9 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("lifecycle/starts-and-stops", starts_and_stops).each_user().seconds(1200),
 ];
 
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 /// `CORACLE_MANY=200` for as many as are promised.
 fn many(world: &World<'_>) -> Result<()> {
-    let count = number("CORACLE_MANY", 30);
+    let count = amount("CORACLE_MANY", 30)?;
     let names: Vec<String> = (0..count).map(|number| format!("m{number}")).collect();
     let mut starting = Vec::new();
     for name in &names {
@@ -40,7 +36,8 @@ fn many(world: &World<'_>) -> Result<()> {
 
 /// Twenty at a time, over and over: `CORACLE_STRESS_SECONDS=600` for a long one.
 fn starts_and_stops(world: &World<'_>) -> Result<()> {
-    let deadline = Deadline::after(Duration::from_secs(number("CORACLE_STRESS_SECONDS", 4)));
+    let seconds = amount("CORACLE_STRESS_SECONDS", 4)?;
+    let deadline = Deadline::after(Duration::from_secs(seconds));
     let rounds: Vec<Result<u32>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..20)
             .map(|thread| {
