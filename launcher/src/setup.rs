@@ -8,6 +8,8 @@
 //! we left it; where its owner has changed it since, only our keys go back to what they
 //! were ([`Edit::undone`]).
 
+pub mod database;
+
 use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Table, value};
 
@@ -187,31 +189,20 @@ fn item<'a>(document: &'a DocumentMut, tables: &[&str], key: &str) -> Option<&'a
     names.try_fold(document.as_item(), |item, name| item.get(name))
 }
 
-/// A graph driver whose store is in this graph root and which is not overlay, by the
-/// names in it and what libpod's database (bbolt) says; None when there is none, or an
-/// overlay store besides.
+/// A graph driver whose store is in this graph root and which is not overlay: the one
+/// that a database pins ([`database`]), else by the names in it, where no overlay store
+/// is there besides.
 #[must_use]
-pub fn other_store(names: &[String], database: &[u8]) -> Option<String> {
-    const DRIVERS: [&str; 6] = ["overlay", "vfs", "btrfs", "zfs", "aufs", "devicemapper"];
-    // In a leaf page a key is followed by its value. A page that is out of use may hold
-    // an older one: only what is said in no other way counts.
-    const KEY: &[u8] = b"graph-driver-name";
-    let mut pinned: Vec<&str> = Vec::new();
-    for at in 0..database.len().saturating_sub(KEY.len()) {
-        if let Some(rest) = database[at..].strip_prefix(KEY) {
-            pinned.extend(DRIVERS.iter().filter(|driver| rest.starts_with(driver.as_bytes())));
-        }
-    }
-    if let Some(other) = pinned.iter().find(|driver| **driver != "overlay")
-        && !pinned.contains(&"overlay")
-    {
-        return Some((*other).to_owned());
+pub fn other_store(names: &[String], pinned: Option<&str>) -> Option<String> {
+    const OTHERS: [&str; 5] = ["vfs", "btrfs", "zfs", "aufs", "devicemapper"];
+    if let Some(driver) = pinned {
+        return (driver != "overlay").then(|| driver.to_owned());
     }
     let has = |driver: &str| names.iter().any(|name| *name == format!("{driver}-layers"));
     if has("overlay") {
         return None;
     }
-    DRIVERS.iter().find(|driver| has(driver)).map(|driver| (*driver).to_owned())
+    OTHERS.iter().find(|driver| has(driver)).map(|driver| (*driver).to_owned())
 }
 
 /// The lines of two texts that differ, each behind `-` or `+`, with up to `around` lines

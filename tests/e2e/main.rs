@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_input;
 mod confine;
+mod debian;
 mod doctor;
 mod faults;
 mod fixtures;
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 31] = [
+    let tables: [&[Test]; 32] = [
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         subcommands::TESTS,
         users::TESTS,
         overlay::TESTS,
+        debian::TESTS,
         slirp::TESTS,
         targets::TESTS,
         confine::TESTS,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use tests::command::Cmd;
+use tests::command::{Cmd, Output};
 use tests::harness::{Test, World, skip};
 use tests::lab;
 
@@ -13,6 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("setup/one-of-two", one_of_two),
     Test::new("setup/edited-since", edited_since),
     Test::new("setup/refused", refused),
+    Test::new("setup/pinned-by-podman-5", pinned_by_podman_5),
+    Test::new("setup/pinned-by-podman-4", pinned_by_podman_4).lab().subordinate_ids(),
     Test::new("setup/unwritable-home", unwritable_home),
     Test::new("setup/podman-sees-it", podman_sees_it).lab().subordinate_ids(),
 ];
@@ -155,6 +157,76 @@ fn refused(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What Podman 5 writes when it makes a store.
+const TABLE: &str = "CREATE TABLE IF NOT EXISTS DBConfig(ID INTEGER PRIMARY KEY NOT NULL, \
+    SchemaVersion INTEGER NOT NULL, OS TEXT NOT NULL, StaticDir TEXT NOT NULL, \
+    TmpDir TEXT NOT NULL, GraphRoot TEXT NOT NULL, RunRoot TEXT NOT NULL, \
+    GraphDriver TEXT NOT NULL, VolumeDir TEXT NOT NULL, CHECK (ID IN (1)));";
+
+fn pinned_by_podman_5(world: &World<'_>) -> Result<()> {
+    if lab::find("sqlite3").is_none() {
+        return Err(skip("sqlite3 is not installed"));
+    }
+    let home = Home::new(world)?;
+    let store = home.0.join("a store");
+    world.cmd("mkdir").arg("-p").arg(&store).run()?.ok()?;
+    world.write(
+        home.conf("storage.conf"),
+        &format!("[storage]\ngraphroot = \"{}\"\n", store.display()),
+    )?;
+    let database = store.join("db.sql");
+    let sql = |sql: &str| world.cmd("sqlite3").arg(&database).arg(sql).run()?.ok().map(drop);
+    let refuses = |why: &str| -> Result<()> {
+        let before = home.files()?;
+        for words in [&["--storage"][..], &["--dry-run"], &[]] {
+            home.setup(world, words).run()?.fails_with(1, why)?;
+        }
+        ensure!(home.files()? == before, "something was written in spite of {why:?}");
+        // The network has nothing to do with it.
+        home.setup(world, &["--network"]).run()?.ok()?;
+        home.setup(world, &["--undo"]).run()?.ok()?;
+        Ok(())
+    };
+    sql(TABLE)?;
+    sql("INSERT INTO DBConfig VALUES (1, 1, 'linux', '/s', '/t', '/g', '/r', 'btrfs', '/v')")?;
+    refuses("store of the driver \"btrfs\"")?;
+    // It is what the database says that counts.
+    world.cmd("mkdir").arg(store.join("overlay-layers")).run()?.ok()?;
+    refuses("store of the driver \"btrfs\"")?;
+    world.write(store.join("db.sql-wal"), "x")?;
+    refuses("db.sql-wal is there")?;
+    fs::remove_file(store.join("db.sql-wal"))?;
+    sql("UPDATE DBConfig SET GraphDriver = 'overlay'")?;
+    home.setup(world, &[]).run()?.ok()?;
+    home.setup(world, &["--undo"]).run()?.ok()?;
+    // A database of another kind, a damaged one, one that cannot be read.
+    sql("DROP TABLE DBConfig; CREATE TABLE DBConfig (x)")?;
+    refuses("DBConfig has no GraphDriver")?;
+    world.write(&database, "not at all")?;
+    refuses("no database that is understood here")?;
+    world.cmd("chmod").arg("000").arg(&database).run()?.ok()?;
+    home.setup(world, &["--storage"]).run()?.fails_with(1, "cannot read")?;
+    Ok(())
+}
+
+fn pinned_by_podman_4(world: &World<'_>) -> Result<()> {
+    let home = Home::new(world)?;
+    podman(world, &home, "podman --storage-driver vfs info >/dev/null")?;
+    let store = home.0.join(".local/share/containers/storage");
+    ensure!(store.join("libpod/bolt_state.db").exists(), "podman made no database of bbolt");
+    home.setup(world, &["--storage"]).run()?.fails_with(1, "store of the driver \"vfs\"")?;
+    // The database alone, too, as after `rm -r vfs*`.
+    for name in ["vfs", "vfs-layers", "vfs-images", "vfs-containers"] {
+        world.cmd("rm").arg("-r").arg(store.join(name)).run()?.ok()?;
+    }
+    world.cmd("mkdir").arg(store.join("overlay-layers")).run()?.ok()?;
+    home.setup(world, &[]).run()?.fails_with(1, "store of the driver \"vfs\"")?;
+    world.cmd("rm").arg("-r").arg(&store).run()?.ok()?;
+    podman(world, &home, "podman --storage-driver overlay info >/dev/null")?;
+    home.setup(world, &[]).run()?.ok()?;
+    Ok(())
+}
+
 fn unwritable_home(world: &World<'_>) -> Result<()> {
     let home = Home::new(world)?;
     world.cmd("mkdir").arg("-p").arg(home.0.join(".local/share")).run()?.ok()?;
@@ -168,16 +240,13 @@ fn unwritable_home(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-fn podman_sees_it(world: &World<'_>) -> Result<()> {
+/// A script that calls podman, its home being this one. In a PID namespace of its own:
+/// Podman leaves a process that waits for the next call.
+fn podman(world: &World<'_>, home: &Home, script: &str) -> Result<Output> {
     if lab::find("podman").is_none() {
         return Err(skip("podman is not installed"));
     }
-    let home = Home::new(world)?;
-    home.setup(world, &[]).run()?.ok()?;
-    // A PID namespace of its own: Podman leaves a process that waits for the next call.
-    let script = "podman info --format '{{.Host.Slirp4NetNS.Executable}} {{.Store.GraphDriverName}} \
-                  {{.Store.GraphOptions}}'";
-    let output = Cmd::new("unshare")
+    Cmd::new("unshare")
         .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--", "setpriv"])
         .args(["--reuid", &world.user.uid.to_string(), "--regid", &world.user.gid.to_string()])
         .args(["--clear-groups", "sh", "-c", script])
@@ -185,7 +254,15 @@ fn podman_sees_it(world: &World<'_>) -> Result<()> {
         .env("XDG_RUNTIME_DIR", world.dir())
         .dir(world.dir())
         .run()?
-        .ok()?;
+        .ok()
+}
+
+fn podman_sees_it(world: &World<'_>) -> Result<()> {
+    let home = Home::new(world)?;
+    home.setup(world, &[]).run()?.ok()?;
+    let script = "podman info --format '{{.Host.Slirp4NetNS.Executable}} {{.Store.GraphDriverName}} \
+                  {{.Store.GraphOptions}}'";
+    let output = podman(world, &home, script)?;
     for program in ["netstack", "overlayfs-fuse"] {
         let path = fs::canonicalize(world.lab.bin.join(program))?.display().to_string();
         ensure!(output.stdout.contains(&path), "{program}\n{}", output.describe());

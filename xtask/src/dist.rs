@@ -15,6 +15,8 @@ use crate::prepare::{self, Purpose};
 use crate::{cargo, target_dir, workspace};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Who answers for the package: those named in Cargo.toml.
+const AUTHORS: &str = env!("CARGO_PKG_AUTHORS");
 const STATIC: [&str; 2] = ["netstack", "overlayfs-fuse"];
 const LAUNCHER: &str = "coracle";
 /// The peers' names, each for one of ours; in a directory of their own, so that nobody
@@ -35,6 +37,7 @@ pub(crate) fn run() -> Result<()> {
         fs::remove_dir_all(&package).with_context(|| package.display().to_string())?;
     }
 
+    ensure!(!AUTHORS.is_empty(), "Cargo.toml names no authors: a package has a maintainer");
     let built = build(&target, &triple)?;
     for program in &built {
         let file = program.file_name().context("a program has a name")?;
@@ -75,7 +78,7 @@ pub(crate) fn run() -> Result<()> {
         &package.join("DEBIAN/control"),
         &format!(
             "Package: coracle\nVersion: {VERSION}\nArchitecture: {arch}\nSection: admin\n\
-             Priority: optional\nMaintainer: the authors of Coracle <coracle@localhost>\n\
+             Priority: optional\nMaintainer: {AUTHORS}\n\
              Depends: libc6 (>= {glibc}), libgcc-s1\nRecommends: uidmap, fuse3\n\
              Description: rootless containers without any privilege\n \
              The command coracle, its user-mode network (netstack, stands in for slirp4netns)\n \

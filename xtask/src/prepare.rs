@@ -75,6 +75,7 @@ const NEEDS: &[Need] = &[
     need("openssl", "openssl", &[Test]),
     need("tmux", "tmux", &[Test]),
     need("xz", "xz-utils", &[Test]),
+    need("sqlite3", "sqlite3", &[Test]),
     need("zstd", "zstd", &[Test]),
     need("iptables", "iptables", &[Test]),
     need("/usr/lib/cni/bridge", "containernetworking-plugins", &[Test]),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 use super::{print, printable};
-use crate::setup::{Edit, File, line_diff, other_store};
+use crate::setup::{Edit, File, database, line_diff, other_store};
 use crate::spawn;
 use crate::store::Store;
 
@@ -203,15 +203,12 @@ fn check_store(conf: &str) -> anyhow::Result<()> {
             return Err(error).with_context(|| format!("cannot look into {}", root.display()));
         }
     };
-    let database = root.join("libpod/bolt_state.db");
-    let database = match fs::read(&database) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", database.display()));
-        }
+    let bolt = root.join("libpod/bolt_state.db");
+    let pinned = match pinned(&bolt, database::bolt)? {
+        Some(driver) => Some(driver),
+        None => pinned(&root.join("db.sql"), database::sqlite)?,
     };
-    if let Some(driver) = other_store(&names, &database) {
+    if let Some(driver) = other_store(&names, pinned.as_deref()) {
         anyhow::bail!(
             "{} holds a store of the driver \"{driver}\": with \"overlay\", what is in it could \
              not be seen any more; move it first (podman save, podman system reset), or use \
@@ -220,6 +217,37 @@ fn check_store(conf: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// What a database of Podman's says of the driver. One that is just being changed may
+/// say it elsewhere: SQLite keeps what is not yet, or no longer, in the file beside it.
+fn pinned(
+    path: &Path,
+    driver: impl Fn(&[u8]) -> Result<Option<String>, database::Damaged>,
+) -> anyhow::Result<Option<String>> {
+    for beside in ["-journal", "-wal"] {
+        let mut beside_path = path.as_os_str().to_owned();
+        beside_path.push(beside);
+        let beside = PathBuf::from(beside_path);
+        ensure!(
+            !fs::metadata(&beside).is_ok_and(|is| is.len() > 0),
+            "{} is there: podman is writing to its database, or was killed while it did; run \
+             podman info, which finishes that, and try again, or use --network alone",
+            beside.display()
+        );
+    }
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    driver(&bytes).with_context(|| {
+        format!(
+            "{}: whether podman has pinned another driver there cannot be found out; use \
+             --network alone",
+            path.display()
+        )
+    })
 }
 
 fn home() -> Option<PathBuf> {

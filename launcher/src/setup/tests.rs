@@ -77,14 +77,12 @@ fn what_the_owner_has_changed_since_is_kept() {
 #[test]
 fn stores_of_other_drivers_are_seen() {
     let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-    assert_eq!(other_store(&[], b""), None);
-    assert_eq!(other_store(&names(&["overlay-layers", "vfs-layers"]), b""), None);
-    assert_eq!(other_store(&names(&["vfs", "vfs-layers"]), b"").as_deref(), Some("vfs"));
-    let bolt = |driver: &str| format!("\0\0graph-driver-name{driver}\0graph-root/x").into_bytes();
-    assert_eq!(other_store(&[], &bolt("vfs")).as_deref(), Some("vfs"));
-    assert_eq!(other_store(&[], &bolt("overlay")), None);
-    assert_eq!(other_store(&[], &[bolt("vfs"), bolt("overlay")].concat()), None);
-    assert_eq!(other_store(&[], b"graph-driver-name"), None);
+    assert_eq!(other_store(&[], None), None);
+    assert_eq!(other_store(&names(&["overlay-layers", "vfs-layers"]), None), None);
+    assert_eq!(other_store(&names(&["vfs", "vfs-layers"]), None).as_deref(), Some("vfs"));
+    assert_eq!(other_store(&[], Some("vfs")).as_deref(), Some("vfs"));
+    assert_eq!(other_store(&names(&["overlay-layers"]), Some("zfs")).as_deref(), Some("zfs"));
+    assert_eq!(other_store(&names(&["vfs-layers"]), Some("overlay")), None);
 }
 
 #[test]

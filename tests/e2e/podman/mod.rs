@@ -29,16 +29,44 @@ pub(crate) use cases::TESTS;
 const PRELUDE: &str = include_str!("prelude.sh");
 
 /// Furnishes the namespaces: arguments are the home, the runtime directory, uid and
-/// gid, then the command. Podman needs shared mounts, and a home of its own.
+/// gid, a control group to be made the user's (or nothing), then the command. Podman
+/// needs shared mounts, and a home of its own.
 const FURNISH: &str = r#"set -e
 mount --make-rshared /
 mount -t tmpfs -o mode=700,uid=$3,gid=$4 home "$1"
 mount -t tmpfs -o mode=700,uid=$3,gid=$4 run "$2"
 cd "$1"
-uid=$3 gid=$4
-shift 4
-exec setpriv --reuid $uid --regid $gid --clear-groups "$@"
+uid=$3 gid=$4 group=$5
+shift 5
+set -- setpriv --reuid $uid --regid $gid --clear-groups "$@"
+[ "$group" ] || exec "$@"
+mkdir -p "$group"
+chown $uid:$gid "$group" "$group/cgroup.procs" "$group/cgroup.subtree_control"
+echo 0 >"$group/cgroup.procs"
+# To those in a cgroup namespace of its own it is the root.
+umount /sys/fs/cgroup
+exec unshare --cgroup sh -c 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"' sh "$@"
 "#;
+
+const GROUP: &str = "/sys/fs/cgroup/podman-e2e";
+
+/// Groups outlive the namespaces of those who made them.
+struct Group;
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        fn remove(dir: &Path) {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|is| is.is_dir()) {
+                    remove(&entry.path());
+                }
+            }
+            // What stays is an error of the next that makes it.
+            fs::remove_dir(dir).ok();
+        }
+        remove(Path::new(GROUP));
+    }
+}
 
 /// Time for one side of a case: the longest takes half a minute on an idle machine.
 const LIMIT: Duration = Duration::from_secs(580);
@@ -50,6 +78,8 @@ struct Case {
     needs: &'static [(&'static str, &'static str)],
     /// Who makes bridge networks.
     backend: &'static str,
+    /// Whether it has a control group of the user's.
+    delegated: bool,
     /// Step, what the peers print there and ours does not, what ours prints there.
     differs: &'static [(&'static str, &'static str, &'static str)],
     /// Step, and what both must print there.
@@ -58,7 +88,8 @@ struct Case {
 
 impl Case {
     const fn new(script: &'static str) -> Self {
-        Self { script, needs: &[], backend: "cni", differs: &[], holds: &[] }
+        let (needs, backend, differs, holds) = (&[], "cni", &[], &[]);
+        Self { script, needs, backend, delegated: false, differs, holds }
     }
 
     const fn needs(mut self, needs: &'static [(&'static str, &'static str)]) -> Self {
@@ -68,6 +99,11 @@ impl Case {
 
     const fn backend(mut self, backend: &'static str) -> Self {
         self.backend = backend;
+        self
+    }
+
+    const fn delegated(mut self) -> Self {
+        self.delegated = true;
         self
     }
 
@@ -130,12 +166,14 @@ impl Case {
     ) -> Result<BTreeMap<String, String>> {
         let user = world.user;
         let script = format!("{PRELUDE}\n{}\necho '== end'\n", self.script);
+        let group = self.delegated.then_some(Group);
         let output = Cmd::new("unshare")
             .args(["--mount", "--propagation=private", "--pid", "--fork", "--kill-child"])
             .args(["--mount-proc", "--", "sh", "-c", FURNISH, "sh"])
             .arg(&user.home)
             .arg(&user.runtime_dir)
             .args([user.uid.to_string(), user.gid.to_string()])
+            .arg(if group.is_some() { GROUP } else { "" })
             .args(["sh", "-c", &script])
             .env("HOME", &user.home)
             .env("USER", &user.name)

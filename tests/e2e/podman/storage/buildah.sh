@@ -10,6 +10,9 @@ mkdir vol
 echo plain >vol/f
 t volume-overlay buildah run -v "$PWD/vol:/v:O" w sh -c 'cat /v/f; echo changed >/v/f; cat /v/f'
 t volume-untouched cat vol/f
+cp -r vol 'v:ol'
+t volume-colon buildah run -v "$PWD/v\\:ol:/v:O" w sh -c 'cat /v/f; echo changed >/v/f; cat /v/f'
+t volume-colon-untouched cat v:ol/f
 t commit sh -c 'buildah commit -q w made >/dev/null; buildah images --format "{{.Name}}"'
 t mount buildah unshare sh -c 'm=$(buildah mount w); cat $m/hi; stat -c "%u:%g" $m/hi; buildah umount w >/dev/null'
 t podman podman run --rm made
