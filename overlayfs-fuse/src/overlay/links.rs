@@ -14,6 +14,8 @@
 //!
 //! Where names were removed before anything was copied up, `KEY.lost` is a symbolic
 //! link whose target is their number; an entry of that key makes it void.
+//!
+//! What is written here may be anybody's: numbers that no file system has say nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -44,7 +46,7 @@ impl Origin {
 
     fn parse_key(key: &str) -> Option<Self> {
         let (layer, ino) = key.split_once('-')?;
-        Some(Self { from_bottom: layer.parse().ok()?, ino: u64::from_str_radix(ino, 16).ok()? })
+        Some(Self { from_bottom: parse_layer(layer)?, ino: u64::from_str_radix(ino, 16).ok()? })
     }
 
     pub(crate) fn format(self) -> String {
@@ -53,7 +55,7 @@ impl Origin {
 
     pub(crate) fn parse(value: &[u8]) -> Option<Self> {
         let (layer, ino) = std::str::from_utf8(value).ok()?.split_once(':')?;
-        Some(Self { from_bottom: layer.parse().ok()?, ino: ino.parse().ok()? })
+        Some(Self { from_bottom: parse_layer(layer)?, ino: ino.parse().ok()? })
     }
 }
 
@@ -70,11 +72,8 @@ pub(crate) struct Past {
 impl Past {
     fn parse_record(target: &OsStr) -> Option<Self> {
         let (key, delta) = target.to_str()?.split_once(' ')?;
-        Some(Self {
-            origin: Origin::parse_key(key)?,
-            delta: Some(delta.parse().ok()?),
-            recorded: true,
-        })
+        let delta = Some(parse_number(delta)?);
+        Some(Self { origin: Origin::parse_key(key)?, delta, recorded: true })
     }
 }
 
@@ -172,7 +171,7 @@ impl Upper {
     /// How many names a lower file has lost that was never copied up.
     pub(crate) fn lost_names(&self, key: &OsStr) -> Result<i64> {
         match readlinkat(&self.links, lost_name(key).as_os_str()) {
-            Ok(number) => Ok(number.to_str().and_then(|n| n.parse().ok()).unwrap_or(0)),
+            Ok(number) => Ok(number.to_str().and_then(parse_number).unwrap_or(0).max(0)),
             Err(Errno::ENOENT | Errno::EINVAL) => Ok(0),
             Err(errno) => Err(Error::Layer { op: "look into the link index", errno }),
         }
@@ -198,7 +197,11 @@ impl Upper {
         let temp = self.temp_name();
         symlinkat(text, &self.work, temp.as_os_str()).during(op)?;
         let flags = RenameFlags::empty();
-        renameat2(&self.work, temp.as_os_str(), &self.links, name, flags).during(op)
+        if let Err(errno) = renameat2(&self.work, temp.as_os_str(), &self.links, name, flags) {
+            self.discard(&temp)?;
+            return Err(Error::Layer { op, errno });
+        }
+        Ok(())
     }
 
     fn remove_note(&self, name: &OsStr, op: &'static str) -> Result<()> {
@@ -220,7 +223,17 @@ fn record_name(ino: u64) -> OsString {
 }
 
 fn parse_delta(value: Option<Vec<u8>>) -> Option<i64> {
-    std::str::from_utf8(&value?).ok()?.parse().ok()
+    parse_number(std::str::from_utf8(&value?).ok()?)
+}
+
+/// A number of names: with 31 bits of it can be counted without bounds being met.
+fn parse_number(text: &str) -> Option<i64> {
+    text.parse::<i32>().ok().map(i64::from)
+}
+
+/// Which lower: there are at most some hundred.
+fn parse_layer(text: &str) -> Option<usize> {
+    text.parse::<u16>().ok().map(usize::from)
 }
 
 #[cfg(test)]
@@ -230,14 +243,26 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn numbers_without_bounds_say_nothing() {
+        for value in ["18446744073709551615:5", "65536:5", "-1:5", "1:-5", "1", ":", "1:2:3"] {
+            assert_eq!(Origin::parse(value.as_bytes()), None, "{value}");
+        }
+        for record in ["0-1 9223372036854775807", "0-1 -9223372036854775808", "65536-1 1", "0 1"] {
+            assert_eq!(Past::parse_record(OsStr::new(record)), None, "{record}");
+        }
+        assert_eq!(parse_delta(Some(b"2147483648".to_vec())), None);
+        assert_eq!(parse_delta(Some(b"-3".to_vec())), Some(-3));
+    }
+
     proptest! {
         #[test]
-        fn origins_round_trip(from_bottom in 0usize..500, ino: u64, delta: i64) {
+        fn origins_round_trip(from_bottom in 0usize..500, ino: u64, delta: i32) {
             let origin = Origin { from_bottom, ino };
             prop_assert_eq!(Origin::parse(origin.format().as_bytes()), Some(origin));
             let mut record = origin.key();
             record.push(format!(" {delta}"));
-            prop_assert_eq!(Past::parse_record(&record), Some(Past { origin, delta: Some(delta), recorded: true }));
+            prop_assert_eq!(Past::parse_record(&record), Some(Past { origin, delta: Some(i64::from(delta)), recorded: true }));
         }
 
         #[test]

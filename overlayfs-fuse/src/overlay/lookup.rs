@@ -241,6 +241,10 @@ impl Overlay {
                     found.kept = self.kept(|attribute| {
                         sys::getxattr_at(up.links.as_fd(), &key, OsStr::new(attribute))
                     })?;
+                    // The number of a file that was here when the index was made.
+                    if shown_kind(&stat, found.kept.as_ref()) != found.identity.kind {
+                        return Err(Error::Stale);
+                    }
                     found.stat = stat;
                 }
                 Err(Errno::ENOENT) => found.identity.nlink_delta = -up.lost_names(&key)?,

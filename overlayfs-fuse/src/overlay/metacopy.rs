@@ -11,7 +11,8 @@
 //! Everything but the data is the copy's own, so this matters only where a file is
 //! opened: for reading the data's file is opened instead. One of the upper is given its
 //! data before it is changed, or moved to where it would not find it. Should that be
-//! interrupted the attribute is still there, and it is begun again.
+//! interrupted the attribute is still there, and it is begun again. One that loses its
+//! name while somebody may have it open is remembered by where the name was in the lowers.
 //!
 //! What redirects may not show is not shown here: where they are not followed such a
 //! file cannot be opened (EPERM). We never make one.
@@ -25,8 +26,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, fstat};
 use nix::sys::time::TimeSpec;
 
-use super::inode::{Node, UpperAt};
-use super::redirect::{Redirect, walk};
+use super::inode::{Lower, Node, UpperAt};
+use super::redirect::{Redirect, has_lower_part, walk};
 use super::whiteout::REDIRECT_ATTRIBUTES;
 use super::{Overlay, copy_up};
 use crate::error::{During, Error, Result};
@@ -83,35 +84,41 @@ impl Overlay {
         match data_by(&names, |attribute| lower.getxattr(dir, name, attribute))? {
             Data::Here => Ok((lower.open(dir, name)?, false)),
             Data::Below(redirect) => {
-                let path = walk(lower.as_ref(), &dir.join(name))?.below;
-                Ok((self.open_below(layer + 1, path, redirect)?, true))
+                let walked = walk(lower.as_ref(), &dir.join(name))?;
+                Ok((self.open_below(layer + 1, walked.below, walked.last, redirect)?, true))
             }
         }
     }
 
     /// Opens the data of a file that the layers from `layer` down have at `path`, or
-    /// where `redirect` says.
+    /// where `redirect` says. `last`: what is above shows nothing of them at that path, so
+    /// that only a redirect from the root leads to it.
     fn open_below(
         &self,
-        mut layer: usize,
+        layer: usize,
         mut path: PathBuf,
+        mut last: bool,
         mut redirect: Option<Redirect>,
     ) -> Result<OwnedFd> {
         if !self.follows_redirects() {
             let reason = "the data of a file is not followed here";
             return Err(Error::Redirect { reason, errno: Errno::EPERM });
         }
-        while let Some(lower) = self.lowers.get(layer) {
-            layer += 1;
+        for root in self.root_lowers().iter().filter(|root| root.layer >= layer) {
             match redirect.take() {
-                Some(Redirect::Absolute(to)) => path = to,
+                Some(Redirect::Absolute(to)) => (path, last) = (to, false),
                 Some(Redirect::Sibling(name)) => path.set_file_name(name),
                 None => {}
             }
+            if last {
+                break;
+            }
+            let lower = &self.lowers[root.layer];
             let walked = walk(lower.as_ref(), &path)?;
             let at = std::mem::replace(&mut path, walked.below);
+            last = walked.last;
             match walked.named {
-                Named::Absent if !walked.last => {}
+                Named::Absent => {}
                 Named::Present(stat, _) if stat.st_mode & libc::S_IFMT == libc::S_IFREG => {
                     let dir = at.parent().unwrap_or(Path::new(""));
                     let name = at.file_name().ok_or(Error::Stale)?;
@@ -139,12 +146,37 @@ impl Overlay {
             return Ok(None);
         }
         let Data::Below(redirect) = data_of_open(fd)? else { return Ok(None) };
-        let path = match (&redirect, node.body().place.clone()) {
-            (Some(Redirect::Absolute(_)), _) => PathBuf::new(),
-            (_, Some((parent, name))) => self.path_in_lowers(&parent)?.join(&*name),
-            (_, None) => return Err(Error::Stale),
+        let (place, lower) = {
+            let body = node.body();
+            (body.place.clone(), body.lower.clone())
         };
-        self.open_below(0, path, redirect).map(Some)
+        let (path, last) = match (&redirect, place, lower) {
+            (Some(Redirect::Absolute(_)), ..) => (PathBuf::new(), false),
+            (_, Some((parent, name)), _) => {
+                (self.path_in_lowers(&parent)?.join(&*name), !has_lower_part(&parent))
+            }
+            (_, None, Lower::File(_, dir, name)) => (dir.join(&*name), false),
+            (_, None, _) => return Err(Error::Stale),
+        };
+        self.open_below(0, path, last, redirect).map(Some)
+    }
+
+    /// A file of the upper, reached by `fd`, is about to lose the name by which it is
+    /// known, and may be used on. If its data is found by that name, the name's place in
+    /// the lowers is noted, which never changes. What cannot be found out, or leads
+    /// nowhere, is for the one who reads: the name can go.
+    pub(super) fn remember_data(&self, node: &Arc<Node>, fd: &OwnedFd) {
+        if node.kind != libc::S_IFREG || !self.upper().is_ok_and(|up| up.sees_trusted()) {
+            return;
+        }
+        let Ok(Data::Below(_)) = data_of_open(fd) else { return };
+        let place = node.body().place.clone();
+        if let Some((parent, name)) = place
+            && has_lower_part(&parent)
+            && let Ok(dir) = self.path_in_lowers(&parent)
+        {
+            node.body().lower = Lower::File(0, dir.into(), name);
+        }
     }
 
     /// Gives a file of the upper its data, if that is elsewhere. The caller holds no
@@ -171,11 +203,18 @@ impl Overlay {
         let stat = fstat(&data).during(OP)?;
         let before = fstat(&file).during(OP)?;
         let size = stat.st_size.cast_unsigned();
+        // The hole has the size of the data it stands for.
+        if stat.st_size != before.st_size {
+            return Err(Error::Stale);
+        }
         let room = self.room_for_copy(&stat, size)?;
-        copy_up::copy_data(data.as_fd(), file.as_fd(), &stat, size, &copy_up::Refused::default())?;
+        let refused = copy_up::Refused::default();
+        let copied = copy_up::copy_data(data.as_fd(), file.as_fd(), &stat, size, &refused);
+        // What was written stays, and takes space, however far it came.
         if let Some(room) = room {
             room.settle(file.as_fd())?;
         }
+        copied?;
         // For the user of the union nothing in it has changed.
         let (atime, mtime) = times(&before);
         nix::sys::stat::futimens(&file, &atime, &mtime).during(OP)?;

@@ -103,9 +103,9 @@ impl Overlay {
             return Ok(None);
         }
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(dir.as_fd(), name, flags, Mode::empty())
-            .map(|fd| Some(Arc::new(fd)))
-            .during("hold what is removed")
+        let fd = openat(dir.as_fd(), name, flags, Mode::empty()).during("hold what is removed")?;
+        self.remember_data(node, &fd);
+        Ok(Some(Arc::new(fd)))
     }
 
     /// Notes that `node` has lost the name `name` in `parent`; `links` is how

@@ -130,6 +130,48 @@ pub(crate) fn hard_links_are_one_inode() {
     assert_eq!(fs::read_dir("work/links.coracle").unwrap().count(), 0);
 }
 
+/// Where copies came from, and the index, in an upper that somebody else has written:
+/// what makes no sense says nothing, and nobody falls over it.
+pub(crate) fn remembered_may_be_anything() {
+    let options = layers();
+    sh("cd lower; echo f >f; ln f g; ln f h; echo p >p; ln p q; mkdir d
+        cd ../upper; for n in 1 2 3 4 5 6; do echo $n >x$n; done");
+    drop(Mounted::new(&options, "union"));
+    let (f, p) = (stat("lower/f").ino(), stat("lower/p").ino());
+    let own = format!("0:{p}");
+    for (name, origin, delta) in [
+        ("x1", "18446744073709551615:5", "1"),
+        ("x2", "0:18446744073709551615", "9223372036854775807"),
+        ("x3", "-1:-1", "-9223372036854775808"),
+        ("x4", "65535:1", "x"),
+        ("x5", own.as_str(), "9223372036854775807"),
+        ("x6", own.as_str(), "-2147483648"),
+    ] {
+        for (key, value) in [("origin", origin), ("nlink", delta)] {
+            sh(&format!("setfattr -n user.overlay.coracle.{key} -v '{value}' upper/{name}"));
+        }
+    }
+    sh(&format!("ln -s -- -9223372036854775808 work/links.coracle/0-{f:x}.lost"));
+    // The number is a file's, the entry is none.
+    sh(&format!("mkfifo work/links.coracle/0-{p:x}; ln upper/x6 upper/x7"));
+    let all = || {
+        let union = Mounted::new(&options, "union");
+        for n in 1..7 {
+            let name = format!("x{n}");
+            assert_eq!(fs::read_to_string(union.path(&name)).unwrap(), format!("{n}\n"));
+            assert_eq!(stat(union.path(&name)).nlink(), if n == 6 { 2 } else { 1 });
+        }
+        assert_eq!(errno(fs::metadata(union.path("p"))), libc::ESTALE);
+        assert_eq!(stat(union.path("f")).nlink(), 3);
+        sh("rm union/f; echo more >>union/g; test $(stat -c %h union/h) = 2; ls -l union/d");
+    };
+    all();
+    // And once more on what that has left.
+    sh("rm -rf upper/f upper/g upper/h work/links.coracle/0-*; rm -f work/links.coracle/i*");
+    sh(&format!("mkfifo work/links.coracle/0-{p:x}"));
+    all();
+}
+
 /// What can have no attributes of the user is one file all the same, and keeps its
 /// inode number, by a record in the index.
 pub(crate) fn links_without_attributes() {

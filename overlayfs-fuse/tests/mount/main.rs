@@ -32,6 +32,7 @@ const CASES: &[Case] = &[
     ("corners::removal_copies_nothing", corners::removal_copies_nothing),
     ("corners::hard_links_are_one_inode", corners::hard_links_are_one_inode),
     ("corners::links_without_attributes", corners::links_without_attributes),
+    ("corners::what_is_remembered_may_be_anything", corners::remembered_may_be_anything),
     ("corners::set_gid_directories_pass_on_their_group", corners::set_gid_directories),
     ("corners::open_files_outlive_their_names", corners::open_files_outlive_their_names),
     ("corners::whiteouts_and_opaque_marks_are_read", corners::whiteouts_are_read),
@@ -78,6 +79,8 @@ const PRIVILEGED: &[Case] = &[
     ("redirect::on_disk_as_the_kernels", redirect::on_disk_as_the_kernels),
     ("metacopy::files_without_data", metacopy::files_without_data),
     ("metacopy::data_that_is_not_there", metacopy::data_that_is_not_there),
+    ("metacopy::data_outlives_the_name", metacopy::data_outlives_the_name),
+    ("metacopy::data_below_what_hides_it", metacopy::data_below_what_hides_it),
     ("model::random_renames_match_the_kernel", model::redirects),
 ];
 

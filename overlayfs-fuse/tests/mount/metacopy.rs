@@ -118,3 +118,51 @@ pub(crate) fn data_that_is_not_there() {
     let union = Mounted::new(layers, "m");
     assert_eq!(errno(fs::read(union.path("f"))), libc::EINVAL);
 }
+
+/// Read through a handle that was opened before the name went, by removal or rename.
+pub(crate) fn data_outlives_the_name() {
+    sh("mkdir -p l/d; for n in f d/g d/h here; do printf 'the data of %s' $n >l/$n; done");
+    kernel("l", "u1");
+    sh("cd k; chown 5 f d/g here; mv d/h d/i; cd ..; umount k; printf new >u1/new");
+    let union = Mounted::new("lowerdir=l,upperdir=u1,workdir=u1.w,redirect_dir=on", "m");
+    let names = ["f", "d/g", "d/i", "here"];
+    let open = |name: &str| OpenOptions::new().read(true).write(true).open(union.path(name));
+    // Nothing has read them yet: where the data is, is found out afterwards.
+    let files = names.map(|name| open(name).unwrap());
+    sh("rm m/f m/d/g; mv m/new m/here; rm -r m/d");
+    for (file, was) in files.iter().zip(["f", "d/g", "d/h", "here"]) {
+        let want = format!("the data of {was}");
+        let mut read = vec![0; want.len()];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(String::from_utf8(read).unwrap(), want);
+        file.write_all_at(b"THE", 0).unwrap();
+        let mut read = [0; 8];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(&read, b"THE data");
+    }
+    assert_eq!(sh("cat m/here"), "new");
+}
+
+/// What lies below a directory that hides it is nobody's data, unless it is named from
+/// the root; and data of another size is not that of the file.
+pub(crate) fn data_below_what_hides_it() {
+    sh("mkdir -p l/d; printf data >l/d/f; printf data >l/g");
+    kernel("l", "u1");
+    sh("chown 5 k/d/f k/g; umount k; mkdir u w; setfattr -n trusted.overlay.opaque -v y u1/d");
+    let layers = ["lowerdir=u1:l,upperdir=u,workdir=w", "lowerdir=l,upperdir=u1,workdir=w"];
+    for options in layers {
+        let union = Mounted::new(options, "m");
+        assert_eq!(errno(fs::read(union.path("d/f"))), libc::EIO, "{options}");
+        assert_eq!(fs::read(union.path("g")).unwrap(), b"data");
+        sh("rm -rf u/* w/*");
+    }
+    sh("setfattr -n trusted.overlay.redirect -v /d/f u1/d/f");
+    for options in layers {
+        assert_eq!(fs::read(Mounted::new(options, "m").path("d/f")).unwrap(), b"data");
+    }
+    sh("printf longer >l/g");
+    let union = Mounted::new(layers[1], "m");
+    let write = OpenOptions::new().append(true).open(union.path("g")).unwrap().write_all(b"+");
+    assert_eq!(errno(write), libc::ESTALE);
+    assert_eq!(sh("stat -c '%s %b' u1/g"), "4 0");
+}
