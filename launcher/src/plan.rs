@@ -4,12 +4,12 @@
 
 mod confine;
 mod display;
+mod names;
 mod steps;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,8 @@ pub use steps::{InitStep, Kind, MonitorStep, Paths, Plan, PlanError, StorageStep
 use crate::policy;
 use crate::probe::{HostCaps, Place};
 use crate::spec::{
-    Exec, Limits, Network, Protocol, Publish, Root, Secret, Spec, TmpfsOptions, Unmask, Upper,
+    Exec, Limits, Network, Protocol, Publish, Root, Secret, Security, Spec, TmpfsOptions, Unmask,
+    Upper,
 };
 
 /// The container's end of the network, as slirp4netns users know it.
@@ -81,6 +82,9 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
         }
         plan.lacking.push(lack.what);
     }
+    if plan.lacking.is_empty() {
+        plan.lacking.extend(confine::without_landlock(&spec.security, host.landlock));
+    }
     if spec.security.egress.is_some() && spec.network == Network::Host {
         return Err(PlanError::NoEgress);
     }
@@ -91,20 +95,34 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
     files(&mut plan, spec, host, name, paths);
     plan.init.push(InitStep::Hostname(hostname(spec, name).to_owned()));
     plan.init.push(InitStep::Pivot);
-    let usual = |path: &&&str| match &spec.security.unmask {
-        Unmask::All => false,
-        Unmask::Paths(paths) => !paths.iter().any(|unmasked| unmasked == Path::new(path)),
-    };
-    let masked = policy::MASKED_PATHS.iter().filter(usual).map(PathBuf::from);
-    let masked = masked.chain(spec.security.mask.iter().cloned());
-    plan.init.extend(masked.map(InitStep::Hide));
-    let protected = policy::READONLY_PATHS.iter().filter(usual);
-    plan.init.extend(protected.map(|path| InitStep::Protect(path.into())));
+    plan.init.extend(masked(&spec.security).into_iter().map(InitStep::Hide));
+    plan.init.extend(protected(&spec.security).into_iter().map(InitStep::Protect));
     if spec.read_only {
         plan.init.push(InitStep::RootReadOnly);
     }
     plan.workload.confinement = confine::confinement(spec, host, &plan.init);
     Ok(plan)
+}
+
+/// The paths inside that are hidden.
+#[must_use]
+pub fn masked(security: &Security) -> Vec<PathBuf> {
+    let usual = policy::MASKED_PATHS.iter().filter(|path| is_usual(security, path));
+    usual.map(PathBuf::from).chain(security.mask.iter().cloned()).collect()
+}
+
+/// The paths inside that are read-only.
+#[must_use]
+pub fn protected(security: &Security) -> Vec<PathBuf> {
+    let usual = policy::READONLY_PATHS.iter().filter(|path| is_usual(security, path));
+    usual.map(PathBuf::from).collect()
+}
+
+fn is_usual(security: &Security, path: &str) -> bool {
+    match &security.unmask {
+        Unmask::All => false,
+        Unmask::Paths(paths) => !paths.iter().any(|unmasked| unmasked == Path::new(path)),
+    }
 }
 
 fn hostname<'a>(spec: &'a Spec, name: &'a str) -> &'a str {
@@ -385,7 +403,13 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
     mount(Kind::Proc, "/proc");
     mount(Kind::Dev, "/dev");
     mount(Kind::Devpts, "/dev/pts");
-    mount(Kind::Shm, "/dev/shm");
+    let shm = TmpfsOptions {
+        mode: 0o1777,
+        size: Some(spec.memory.shm),
+        read_only: false,
+        programs: false,
+    };
+    mount(Kind::Tmpfs(shm), "/dev/shm");
     mount(Kind::Mqueue, "/dev/mqueue");
     if spec.network == Network::Host {
         plan.init.push(InitStep::HostSysfs);
@@ -493,24 +517,9 @@ fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Path
         plan.init.push(InitStep::File { source, target });
     };
     file("hostname", format!("{hostname}\n"));
-    let mut hosts = match spec.network {
-        Network::Host => host.hosts.clone(),
-        _ => "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned(),
-    };
-    if !hosts.is_empty() && !hosts.ends_with('\n') {
-        hosts.push('\n');
-    }
-    let own = match spec.network {
-        Network::Netstack => IpAddr::from(GUEST_V4),
-        _ => IpAddr::from(Ipv4Addr::new(127, 0, 1, 1)),
-    };
-    writeln!(hosts, "{own}\t{hostname}").expect("a String takes all that is written to it");
-    file("hosts", hosts);
-    match spec.network {
-        Network::Netstack => file("resolv.conf", resolv_conf(&host.resolv_conf, host.ipv6)),
-        Network::Host => file("resolv.conf", host.resolv_conf.clone()),
-        // Nobody can be asked.
-        Network::None => {}
+    file("hosts", names::hosts(spec, host, hostname));
+    if let Some(content) = names::resolv_conf(spec, host) {
+        file("resolv.conf", content);
     }
     if host.map.is_single() {
         // apt checks that it has become someone else, whom there is none here:
@@ -522,26 +531,6 @@ fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Path
         let target = "/etc/apt/apt.conf.d/99coracle".into();
         plan.init.push(InitStep::FileBeside { source, target });
     }
-}
-
-/// Our name servers, with the host's search list.
-fn resolv_conf(host: &str, ipv6: bool) -> String {
-    let mut content = String::new();
-    // The last of them counts: resolv.conf(5).
-    let search = host
-        .lines()
-        .rfind(|line| matches!(line.split_whitespace().next(), Some("search" | "domain")));
-    if let Some(line) = search {
-        let names: Vec<&str> = line.split_whitespace().skip(1).collect();
-        if !names.is_empty() {
-            content.push_str(&format!("search {}\n", names.join(" ")));
-        }
-    }
-    content.push_str(&format!("nameserver {DNS_V4}\n"));
-    if ipv6 {
-        content.push_str(&format!("nameserver {DNS_V6}\n"));
-    }
-    content
 }
 
 /// `path` (absolute) below `root`.

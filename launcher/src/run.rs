@@ -384,6 +384,12 @@ impl Life {
                 state.error = None;
                 state.kept = true;
                 *ran = true;
+                if let Some(path) = &state.spec.pid_file {
+                    fs::write(path, format!("{init}\n")).map_err(RunError::os(format!(
+                        "cannot write the pid file {}",
+                        path.display()
+                    )))?;
+                }
                 container.record(state)?;
                 started(init)
             },

@@ -67,6 +67,40 @@ pub struct Spec {
     /// What lives in memory alone.
     #[serde(default)]
     pub memory: InMemory,
+    /// What is said about it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// How it resolves names.
+    #[serde(default)]
+    pub names: Names,
+    /// Seconds that `stop` gives it; 10 when absent.
+    #[serde(default)]
+    pub stop_timeout: Option<u32>,
+    /// Where the host's number of its first process is written.
+    #[serde(default)]
+    pub pid_file: Option<PathBuf>,
+}
+
+/// How a container resolves names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Names {
+    /// Entries of its /etc/hosts besides the usual ones.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// Its name servers; ours, or the host's, when there are none.
+    pub servers: Vec<IpAddr>,
+    /// Domains that it searches; the host's when absent.
+    pub search: Option<Vec<String>>,
+    /// Options of resolv.conf(5); the host's when absent.
+    pub options: Option<Vec<String>>,
+}
+
+impl Names {
+    /// Whether name servers are to be asked otherwise than usual.
+    #[must_use]
+    pub fn differ(&self) -> bool {
+        !self.servers.is_empty() || self.search.is_some() || self.options.is_some()
+    }
 }
 
 /// What of a container lives in memory alone.
@@ -79,11 +113,16 @@ pub struct InMemory {
     pub scratch: bool,
     /// Files that the host has.
     pub secrets: Vec<Secret>,
+    /// Bytes that /dev/shm holds at most.
+    pub shm: u64,
 }
+
+/// What /dev/shm holds at most unless said otherwise, as in Podman.
+pub const SHM: u64 = 64 << 20;
 
 impl Default for InMemory {
     fn default() -> Self {
-        Self { tmpfs: Vec::new(), scratch: true, secrets: Vec::new() }
+        Self { tmpfs: Vec::new(), scratch: true, secrets: Vec::new(), shm: SHM }
     }
 }
 

@@ -278,7 +278,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unknown`] when it has vanished meanwhile.
     pub fn claim(&self, entry: &Entry) -> Result<Claim> {
-        let _names = self.lock()?;
+        let names = self.lock()?;
         let lock = match entry.open_lock(false) {
             Ok(lock) => lock,
             Err(_) if !entry.dir.is_dir() => return Err(StoreError::Unknown(entry.name.clone())),
@@ -301,6 +301,8 @@ impl Store {
         if !entry.dir.is_dir() {
             return Err(StoreError::Unknown(entry.name.clone()));
         }
+        // It is ours from here on: others need not wait for what takes its time.
+        drop(names);
         // With its monitor all processes of a container die, but their group stays.
         if let Ok(Some(state)) = entry.read()
             && state.active()

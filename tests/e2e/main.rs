@@ -14,6 +14,7 @@ mod lifecycle;
 mod names;
 mod net;
 mod observe;
+mod options;
 mod overlay;
 mod owners;
 mod path;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 use tests::harness::Test;
 
 fn main() -> ExitCode {
-    let tables: [&[Test]; 32] = [
+    let tables: &[&[Test]] = &[
         harness::TESTS,
         run::TESTS,
         root::TESTS,
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         bad_input::TESTS,
         subcommands::TESTS,
         users::TESTS,
+        options::TESTS,
         overlay::TESTS,
         debian::TESTS,
         slirp::TESTS,

@@ -1,6 +1,7 @@
 //! What can be asked of a container's isolation, and what it is by default.
 
 use anyhow::{Context, Result, ensure};
+use tests::command::{Cmd, Output};
 use tests::harness::{Test, World, skip};
 use tests::lab::Ids;
 
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("security/signals-without-capabilities", signals),
     Test::new("security/streams-are-opened-again", streams).each_user(),
     Test::new("security/landlock-is-told", landlock_told).each_user(),
+    Test::new("security/no-landlock", no_landlock).each_user().lab(),
     Test::new("security/tmpfs-and-read-only", tmpfs).each_user(),
     Test::new("security/policy", policy).each_user().lab(),
     Test::new("security/policy-explained", policy_explained).each_user(),
@@ -390,6 +392,54 @@ fn streams(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Starts a program as a user under a filter by which there is no Landlock: root may set
+/// it without no_new_privs, under which set-id helpers would be of no use.
+const WITHOUT: &str = r"
+import ctypes, os, struct, sys
+rows = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50000 | 38), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *row) for row in rows))
+class Filter(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('rows', ctypes.c_void_p)]
+wanted = Filter(len(rows), ctypes.addressof(code))
+assert ctypes.CDLL(None).prctl(22, 2, ctypes.byref(wanted), 0, 0) == 0
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+";
+
+/// A kernel without: it works all the same, and one line says so.
+fn no_landlock(world: &World<'_>) -> Result<()> {
+    if tests::lab::find("python3").is_none() {
+        return Err(skip("python3 is not installed"));
+    }
+    let ids = [world.user.uid.to_string(), world.user.gid.to_string()];
+    let coracle = |words: &[&str]| {
+        Cmd::new("python3")
+            .args(["-c", WITHOUT, &ids[0], &ids[1]])
+            .arg(world.lab.bin.join("coracle"))
+            .args(words)
+            .env("HOME", &world.user.home)
+            .dir(world.dir())
+            .run()
+    };
+    let told = |output: &Output| {
+        let lines = output.stderr.lines();
+        lines.filter(|line| line.contains("warning") && line.contains("no Landlock")).count()
+    };
+    let words = ["run", "--rm", "--", "sh", "-c", "cat /etc/hostname >/dev/null && echo ran"];
+    let output = coracle(&words)?.ok()?.stdout_is("ran")?;
+    ensure!(told(&output) == 1, "{}", output.describe());
+    let off = ["--security-opt", "landlock=off"];
+    let output = coracle(&[&words[..2], &off, &words[2..]].concat())?.ok()?;
+    ensure!(told(&output) == 0, "{}", output.describe());
+    // That it is what the filter does.
+    let output = world.coracle(&words).run()?.ok()?;
+    ensure!(told(&output) == 0, "{}", output.describe());
+    world.write("policy.toml", "[files]\nrequired = true\nread = ['/']\n")?;
+    let policy = [&["run", "--rm", "--policy", "policy.toml"], &words[2..]].concat();
+    coracle(&policy)?.fails_with(125, "no Landlock")?;
+    Ok(())
+}
+
 /// What holds a container can be seen before it runs.
 fn landlock_told(world: &World<'_>) -> Result<()> {
     let version = tests::sys::landlock_version();
@@ -535,6 +585,16 @@ fn policy_explained(world: &World<'_>) -> Result<()> {
         ("[files]\nreed = []", &["bad.toml", "line 2", "reed"][..]),
         ("[syscalls]\ndeny = ['fly']", &["'fly'"]),
         ("[capabilities]\nadd = ['chown']\ndrop = ['chown']", &["CAP_CHOWN"]),
+        (
+            "[network.egress]\ndefault = 'deny'\n[[network.egress.rule]]\naction = 'allow'\n\
+             to = ['10.77.0.2/24']\n",
+            &["rule 1", "10.77.0.2/24", "beyond the prefix"],
+        ),
+        (
+            "[network.egress]\ndefault = 'deny'\n[[network.egress.rule]]\naction = 'allow'\n\
+             to = ['10.77.0']\n",
+            &["rule 1", "10.77.0", "neither a network nor a name"],
+        ),
     ] {
         world.write("bad.toml", text)?;
         for (command, code) in [

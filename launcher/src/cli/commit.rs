@@ -1,6 +1,6 @@
 //! `coracle commit` and `export`.
 
-use std::io::{BufWriter, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use super::ground::{self, Ground, Held};
 use super::output::Output;
 use super::{complain, image, print};
+use crate::cgroup;
 use crate::image::ImageError;
 use crate::image::change::Change;
 use crate::image::commit::{Loose, Note};
@@ -21,6 +22,7 @@ use crate::image::tar::write::Writer;
 use crate::image::work;
 use crate::spec::Root;
 use crate::store::Store;
+use crate::sys::process::{self, Forked};
 
 /// Make an image of a container, and print its id.
 ///
@@ -28,8 +30,8 @@ use crate::store::Store;
 /// mounts are never part of it. The configuration is that of the container's image,
 /// with the changes asked for; what 'coracle run' was given (-e, -w, -u, the command)
 /// is the container's alone. A container of a directory, or of the host's own root,
-/// becomes an image of one layer with all of it. A running container goes on: a file
-/// that it writes meanwhile may be half old, half new.
+/// becomes an image of one layer with all of it. A running container is paused meanwhile,
+/// where it has a control group; without, a file that it writes may be half old, half new.
 #[derive(Debug, clap::Args)]
 pub(super) struct CommitArgs {
     /// Change the configuration: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
@@ -47,6 +49,19 @@ pub(super) struct CommitArgs {
     /// Make one layer of all
     #[arg(short, long)]
     squash: bool,
+
+    /// Pause a running container meanwhile, where that is possible
+    #[arg(
+        short,
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pause: bool,
 
     /// Write the image's id to FILE, too
     #[arg(long, value_name = "FILE")]
@@ -122,6 +137,7 @@ pub(super) fn commit(args: CommitArgs) -> anyhow::Result<u8> {
     let names = args.image.iter().map(Reference::local).collect();
     let (author, message) = (args.author, args.message);
     let note = Note { author, message, changes: args.changes, ..note("commit", &args.name) };
+    let paused = if args.pause { Paused::new(&held)? } else { None };
     held.settle()?;
     let ground = Ground::of(&store, &held)?;
     let changes = base.is_some() && !args.squash;
@@ -138,6 +154,7 @@ pub(super) fn commit(args: CommitArgs) -> anyhow::Result<u8> {
             serde_json::to_vec(&done).map_err(|error| error.to_string())
         })
         .with_context(|| format!("cannot make an image of container '{}'", args.name))?;
+    drop(paused);
     let done: Imported = serde_json::from_slice(&done)?;
     for warning in &done.warnings {
         complain(format!("warning: {warning}"));
@@ -148,6 +165,47 @@ pub(super) fn commit(args: CommitArgs) -> anyhow::Result<u8> {
     }
     print(&format!("{}\n", done.id))?;
     Ok(0)
+}
+
+/// A container that is frozen until this is dropped, or this process ends in whatever
+/// way: a process of its own waits for that, out of reach of what is pressed at a terminal.
+struct Paused {
+    until: Option<io::PipeWriter>,
+    guard: i32,
+}
+
+impl Paused {
+    /// `None` when it does not run, is paused already, or cannot be.
+    fn new(held: &Held) -> anyhow::Result<Option<Self>> {
+        let group = held.state.group.as_ref().filter(|group| group.is_dir());
+        let Some(group) = group.filter(|_| held.runs() && !held.state.is_paused()) else {
+            return Ok(None);
+        };
+        let what = || format!("cannot pause container '{}'", held.entry.name());
+        let (mut ends, until) = io::pipe().with_context(what)?;
+        match process::fork().with_context(what)? {
+            Forked::Parent(guard) => {
+                drop(ends);
+                let paused = Self { until: Some(until), guard };
+                cgroup::freeze(group, true).with_context(what)?;
+                Ok(Some(paused))
+            }
+            Forked::Child => {
+                drop(until);
+                // Where it fails there is nothing else to be done, and nobody to be told.
+                nix::unistd::setsid().ok();
+                drop(io::copy(&mut ends, &mut io::sink()));
+                process::exit_now(u8::from(cgroup::freeze(group, false).is_err()))
+            }
+        }
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        drop(self.until.take());
+        process::reap(self.guard);
+    }
 }
 
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<u8> {

@@ -16,9 +16,8 @@ pub(super) struct Args {
     #[arg(short, long)]
     tty: bool,
 
-    /// Set an environment variable; NAME alone takes the host's value
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
+    #[command(flatten)]
+    env: run::EnvArgs,
 
     /// Working directory in the container [default: the container's]
     #[arg(short, long, value_name = "DIR")]
@@ -45,7 +44,7 @@ pub(super) fn exec(args: Args) -> anyhow::Result<u8> {
     let exec = Exec {
         interactive: args.interactive,
         tty: args.tty,
-        env: run::environment(&args.env, run::host_env)?,
+        env: args.env.read(run::host_env)?,
         workdir: run::workdir(args.workdir.as_deref())?,
         user: args.user,
         command: args.command,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::lifecycle;
 use crate::diff::Lower;
-use crate::image::pack::{Layer, PackError, Tree};
+use crate::image::pack::{Copies, Layer, PackError, Tree};
 use crate::plan::{InitStep, Paths, Plan, StorageStep, plan};
 use crate::spec::{Root, Upper};
 use crate::store::{Claim, Container, Entry, State, Status, Store};
@@ -153,7 +153,8 @@ impl<'a> Ground<'a> {
             layers.push(Layer { public, hidden, ..layer });
         }
         let single = self.held.state.map.is_single();
-        Ok(Tree { without: self.made.clone(), ..Tree::of(layers, changes, single) })
+        let copies = Copies::open(&self.upper.with_file_name("work"))?;
+        Ok(Tree { without: self.made.clone(), copies, ..Tree::of(layers, changes, single) })
     }
 }
 

@@ -1,11 +1,17 @@
 //! `coracle inspect`.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
+use super::lifecycle::GRACE;
 use super::{for_each, print, ps};
 use crate::image::date::rfc3339;
 use crate::plan;
-use crate::spec::{Network, Protocol, Restart, Root, Spec, Ulimit, Upper};
+use crate::policy;
+use crate::spec::{
+    Network, Protocol, Restart, Root, Seccomp, Spec, Tmpfs, TmpfsOptions, Ulimit, Upper,
+};
 use crate::store::{Entry, State, Status, Store};
 
 /// Print all that is known of containers, as JSON.
@@ -52,6 +58,8 @@ fn describe(entry: &Entry, state: &State) -> Value {
         Upper::Dir(dir) => Some(dir.join("upper")),
         Upper::Ram(_) => None,
     };
+    let capabilities = policy::capability_names(spec.security.capabilities);
+    let hosts = spec.names.hosts.iter().map(|(name, ip)| format!("{name}:{ip}"));
     json!({
         "Id": entry.name(),
         "Name": entry.name(),
@@ -64,6 +72,10 @@ fn describe(entry: &Entry, state: &State) -> Value {
         "Rootfs": rootfs,
         "UpperDir": upper,
         "RestartCount": state.restarts,
+        "PidFile": spec.pid_file,
+        "EffectiveCaps": if is_root(spec) { capabilities.clone() } else { Vec::new() },
+        "BoundingCaps": capabilities,
+        "Confinement": confinement(state),
         "LogPath": Some(entry.log()).filter(|log| log.exists()),
         "Config": {
             "Hostname": spec.hostname.as_deref().unwrap_or(entry.name()),
@@ -75,6 +87,8 @@ fn describe(entry: &Entry, state: &State) -> Value {
             "Tty": spec.tty,
             "OpenStdin": spec.interactive,
             "StopSignal": spec.stop_signal.unwrap_or(libc::SIGTERM),
+            "StopTimeout": spec.stop_timeout.unwrap_or(GRACE),
+            "Labels": spec.labels,
         },
         "HostConfig": {
             "AutoRemove": spec.remove,
@@ -88,11 +102,67 @@ fn describe(entry: &Entry, state: &State) -> Value {
             "PidsLimit": spec.limits.pids.unwrap_or(0),
             "Ulimits": spec.ulimits.iter().map(ulimit).collect::<Vec<_>>(),
             "Init": !spec.no_init,
+            "Tmpfs": tmpfs(spec),
+            "ShmSize": spec.memory.shm,
+            "ExtraHosts": hosts.collect::<Vec<_>>(),
+            "Dns": spec.names.servers,
+            "DnsSearch": spec.names.search,
+            "DnsOptions": spec.names.options,
         },
         "Mounts": mounts(spec),
         "NetworkSettings": addresses(spec),
         "IDMappings": state.map,
     })
+}
+
+/// Capabilities are its root's alone.
+fn is_root(spec: &Spec) -> bool {
+    let user = spec.user.as_deref().unwrap_or("root");
+    matches!(user.split(':').next(), Some("root" | "0"))
+}
+
+/// What holds its workload: as it was started, or as it would be.
+fn confinement(state: &State) -> Value {
+    let security = &state.spec.security;
+    let seccomp = match &security.seccomp {
+        Seccomp::Default => "default".to_owned(),
+        Seccomp::Unconfined => "unconfined".to_owned(),
+        Seccomp::Profile { path, .. } => path.display().to_string(),
+    };
+    let landlock = state.confinement.landlock.as_ref().map(|rules| {
+        let beneath = rules.beneath.iter();
+        let files = beneath.map(|rule| json!({ "Path": rule.path, "Access": rule.access.words() }));
+        json!({
+            "Version": rules.version,
+            "Files": files.collect::<Vec<_>>(),
+            "OwnAbstractSocketsOnly": rules.own_sockets,
+            "TcpListen": rules.bind,
+            "TcpConnect": rules.connect,
+        })
+    });
+    json!({
+        "NoNewPrivileges": true,
+        "NestedUserNamespace": state.confinement.nested,
+        "Seccomp": seccomp,
+        "SeccompDenied": security.deny,
+        "Landlock": landlock,
+        "Egress": security.egress,
+        "MaskedPaths": plan::masked(security),
+        "ReadonlyPaths": plan::protected(security),
+        "Secrets": state.spec.memory.secrets.iter().map(|s| &s.name).collect::<Vec<_>>(),
+    })
+}
+
+fn tmpfs(spec: &Spec) -> Value {
+    let options = |tmpfs: &Tmpfs| {
+        let TmpfsOptions { mode, size, read_only, programs } = tmpfs.options;
+        let mut words = vec![if read_only { "ro" } else { "rw" }.to_owned()];
+        words.push(if programs { "exec" } else { "noexec" }.to_owned());
+        words.push(format!("mode={mode:o}"));
+        words.extend(size.map(|bytes| format!("size={bytes}")));
+        (tmpfs.target.display().to_string(), words.join(","))
+    };
+    json!(spec.memory.tmpfs.iter().map(options).collect::<BTreeMap<_, _>>())
 }
 
 fn condition(state: &State) -> Value {

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::choose::{self, Chosen};
 use super::{complain, for_each, parse, print, run};
 use crate::attach::{self, Left, Proxy};
 use crate::cgroup;
@@ -26,6 +27,9 @@ use crate::terminal::{Caller, Keys};
 
 /// How long the monitor gets to clean up after the container has ended.
 const CLEAN_UP: Duration = Duration::from_secs(30);
+
+/// Seconds that `stop` gives a container, unless it says otherwise.
+pub(super) const GRACE: u32 = 10;
 
 /// How a container is left to itself.
 #[derive(Debug, clap::Args)]
@@ -54,21 +58,24 @@ pub(super) struct StartArgs {
     #[command(flatten)]
     keys: KeysArg,
 
+    /// All that do not run
+    #[arg(long, conflicts_with_all = ["names", "attach"])]
+    all: bool,
+
     /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present = "all", value_name = "CONTAINER")]
     names: Vec<String>,
 }
 
 /// Stop containers, if they run, and start them again in the background.
 #[derive(Debug, clap::Args)]
 pub(super) struct RestartArgs {
-    /// Seconds until SIGKILL
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
-    time: u32,
+    /// Seconds until SIGKILL [default: as of 'coracle run --stop-timeout', or 10]
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u32>,
 
-    /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 /// Wait until containers have ended, and print their exit codes.
@@ -117,13 +124,12 @@ pub(super) struct AttachArgs {
 /// The command gets SIGTERM, or what its image says, and SIGKILL when it has not ended in time.
 #[derive(Debug, clap::Args)]
 pub(super) struct StopArgs {
-    /// Seconds until SIGKILL
-    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
-    time: u32,
+    /// Seconds until SIGKILL [default: as of 'coracle run --stop-timeout', or 10]
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u32>,
 
-    /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 /// Send containers a signal.
@@ -133,9 +139,8 @@ pub(super) struct KillArgs {
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = parse::signal)]
     signal: Signal,
 
-    /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 /// Remove containers, with all that was changed in them.
@@ -145,19 +150,20 @@ pub(super) struct RmArgs {
     #[arg(short, long)]
     force: bool,
 
-    /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 pub(super) fn start(args: StartArgs) -> anyhow::Result<u8> {
     let store = Store::open()?;
     run::sweep(&store)?;
     if !args.attach {
-        return Ok(for_each(&args.names, |name| {
+        let (names, code) =
+            if args.all { choose::all(&store, |state| !state.active())? } else { (args.names, 0) };
+        return Ok(code.max(for_each(&names, |name| {
             start_one(&store, name)?;
             Ok(print(&format!("{name}\n"))?)
-        }));
+        })));
     }
     let [name] = &args.names[..] else {
         anyhow::bail!("--attach is for one container, not {}", args.names.len());
@@ -198,8 +204,10 @@ fn claim(store: &Store, name: &str) -> anyhow::Result<Option<(State, crate::stor
 
 pub(super) fn restart(args: &RestartArgs) -> anyhow::Result<u8> {
     let store = Store::open()?;
-    let all = for_each(&args.names, |name| match store.find(name)?.state()? {
-        Some((state, _)) if state.active() && state.spec.remove => anyhow::bail!(
+    let removes = |state: &State| state.active() && state.spec.remove;
+    let (names, code) = args.chosen.names(&store, |state| !removes(state))?;
+    let all = for_each(&names, |name| match store.find(name)?.state()? {
+        Some((state, _)) if removes(&state) => anyhow::bail!(
             "container '{name}' removes itself when it stops (--rm), and could not be started"
         ),
         _ => Ok(()),
@@ -207,11 +215,11 @@ pub(super) fn restart(args: &RestartArgs) -> anyhow::Result<u8> {
     if all != 0 {
         return Ok(all);
     }
-    Ok(stop_all(&store, &args.names, args.time, |name| {
+    Ok(code.max(stop_all(&store, &names, args.time, |name| {
         let entry = store.find(name)?;
         entry.wait_released()?;
         start_one(&store, name)
-    }))
+    })))
 }
 
 pub(super) fn wait_for(args: &WaitArgs) -> anyhow::Result<u8> {
@@ -305,17 +313,18 @@ fn quit(entry: &Entry) -> anyhow::Result<bool> {
 }
 
 pub(super) fn stop(args: &StopArgs) -> anyhow::Result<u8> {
-    Ok(stop_all(&Store::open()?, &args.names, args.time, |_| Ok(())))
+    let store = Store::open()?;
+    let (names, code) = args.chosen.names(&store, State::active)?;
+    Ok(code.max(stop_all(&store, &names, args.time, |_| Ok(()))))
 }
 
 /// Stops containers, does something with each, and prints its name.
 fn stop_all(
     store: &Store,
     names: &[String],
-    seconds: u32,
+    seconds: Option<u32>,
     mut then: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> u8 {
-    let grace = Duration::from_secs(seconds.into());
     // All are asked before any is waited for, and the time runs for all at once.
     let mut asked = Vec::new();
     let mut code = for_each(names, |name| {
@@ -337,14 +346,16 @@ fn stop_all(
                 .with_context(|| format!("cannot stop container '{name}'"))?;
             init = Some(running);
         }
-        asked.push((name.to_owned(), state, init));
+        let own = state.as_ref().and_then(|state| state.spec.stop_timeout);
+        let seconds = seconds.or(own).unwrap_or(GRACE);
+        asked.push((name.to_owned(), state, init, Duration::from_secs(seconds.into())));
         Ok(())
     });
-    let deadline = clock::monotonic() + grace;
-    for (name, state, init) in asked {
+    let began = clock::monotonic();
+    for (name, state, init, grace) in asked {
         let stopped = for_each(&[name], |name| {
             if let Some(init) = &init {
-                let left = deadline.saturating_duration_since(clock::monotonic());
+                let left = grace.saturating_sub(clock::monotonic() - began);
                 if !wait(init.as_fd(), left)? {
                     signal(init, Signal::SIGKILL)
                         .with_context(|| format!("cannot kill container '{name}'"))?;
@@ -363,7 +374,8 @@ fn stop_all(
 
 pub(super) fn kill(args: &KillArgs) -> anyhow::Result<u8> {
     let store = Store::open()?;
-    Ok(for_each(&args.names, |name| {
+    let (names, code) = args.chosen.names(&store, |state| state.status == Status::Running)?;
+    Ok(code.max(for_each(&names, |name| {
         let entry = store.find(name)?;
         let Some((state, _)) = running(&entry)? else {
             anyhow::bail!("container '{name}' is not running");
@@ -377,15 +389,16 @@ pub(super) fn kill(args: &KillArgs) -> anyhow::Result<u8> {
         signal(&init, args.signal)
             .with_context(|| format!("cannot send {} to container '{name}'", args.signal))?;
         Ok(print(&format!("{name}\n"))?)
-    }))
+    })))
 }
 
 pub(super) fn rm(args: &RmArgs) -> anyhow::Result<u8> {
     let store = Store::open()?;
-    Ok(for_each(&args.names, |name| {
+    let (names, code) = args.chosen.names(&store, |_| true)?;
+    Ok(code.max(for_each(&names, |name| {
         remove(&store, name, args.force)?;
         Ok(print(&format!("{name}\n"))?)
-    }))
+    })))
 }
 
 /// Removes a container; one that runs only by `force`.

@@ -12,12 +12,14 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::sys::fd;
 
+mod choose;
 mod commit;
 mod completion;
 mod cp;
 mod diff;
 mod doctor;
 mod exec;
+mod filter;
 mod gc;
 mod ground;
 mod image;
@@ -27,6 +29,8 @@ mod limits;
 mod logs;
 mod memory;
 mod mounted;
+mod mounts;
+mod names;
 mod output;
 pub mod parse;
 mod pause;

@@ -67,6 +67,8 @@ pub fn volume(text: &str, cwd: &Path) -> Result<Volume, String> {
         match option {
             "ro" => read_only = true,
             "rw" => read_only = false,
+            // So it is, and there are no labels to be changed.
+            "rbind" | "rprivate" | "private" | "z" | "Z" => {}
             _ => return Err(format!("'{option}' in '{text}' is no volume option: {form}")),
         }
     }
@@ -162,6 +164,42 @@ pub fn env(
         None => host(name)?,
     };
     Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+/// Reads a file of variables, a line each, as `-e` has them; empty lines and those that
+/// begin with `#` say nothing.
+///
+/// # Errors
+/// A reason, with the number of the line.
+pub fn env_file(
+    text: &str,
+    host: impl Fn(&str) -> Result<Option<String>, String>,
+) -> Result<Vec<(String, String)>, String> {
+    let mut read = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = |why| format!("line {}: {why}", number + 1);
+        if line.split('=').next().is_some_and(|name| name.contains(char::is_whitespace)) {
+            return Err(at(format!("'{line}' has white space in the variable's name")));
+        }
+        read.extend(env(line, &host).map_err(at)?);
+    }
+    Ok(read)
+}
+
+/// Reads `-l KEY[=VALUE]`.
+///
+/// # Errors
+/// A reason, when the key is empty.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() {
+        return Err(format!("'{text}' names no label: use KEY=VALUE or KEY"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Checks a container's name, see [`is_name`].
@@ -432,6 +470,33 @@ mod tests {
         assert_eq!(env("UNSET", host), Ok(None));
         assert!(env("", host).is_err());
         assert!(env("=x", host).is_err());
+    }
+
+    #[test]
+    fn files_of_variables() {
+        let host = |name: &str| Ok((name == "SET").then(|| "of the host".to_owned()));
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let read = |text: &str| env_file(text, host);
+        let text = "# said\n\n  A=b # c = d\r\nSET\nUNSET\nB=\nQ=\"x y\"\n";
+        let wanted = [
+            pair("A", "b # c = d"),
+            pair("SET", "of the host"),
+            pair("B", ""),
+            pair("Q", "\"x y\""),
+        ];
+        assert_eq!(read(text).unwrap(), wanted);
+        assert_eq!(read(""), Ok(Vec::new()));
+        for (text, word) in [("A=b\n=x", "line 2"), ("A B=c", "'A B=c'"), ("\nA =c", "line 2")] {
+            assert!(read(text).unwrap_err().contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn labels() {
+        let pair = |key: &str, value: &str| Ok((key.to_owned(), value.to_owned()));
+        assert_eq!(label("a=b=c"), pair("a", "b=c"));
+        assert_eq!(label("a"), pair("a", ""));
+        assert!(label("").is_err() && label("=b").is_err());
     }
 
     #[test]

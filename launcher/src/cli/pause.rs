@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use super::choose::{self, Chosen};
 use super::{for_each, print};
 use crate::cgroup;
 use crate::store::{Status, Store};
@@ -15,30 +16,30 @@ use crate::store::{Status, Store};
 /// Freeze all processes of containers.
 #[derive(Debug, clap::Args)]
 pub(super) struct PauseArgs {
-    /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 /// Let paused containers go on.
 #[derive(Debug, clap::Args)]
 pub(super) struct UnpauseArgs {
-    /// The containers
-    #[arg(required = true, value_name = "CONTAINER")]
-    names: Vec<String>,
+    #[command(flatten)]
+    chosen: Chosen,
 }
 
 pub(super) fn pause(args: &PauseArgs) -> anyhow::Result<u8> {
-    each(&args.names, true)
+    each(&args.chosen, true)
 }
 
 pub(super) fn unpause(args: &UnpauseArgs) -> anyhow::Result<u8> {
-    each(&args.names, false)
+    each(&args.chosen, false)
 }
 
-fn each(names: &[String], frozen: bool) -> anyhow::Result<u8> {
+fn each(chosen: &Chosen, frozen: bool) -> anyhow::Result<u8> {
     let store = Store::open()?;
-    Ok(for_each(names, |name| {
+    let (names, code) = chosen
+        .names(&store, |state| if frozen { choose::goes_on(state) } else { state.is_paused() })?;
+    Ok(code.max(for_each(&names, |name| {
         let group = group(&store, name)?;
         let (now, verb) = (cgroup::is_frozen(&group), if frozen { "pause" } else { "unpause" });
         if now == frozen {
@@ -47,7 +48,7 @@ fn each(names: &[String], frozen: bool) -> anyhow::Result<u8> {
         cgroup::freeze(&group, frozen)
             .with_context(|| format!("cannot {verb} container '{name}' ({})", group.display()))?;
         Ok(print(&format!("{name}\n"))?)
-    }))
+    })))
 }
 
 fn group(store: &Store, name: &str) -> anyhow::Result<PathBuf> {

@@ -1,11 +1,13 @@
 //! `coracle ps`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
+use super::filter::{self, Filter};
 use super::{complain, print, printable};
 use crate::clock;
 use crate::spec::{Network, Protocol, Publish, Root};
@@ -17,6 +19,11 @@ pub(super) struct Args {
     /// List also those that have ended
     #[arg(short, long)]
     all: bool,
+
+    /// Only those with name=PART, status=STATUS, label=KEY[=VALUE], exited=CODE,
+    /// ancestor=IMAGE or network=NETWORK; of several of a kind one is enough, but for labels
+    #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = filter::read)]
+    filters: Vec<Filter>,
 
     /// Print names only
     #[arg(short, long, conflicts_with = "format")]
@@ -61,15 +68,17 @@ struct Row {
     pid: Option<i32>,
     network: &'static str,
     ports: Vec<String>,
+    labels: BTreeMap<String, String>,
 }
 
 pub(super) fn ps(args: &Args) -> anyhow::Result<u8> {
     let mut rows = Vec::new();
     let mut code = 0;
+    let all = args.all || filter::wants_all(&args.filters);
     for entry in Store::open()?.list()? {
         match entry.state() {
             Ok(Some((state, since))) => {
-                if args.all || state.active() {
+                if (all || state.active()) && filter::pass(&args.filters, entry.name(), &state) {
                     rows.push(row(entry.name(), &state, since));
                 }
             }
@@ -140,6 +149,7 @@ fn row(name: &str, state: &State, since: SystemTime) -> Row {
         } else {
             Vec::new()
         },
+        labels: state.spec.labels.clone(),
     }
 }
 
@@ -252,6 +262,7 @@ mod tests {
             pid: None,
             network: "none",
             ports: vec![],
+            labels: BTreeMap::new(),
         };
         let rows = [
             row("a", "sh\x1b[2J\n", "running", None),

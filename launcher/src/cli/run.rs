@@ -2,19 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use nix::sys::signal::Signal;
 
 use super::memory::MemoryArgs;
-use super::security::SecurityArgs;
+use super::mounts::{MountArgs, Mounts};
+use super::names::NameArgs;
+use super::security::{LONGEST, SecurityArgs, read_text};
 use super::{complain, image, lifecycle, limits, parse, print};
 use crate::image::config;
 use crate::image::store::{Image, Images};
 use crate::run::Mode;
-use crate::spec::{Network, Protocol, Publish, Restart, Root, Spec, Upper, Volume};
+use crate::spec::{Network, Protocol, Publish, Restart, Root, Spec, Upper};
 use crate::store::{Container, Store};
 
 /// Run a command in a new container.
@@ -84,6 +89,26 @@ struct Args {
     #[arg(long, value_name = "NAME", value_parser = parse::name)]
     name: Option<String>,
 
+    /// Remove another container of that name first, also when it runs
+    #[arg(long, requires = "name")]
+    replace: bool,
+
+    /// Write its name to FILE, which must not be there
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+
+    /// Write the host's number of its first process to FILE, each time it starts
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+
+    /// What 'coracle stop' sends [default: as the image says, or TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = parse::signal)]
+    stop_signal: Option<Signal>,
+
+    /// Seconds that 'coracle stop' waits until SIGKILL [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u32>,
+
     /// Run it again after its end: no, on-failure, on-failure:TIMES, always, unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse::restart)]
     restart: Restart,
@@ -107,9 +132,12 @@ struct Args {
     #[arg(short, long)]
     tty: bool,
 
-    /// Set an environment variable; NAME alone takes the host's value
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
+    #[command(flatten)]
+    env: EnvArgs,
+
+    /// Say something about it, which inspect shows and ps looks for
+    #[arg(short, long = "label", value_name = "KEY[=VALUE]", value_parser = parse::label)]
+    labels: Vec<(String, String)>,
 
     /// Working directory in the container [default: /]
     #[arg(short, long, value_name = "DIR")]
@@ -119,9 +147,8 @@ struct Args {
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = parse::user)]
     user: Option<String>,
 
-    /// Show SRC of the host at DST in the container
-    #[arg(short, long = "volume", value_name = "SRC:DST[:ro]")]
-    volumes: Vec<String>,
+    #[command(flatten)]
+    mounts: MountArgs,
 
     /// Host name in the container [default: its name]
     #[arg(short = 'h', long, value_name = "NAME", value_parser = parse::hostname)]
@@ -139,6 +166,9 @@ struct Args {
     /// Network of the container
     #[arg(long, alias = "net", value_enum, default_value = "netstack", value_name = "NETWORK")]
     network: NetworkArg,
+
+    #[command(flatten)]
+    names: NameArgs,
 
     #[command(flatten)]
     security: SecurityArgs,
@@ -174,6 +204,38 @@ struct Args {
     command: Vec<String>,
 }
 
+/// Variables of the environment.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct EnvArgs {
+    /// Set an environment variable; NAME alone takes the host's value
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+
+    /// Set those that FILE has, a line each; --env goes before
+    #[arg(long = "env-file", value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+impl EnvArgs {
+    /// All of them; a later one of the same name wins.
+    pub(super) fn read(
+        &self,
+        host: impl Fn(&str) -> Result<Option<String>, String>,
+    ) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut env = BTreeMap::new();
+        for file in &self.files {
+            let what = || format!("--env-file {}", file.display());
+            let text = read_text(file, LONGEST).with_context(what)?;
+            let read = parse::env_file(&text, &host).map_err(anyhow::Error::msg);
+            env.extend(read.with_context(what)?);
+        }
+        for text in &self.env {
+            env.extend(parse::env(text, &host).map_err(anyhow::Error::msg)?);
+        }
+        Ok(env)
+    }
+}
+
 /// When an image is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Pull {
@@ -198,7 +260,7 @@ enum NetworkArg {
 /// Runs a container; returns the command's exit code.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { detach, keys, make } = args;
-    let Some((mut spec, container)) = prepare(make)? else { return Ok(0) };
+    let Some((mut spec, container, cidfile)) = prepare(make)? else { return Ok(0) };
     spec.detach = detach;
     let name = container.name.clone();
     let mode = if detach {
@@ -207,6 +269,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<u8> {
         Mode::Foreground { input: spec.interactive, keys: keys.keys }
     };
     let code = crate::run::run(spec, container, mode)?;
+    cidfile.into_iter().for_each(Fresh::keep);
     if detach && code == 0 {
         print(&format!("{name}\n"))?;
     }
@@ -215,19 +278,21 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<u8> {
 
 /// Makes a container.
 pub(super) fn create(args: CreateArgs) -> anyhow::Result<u8> {
-    let Some((spec, container)) = prepare(args.make)? else { return Ok(0) };
+    let Some((spec, container, cidfile)) = prepare(args.make)? else { return Ok(0) };
     let name = container.name.clone();
     crate::run::create(spec, container)?;
+    cidfile.into_iter().for_each(Fresh::keep);
     print(&format!("{name}\n"))?;
     Ok(0)
 }
 
 /// What is asked for, and a directory for it; `None` when it is only shown.
-fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container)>> {
+fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container, Option<Fresh>)>> {
     let cwd = std::env::current_dir().context("the working directory is gone")?;
     let wanted = args.image(&std::env::args_os().collect::<Vec<_>>())?;
     let options = wanted.is_some().then(|| args.options()).transpose()?;
     let (dry_run, pull, registry) = (args.dry_run, args.pull, std::mem::take(&mut args.registry));
+    let (replace, cidfile) = (args.replace, args.cidfile.take());
     let mut spec = args.into_spec(&cwd, host_env)?;
     let store = Store::open()?;
     let mut based = None;
@@ -241,7 +306,7 @@ fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container)>> {
         let (found, lock) = image::ready(&images, &wanted, found, &registry)?;
         spec = config::apply(spec, &found.image, wanted, found.lowers, &options)
             .map_err(anyhow::Error::msg)?;
-        spec.stop_signal = stop_signal(&found.image)?;
+        spec.stop_signal = spec.stop_signal.or(stop_signal(&found.image)?);
         choose_ports(&mut spec)?;
         based = Some((images, found.image, lock));
     }
@@ -252,6 +317,12 @@ fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container)>> {
         return Ok(None);
     }
     sweep(&store)?;
+    let cidfile = cidfile.map(Fresh::make).transpose()?;
+    if let Some(name) = spec.name.as_ref().filter(|_| replace)
+        && store.find(name).is_ok()
+    {
+        lifecycle::remove(&store, name, true)?;
+    }
     let container = store.create(&spec)?;
     if let Some((images, image, lock)) = based {
         images.use_by(&container.dir, &image)?;
@@ -259,7 +330,50 @@ fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container)>> {
         drop(lock);
     }
     spec.name = Some(container.name.clone());
-    Ok(Some((spec, container)))
+    if let Some(cidfile) = &cidfile {
+        cidfile.say(&container.name)?;
+    }
+    Ok(Some((spec, container, cidfile)))
+}
+
+/// A file that was not there before, and goes again unless something comes of it.
+struct Fresh {
+    path: PathBuf,
+    file: File,
+    kept: bool,
+}
+
+impl Fresh {
+    fn make(path: PathBuf) -> anyhow::Result<Self> {
+        let made = File::options().write(true).create_new(true).open(&path);
+        let file = made.map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => anyhow::anyhow!(
+                "--cidfile: {} is there: it may be another container's; remove it, or use another \
+                 name",
+                path.display()
+            ),
+            _ => anyhow::anyhow!("--cidfile: cannot make {}: {error}", path.display()),
+        })?;
+        Ok(Self { path, file, kept: false })
+    }
+
+    fn say(&self, text: &str) -> anyhow::Result<()> {
+        let written = (&self.file).write_all(text.as_bytes());
+        written.with_context(|| format!("--cidfile: cannot write {}", self.path.display()))
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Why nothing came of it is told.
+            drop(fs::remove_file(&self.path));
+        }
+    }
 }
 
 /// Puts right what crashes have left.
@@ -314,20 +428,6 @@ pub(super) fn host_env(name: &str) -> Result<Option<String>, String> {
             Err(format!("the value of {name} in the host's environment is not UTF-8"))
         }
     }
-}
-
-/// Reads all of `-e`; a later one of the same name wins.
-pub(super) fn environment(
-    texts: &[String],
-    host: impl Fn(&str) -> Result<Option<String>, String>,
-) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut env = BTreeMap::new();
-    for text in texts {
-        if let Some((name, value)) = parse::env(text, &host).map_err(anyhow::Error::msg)? {
-            env.insert(name, value);
-        }
-    }
-    Ok(env)
 }
 
 /// Reads `-w`.
@@ -387,14 +487,12 @@ impl Args {
             Some(text) => parse::upper(text, cwd).map_err(anyhow::Error::msg)?,
             None => Upper::Own,
         };
-        let mut volumes: Vec<Volume> = Vec::new();
-        for text in &self.volumes {
-            let volume = parse::volume(text, cwd).map_err(anyhow::Error::msg)?;
-            if volumes.iter().any(|other| other.target == volume.target) {
-                anyhow::bail!("two volumes have the target {}", volume.target.display());
-            }
-            volumes.push(volume);
-        }
+        let Mounts { volumes, tmpfs } = self.mounts.into_mounts(cwd)?;
+        let network = match self.network {
+            NetworkArg::Netstack => Network::Netstack,
+            NetworkArg::None => Network::None,
+            NetworkArg::Host => Network::Host,
+        };
         let publishes = !self.publish.is_empty() || self.publish_all;
         if publishes && !matches!(self.network, NetworkArg::Netstack) {
             anyhow::bail!("--publish needs --network netstack");
@@ -419,25 +517,25 @@ impl Args {
             detach: false,
             interactive: self.interactive,
             tty: self.tty,
-            env: environment(&self.env, host)?,
+            env: self.env.read(host)?,
             workdir: workdir(self.workdir.as_deref())?,
             user: self.user,
             volumes,
             hostname: self.hostname,
             publish: self.publish,
-            network: match self.network {
-                NetworkArg::Netstack => Network::Netstack,
-                NetworkArg::None => Network::None,
-                NetworkArg::Host => Network::Host,
-            },
+            network,
             command: self.command,
-            stop_signal: None,
+            stop_signal: self.stop_signal.map(|signal| signal as i32),
             security: self.security.into_security(cwd)?,
             restart: self.restart,
             limits: self.limits.limits(),
             ulimits: self.limits.ulimits,
             no_init: self.no_init && !self.init,
-            memory: self.memory.into_memory(cwd)?,
+            memory: self.memory.into_memory(tmpfs, cwd)?,
+            labels: self.labels.into_iter().collect(),
+            names: self.names.into_names(network)?,
+            stop_timeout: self.stop_timeout,
+            pid_file: self.pidfile.map(|file| cwd.join(file)),
         })
     }
 }
@@ -487,6 +585,10 @@ mod tests {
                 ulimits: Vec::new(),
                 no_init: false,
                 memory: crate::spec::InMemory::default(),
+                labels: BTreeMap::new(),
+                names: crate::spec::Names::default(),
+                stop_timeout: None,
+                pid_file: None,
             }
         );
     }
@@ -495,7 +597,8 @@ mod tests {
     fn everything_asked_for() {
         let args = "--rootfs r --upper ram:1m --read-only --rm --name n -d -it -e A=1 -e LANG -e X \
                     -e A=2 -w /w -u 1:2 -v /a:/b:ro -v ./c:/d -h host -p 1:2 -p 127.0.0.1:3:4/udp \
-                    --network netstack -- sh -c x";
+                    --network netstack -l k=v -l alone --label k=w --stop-signal INT --stop-timeout 3 \
+                    --shm-size 1m --pidfile p --add-host a:192.0.2.1 -- sh -c x";
         let args: Vec<_> = args.split_whitespace().collect();
         let spec = spec(&args).unwrap();
         assert_eq!(spec.name.as_deref(), Some("n"));
@@ -512,6 +615,22 @@ mod tests {
         assert_eq!(spec.hostname.as_deref(), Some("host"));
         assert_eq!(spec.publish.len(), 2);
         assert_eq!(spec.command, ["sh", "-c", "x"]);
+        let labels: Vec<_> = spec.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(labels, ["alone=", "k=w"]);
+        assert_eq!((spec.stop_signal, spec.stop_timeout), (Some(2), Some(3)));
+        assert_eq!((spec.memory.shm, spec.names.hosts.len()), (1 << 20, 1));
+        assert_eq!(spec.pid_file, Some("/here/p".into()));
+    }
+
+    #[test]
+    fn files_of_variables_come_before_variables() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("env");
+        fs::write(&file, "A=file\nB=file\nLANG\n").unwrap();
+        let file = file.to_str().unwrap();
+        let spec = spec(&["-e", "A=given", "--env-file", file]).unwrap();
+        let env: Vec<_> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(env, ["A=given", "B=file", "LANG=C"]);
     }
 
     #[test]
@@ -566,6 +685,12 @@ mod tests {
             &["--security-opt", "x"],
             &["--restart", "sometimes"],
             &["--rm", "--restart", "always"],
+            &["-l", "=x"],
+            &["--stop-signal", "NOPE"],
+            &["--stop-timeout", "soon"],
+            &["--replace"],
+            &["--env-file", "/no/such/file"],
+            &["--shm-size", "0"],
             &[""],
         ] {
             assert!(spec(args).is_err(), "{args:?}");

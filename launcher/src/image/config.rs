@@ -42,6 +42,9 @@ pub fn apply(
             spec.env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
         }
     }
+    for (key, value) in config.labels.iter().flatten() {
+        spec.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let mut workdir = None;
     if spec.workdir.is_none()

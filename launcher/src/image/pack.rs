@@ -18,6 +18,8 @@
 //! Entries are sorted by name, a directory before what is in it: the same tree
 //! makes the same archive. Sockets are left out, as by tar.
 
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -36,6 +38,8 @@ use super::tar::write::Writer;
 use super::tar::{Kind, Member, Time};
 use crate::stage::in_root::InRoot;
 use crate::sys::xattr;
+use copies::Copied;
+pub use copies::Copies;
 
 /// The id that stands for one that the user namespace does not have.
 const OVERFLOW: u32 = 65534;
@@ -90,6 +94,8 @@ pub struct Tree {
     pub marks: bool,
     /// What its root is called in the archive; nothing for `./`.
     pub called: Vec<u8>,
+    /// What the first layer has in place of files of the others with several names.
+    pub copies: Option<Copies>,
 }
 
 impl Tree {
@@ -97,7 +103,8 @@ impl Tree {
     #[must_use]
     pub fn of(layers: Vec<Layer>, changes: bool, single: bool) -> Self {
         let without = BTreeSet::new();
-        Self { layers, changes, without, single, marks: true, called: Vec::new() }
+        let called = Vec::new();
+        Self { layers, changes, without, single, marks: true, called, copies: None }
     }
 
     /// A directory as it is seen, whatever it is part of.
@@ -142,6 +149,9 @@ pub fn pack<W: Write>(tree: &Tree, output: W) -> Result<W, PackError> {
         let mut below = packer.directory(&path, &parts)?;
         below.reverse();
         waiting.append(&mut below);
+    }
+    if tree.changes && tree.copies.is_some() {
+        packer.other_names()?;
     }
     packer.writer.finish().map_err(|source| PackError { path: "/".into(), source })
 }
@@ -210,17 +220,7 @@ impl<W: Write> Packer<'_, W> {
     /// Packs what is in a directory, and gives the directories in it.
     fn directory(&mut self, path: &Path, parts: &[usize]) -> Result<Below, PackError> {
         let at = |source| PackError { path: path.to_owned(), source };
-        let mut opened: BTreeMap<usize, OwnedFd> = BTreeMap::new();
-        for layer in parts {
-            match self.open(*layer, path) {
-                Ok(directory) => {
-                    opened.insert(*layer, directory);
-                }
-                // Gone, or replaced, since it was seen.
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(at(error)),
-            }
-        }
+        let opened = self.opened(path, parts).map_err(at)?;
         if self.tree.changes
             && let Some(directory) = opened.get(&0)
             && path != Path::new("/")
@@ -256,12 +256,81 @@ impl<W: Write> Packer<'_, W> {
                 }
             }
         }
-        for (path, parts) in &mut below {
+        self.ends(&mut below)?;
+        Ok(below)
+    }
+
+    /// Cuts what is merged in each of several directories down to an opaque one.
+    fn ends(&self, below: &mut Below) -> Result<(), PackError> {
+        for (path, parts) in below {
             *parts = self.opaque_ends(path, std::mem::take(parts)).or_else(|error| {
                 if is_gone(&error.source) { Ok(Vec::new()) } else { Err(error) }
             })?;
         }
-        Ok(below)
+        Ok(())
+    }
+
+    /// The directory of these layers at `path`, where it is one.
+    fn opened(&self, path: &Path, parts: &[usize]) -> io::Result<BTreeMap<usize, OwnedFd>> {
+        let mut opened = BTreeMap::new();
+        for layer in parts {
+            match self.open(*layer, path) {
+                Ok(directory) => {
+                    opened.insert(*layer, directory);
+                }
+                // Gone, or replaced, since it was seen.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Packs what was changed by another name than these, which lower layers have. No
+    /// directory says where they are: all are looked through.
+    fn other_names(&mut self) -> Result<(), PackError> {
+        let root = Path::new("/");
+        let parts = self.opaque_ends(root, (0..self.tree.layers.len()).collect())?;
+        let mut waiting = vec![(root.to_owned(), parts)];
+        while let Some((path, parts)) = waiting.pop() {
+            let at = |source| PackError { path: path.clone(), source };
+            let opened = self.opened(&path, &parts).map_err(at)?;
+            let mut below = Vec::new();
+            for (name, found) in self.merged(&path, &parts, &opened).map_err(at)? {
+                let Found::Entry { layer, stat, parts } = found else { continue };
+                let path = path.join(&name);
+                if !parts.is_empty() {
+                    below.push((path, parts));
+                    continue;
+                }
+                let Some(directory) = opened.get(&layer) else { continue };
+                let packed = match self.copy(layer, &stat) {
+                    Ok(None) => continue,
+                    Ok(Some(_)) => self.entry(layer, directory.as_fd(), &name, &path, &stat),
+                    Err(error) => Err(error),
+                };
+                match packed {
+                    Err(error) if !is_gone(&error) => {
+                        return Err(PackError { path, source: error });
+                    }
+                    _ => {}
+                }
+            }
+            self.ends(&mut below)?;
+            waiting.append(&mut below);
+        }
+        Ok(())
+    }
+
+    /// What is shown in place of an entry of a lower layer.
+    fn copy(&self, layer: usize, stat: &FileStat) -> io::Result<Option<Copied>> {
+        let Some(copies) = &self.tree.copies else { return Ok(None) };
+        let one = layer == 0 || stat.st_nlink < 2 || stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        // Numbers of another file system that is mounted in the layer say nothing.
+        if one || fstat(self.tree.layers[layer].root.as_fd())?.st_dev != stat.st_dev {
+            return Ok(None);
+        }
+        copies.find(self.tree.layers.len() - 1 - layer, stat.st_ino)
     }
 
     /// What the layers together have in a directory.
@@ -392,6 +461,12 @@ impl<W: Write> Packer<'_, W> {
         path: &Path,
         stat: &FileStat,
     ) -> io::Result<bool> {
+        let tree = self.tree;
+        let copy = self.copy(layer, stat)?;
+        let (layer, directory, name, stat) = match (&copy, &tree.copies) {
+            (Some((key, stat)), Some(copies)) => (0, copies.index(), key.as_os_str(), stat),
+            _ => (layer, directory, name, stat),
+        };
         let mut relative = self.relative(path);
         let kind = stat.st_mode & libc::S_IFMT;
         if kind == libc::S_IFSOCK || kind == libc::S_IFCHR || kind == libc::S_IFBLK {
@@ -411,7 +486,7 @@ impl<W: Write> Packer<'_, W> {
             self.writer.header(&member)?;
             return Ok(true);
         }
-        if stat.st_nlink > 1 {
+        if stat.st_nlink > 1 || copy.is_some() {
             let first = self.linked.entry((stat.st_dev, stat.st_ino)).or_insert(relative.clone());
             if *first != relative {
                 let link = first.clone();

@@ -70,6 +70,22 @@ pub fn unenforced(security: &Security, landlock: Option<u32>) -> Vec<Lack> {
     lacks
 }
 
+/// What is told where the layer that is there by default cannot be had.
+pub(super) fn without_landlock(security: &Security, version: Option<u32>) -> Option<String> {
+    let wanted = security.landlock && security.capabilities & ADMIN == 0;
+    let why = match version {
+        Some(FIRST..) => return None,
+        Some(old) => format!("this kernel has version {old} of Landlock; it takes {FIRST}"),
+        None => "this kernel has no Landlock, or it is switched off (lsm=)".to_owned(),
+    };
+    wanted.then(|| {
+        format!(
+            "{why}: what the container reaches is held by its mounts and namespaces alone; \
+             --security-opt landlock=off says that this is meant"
+        )
+    })
+}
+
 /// Decides, once all of init's steps are known.
 pub(super) fn confinement(spec: &Spec, host: &HostCaps, init: &[InitStep]) -> Confinement {
     // Under Landlock nobody mounts.
@@ -174,6 +190,29 @@ mod tests {
         let off = Security { nested: false, landlock: false, ..Security::default() };
         let off = confined(&Spec { security: off, ..spec() }, Some(7));
         assert_eq!(off, Confinement::default());
+    }
+
+    #[test]
+    fn that_there_is_no_landlock_is_told_once() {
+        let told = |security: &Security, landlock| {
+            let host = HostCaps { landlock, ..host(false) };
+            let spec = Spec { security: security.clone(), ..spec() };
+            super::super::plan(&spec, &host, "boat", &paths()).unwrap().lacking
+        };
+        let usual = Security::default();
+        assert!(told(&usual, Some(FIRST)).is_empty());
+        for old in [None, Some(1)] {
+            let told = told(&usual, old);
+            assert!(told.len() == 1 && told[0].contains("Landlock"), "{told:?}");
+        }
+        let off = Security { landlock: false, ..Security::default() };
+        assert!(told(&off, None).is_empty());
+        let admin = policy::capabilities() | ADMIN;
+        assert!(told(&Security { capabilities: admin, ..Security::default() }, None).is_empty());
+        // A policy that is not enforced says so itself.
+        let ports = Ports { required: false, listen: Some(vec![80]), connect: None };
+        let told = told(&Security { ports, ..Security::default() }, None);
+        assert!(told.len() == 1 && told[0].contains("TCP ports"), "{told:?}");
     }
 
     #[test]

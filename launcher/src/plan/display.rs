@@ -124,7 +124,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Proc => write!(f, "proc"),
             Self::Sysfs => write!(f, "sysfs, read-only,"),
-            Self::Dev | Self::Shm => write!(f, "tmpfs"),
+            Self::Dev => write!(f, "tmpfs"),
             Self::Devpts => write!(f, "devpts"),
             Self::Mqueue => write!(f, "mqueue"),
             Self::Tmpfs(options) => {

@@ -134,8 +134,6 @@ pub enum Kind {
     Dev,
     /// Pseudo-terminals of the container's own.
     Devpts,
-    /// Shared memory.
-    Shm,
     /// POSIX message queues.
     Mqueue,
     /// A tmpfs.

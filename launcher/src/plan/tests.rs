@@ -55,6 +55,10 @@ pub(super) fn spec() -> Spec {
         ulimits: Vec::new(),
         no_init: false,
         memory: crate::spec::InMemory::default(),
+        labels: BTreeMap::new(),
+        names: crate::spec::Names::default(),
+        stop_timeout: None,
+        pid_file: None,
     }
 }
 
@@ -124,7 +128,7 @@ fn golden_host_root() {
         "mount proc at /proc".to_owned(),
         "mount tmpfs at /dev".to_owned(),
         "mount devpts at /dev/pts".to_owned(),
-        "mount tmpfs at /dev/shm".to_owned(),
+        "mount tmpfs (mode 1777, 67108864 bytes, no programs) at /dev/shm".to_owned(),
         "mount mqueue at /dev/mqueue".to_owned(),
         "mount sysfs, read-only, at /sys".to_owned(),
         "show the host's /dev/null".to_owned(),
@@ -246,9 +250,12 @@ fn host_network_keeps_the_hosts_names() {
 
 #[test]
 fn the_search_list_is_kept_and_the_last_one_counts() {
-    let content = resolv_conf(&host(false).resolv_conf, false);
+    let host = HostCaps { ipv6: false, ..host(false) };
+    let content = names::resolv_conf(&spec(), &host).unwrap();
     assert_eq!(content, "search a.example b.example\nnameserver 10.0.2.3\n");
-    assert_eq!(resolv_conf("", true), "nameserver 10.0.2.3\nnameserver fd00::3\n");
+    let host = HostCaps { ipv6: true, resolv_conf: String::new(), ..host };
+    let content = names::resolv_conf(&spec(), &host).unwrap();
+    assert_eq!(content, "nameserver 10.0.2.3\nnameserver fd00::3\n");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use caps::Capability;
 
+mod destination;
 pub mod landlock;
 mod paths;
 pub mod profile;

@@ -33,6 +33,7 @@ use std::path::{Component, PathBuf};
 use libseccomp::ScmpSyscall;
 use serde::Deserialize;
 
+use super::destination;
 use super::landlock::{Access, Beneath};
 use crate::spec::{Files, Ports, Security};
 
@@ -197,7 +198,7 @@ fn files(rules: FileRules) -> Result<Files, String> {
     Ok(Files { required: rules.required, beneath })
 }
 
-/// The rules as netstack reads them; it knows better what an address is.
+/// The rules as netstack reads them.
 fn egress(egress: &Egress) -> Result<String, String> {
     if egress.rule.len() > RULES {
         return Err(format!("network.egress: more than {RULES} rules"));
@@ -212,23 +213,24 @@ fn egress(egress: &Egress) -> Result<String, String> {
             }
             Ok(format!("{key} = [{}]\n", values.join(", ")))
         };
-        let quoted = |key, value: &String| {
+        let quoted = |key, value: &String, check: fn(&str) -> Result<(), String>| {
             // What addresses, names and ranges are made of needs no escapes.
             let plain = |b: u8| b.is_ascii_alphanumeric() || b".:*/_-".contains(&b);
             if value.is_empty() || !value.bytes().all(plain) {
                 return Err(what(key, format!("{value:?} is neither a network nor a name")));
             }
+            check(value).map_err(|why| what(key, why))?;
             Ok(format!("\"{value}\""))
         };
         text += &format!("[[rule]]\naction = \"{}\"\n", verb(rule.action));
         if let Some(to) = &rule.to {
-            let to: Vec<String> = to.iter().map(|to| quoted("to", to)).collect::<Result<_, _>>()?;
-            text += &list("to", to)?;
+            let to = to.iter().map(|to| quoted("to", to, destination::network_or_name));
+            text += &list("to", to.collect::<Result<_, _>>()?)?;
         }
         if let Some(ports) = &rule.port {
             let ports = ports.iter().map(|port| match port {
                 Port::One(port) => Ok(port.to_string()),
-                Port::Range(range) => quoted("port", range),
+                Port::Range(range) => quoted("port", range, destination::ports),
             });
             text += &list("port", ports.collect::<Result<_, _>>()?)?;
         }
@@ -297,6 +299,9 @@ mod tests {
             ("[network.egress]\n".into(), "default"),
             (rule("to = []"), "rule 1: to is empty"),
             (rule("to = ['a\"b']"), "neither"),
+            (rule("to = ['192.0.2.1/24']"), "rule 1: to \"192.0.2.1/24\" has bits set"),
+            (rule("to = ['a.org', '1.2.3']"), "rule 1: to \"1.2.3\" is neither"),
+            (rule("port = ['9-8']"), "rule 1: port \"9-8\" ends before"),
             (rule("port = ['1\n2']"), "line"),
             (rule("protocol = ['sctp']"), "line 5"),
             (rule("host = ['a']"), "line 5"),

@@ -308,11 +308,6 @@ impl Stage<'_> {
                 }
                 (c"devpts", options, NOSUID | NOEXEC)
             }
-            Kind::Shm => (
-                c"tmpfs",
-                vec![(c"mode", Some(c"1777")), (c"size", Some(c"64m"))],
-                NOSUID | NODEV | NOEXEC,
-            ),
             Kind::Mqueue => (c"mqueue", vec![], NOSUID | NODEV | NOEXEC),
             Kind::Tmpfs(options) => {
                 mode = number(format!("{:o}", options.mode));

@@ -29,6 +29,10 @@ fn spec(name: Option<&str>, remove: bool) -> Spec {
         ulimits: Vec::new(),
         no_init: false,
         memory: crate::spec::InMemory::default(),
+        labels: BTreeMap::new(),
+        names: crate::spec::Names::default(),
+        stop_timeout: None,
+        pid_file: None,
     }
 }
 
@@ -299,4 +303,29 @@ fn a_process_is_known_by_its_start() {
     assert!(me.exists());
     assert!(!Process { start_time: me.start_time + 1, ..me }.exists());
     assert!(Process::of(i32::MAX).is_err());
+}
+
+/// A group that is full for as long as nobody writes otherwise: what a crash has left.
+#[test]
+fn nobody_waits_for_the_group_of_a_container_that_crashed() {
+    let (dir, store) = store();
+    let group = dir.path().join("group");
+    fs::create_dir(&group).unwrap();
+    fs::write(group.join("cgroup.events"), "populated 1\n").unwrap();
+    fs::write(group.join("cgroup.kill"), "").unwrap();
+    let crashed = store.create(&spec(Some("crashed"), false)).unwrap();
+    let state = State { group: Some(group.clone()), ..state("crashed", false, Status::Running) };
+    crashed.record(&state).unwrap();
+    let entry = crashed.entry();
+    drop(crashed);
+    let (claims, other) = (store.clone(), entry.clone());
+    let claiming = std::thread::spawn(move || claims.claim(&other).map(drop));
+    // It is at the group once it has told it to end.
+    while fs::read_to_string(group.join("cgroup.kill")).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    let second = store.create(&spec(Some("second"), false)).unwrap();
+    assert!(!claiming.is_finished(), "the store was locked until the group was empty");
+    assert!(matches!(store.claim(&entry).unwrap(), Claim::Live(_)), "it is nobody's");
+    drop(second);
 }

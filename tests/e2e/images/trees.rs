@@ -86,13 +86,18 @@ pub(super) fn same_tree(world: &World<'_>) -> Result<()> {
     import(world, &world.dir().join("layout"), "base")?;
     let words = ["run", "--name", "c", "--network", "none", "base", "sh", "-ec"];
     let script = "rm /old/gone /old/three; rm -r /opaque; mkdir /opaque; echo up >/opaque/above; \
-                  echo second >>/changed; busybox mv /bin/touch /old/moved; \
+                  echo second >>/changed; echo more >>/old/one; busybox mv /bin/touch /old/moved; \
                   busybox mknod /new-pipe p; busybox ln -s /nowhere /link";
     coracle(world, &[&words[..], &[script]].concat()).run()?.ok()?;
     let more = fs::read(world.dir().join("more.tar"))?;
     coracle(world, &["cp", "-", "c:/"]).stdin(more).run()?.ok()?;
 
     let wanted = tree(world, "c")?;
+    // What was changed by one name is changed by the other.
+    coracle(world, &["commit", "-q", "c", "linked"]).run()?.ok()?;
+    super::run(world, &["linked", "sh", "-c", "busybox stat -c %h /old/two; cat /old/two"])?
+        .ok()?
+        .stdout_is("2\nlinkedmore")?;
     // What this is about is in there at all.
     for (line, words) in [
         ("old/kept ", &["SCHILY.xattr.user.kept", "SCHILY.xattr.user.empty"][..]),

@@ -1,16 +1,20 @@
 //! Control groups, bounds of processes, and what containers use.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tests::clock::Deadline;
 use tests::command::Cmd;
 use tests::harness::{Test, World, skip};
 
 use super::LIMIT;
 use super::states::about;
+use crate::fixtures::busybox_rootfs;
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("lifecycle/pause", pause).each_user().lab(),
+    Test::new("lifecycle/commit-pauses", commit_pauses).each_user().lab().seconds(120),
     Test::new("lifecycle/group-after-a-crash", after_a_crash).lab(),
     Test::new("lifecycle/limits-memory", |world| limit(world, "memory")).lab(),
     Test::new("lifecycle/limits-pids", |world| limit(world, "pids")).lab(),
@@ -105,6 +109,59 @@ fn pause(world: &World<'_>) -> Result<()> {
     ensure!(!group.exists(), "{} is left", group.display());
     coracle(&["pause", "p"]).run()?.fails_with(1, "p")?;
     Ok(())
+}
+
+/// What an image has was so at one moment; and the container goes on, whatever becomes of
+/// the command.
+fn commit_pauses(world: &World<'_>) -> Result<()> {
+    let delegated = Delegated::make(world)?;
+    let root = busybox_rootfs(world)?;
+    let root = root.to_str().context("the lab's paths are ASCII")?;
+    let data = world.dir().join("data");
+    let coracle = |words: &[&str]| delegated.coracle(world, words).env("XDG_DATA_HOME", &data);
+    // Between the first file and the last there is much to be read.
+    let script = "busybox dd if=/dev/urandom of=/m bs=1M count=40 2>/dev/null; echo up; \
+                  while :; do echo x >>/a; echo x >>/z; busybox usleep 1000; done";
+    let words = ["run", "-d", "--name", "c", "--network", "none", "--rootfs", root];
+    coracle(&[&words[..], &["sh", "-c", script]].concat()).run()?.ok()?;
+    let checked = (|| {
+        let follow = coracle(&["logs", "-f", "c"]).spawn()?;
+        follow.stdout_until("up\n", LIMIT)?;
+        let inspected = coracle(&["inspect", "c"]).run()?.ok()?;
+        let all: serde_json::Value = serde_json::from_str(&inspected.stdout)?;
+        let group = all[0]["State"]["CgroupPath"].as_str().context("no control group")?;
+        let frozen = || -> Result<bool> {
+            let events = std::fs::read_to_string(format!("{group}/cgroup.events"))?;
+            Ok(events.contains("frozen 1"))
+        };
+        coracle(&["commit", "-q", "c", "made"]).run()?.ok()?;
+        ensure!(!frozen()?, "it is still paused");
+        let count = ["run", "--rm", "--network", "none", "made", "sh", "-c"];
+        let count = [&count[..], &["busybox wc -l </a; busybox wc -l </z"]].concat();
+        let counted = coracle(&count).run()?.ok()?;
+        let lines: Vec<i64> = counted.stdout.lines().flat_map(str::parse).collect();
+        ensure!(lines.len() == 2 && (0..=1).contains(&(lines[0] - lines[1])), "{lines:?}");
+        // Killed in the middle, it leaves nobody behind.
+        let running = coracle(&["commit", "-q", "c", "never"]).spawn()?;
+        while !frozen()? {
+            ensure!(!running.ends_within(Duration::ZERO)?, "it never paused");
+        }
+        running.signal(9)?;
+        let deadline = Deadline::after(LIMIT);
+        while frozen()? {
+            ensure!(!deadline.passed(), "it stays paused");
+        }
+        drop(running);
+        coracle(&["exec", "c", "true"]).run()?.ok()?;
+        coracle(&["commit", "-q", "--pause=false", "c", "other"]).run()?.ok()?;
+        // One that was paused before stays so.
+        coracle(&["pause", "c"]).run()?.ok()?;
+        coracle(&["commit", "-q", "c", "made"]).run()?.ok()?;
+        ensure!(frozen()?, "it goes on");
+        Ok(())
+    })();
+    coracle(&["rm", "-f", "c"]).run()?.ok()?;
+    checked
 }
 
 fn after_a_crash(world: &World<'_>) -> Result<()> {

@@ -165,3 +165,49 @@ fn special_files_that_are_kept_as_plain_ones_are_what_they_stand_for() {
     let want = [("file", Kind::File), ("pipe", Kind::Fifo)].map(|(n, k)| (n.to_owned(), k, 7));
     assert_eq!(kinds[1..], want);
 }
+
+#[test]
+fn what_was_changed_by_one_name_is_changed_by_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let [upper, top, base, work] = ["upper", "top", "base", "work"].map(|n| dir.path().join(n));
+    let index = work.join("links.coracle");
+    for made in [&upper, &top, &base, &index] {
+        fs::create_dir_all(made).unwrap();
+    }
+    put(&base, "a", "old");
+    fs::create_dir_all(base.join("d/e")).unwrap();
+    for name in ["b", "d/e/c", "gone"] {
+        fs::hard_link(base.join("a"), base.join(name)).unwrap();
+    }
+    put(&base, "other", "o");
+    fs::hard_link(base.join("other"), base.join("same")).unwrap();
+    put(&top, "top", "x");
+    put(&upper, "b", "new");
+    put(&upper, ".wh.gone", "");
+    let ino = std::os::unix::fs::MetadataExt::ino(&fs::metadata(base.join("a")).unwrap());
+    // The base is the bottom one.
+    let key = index.join(format!("0-{ino:x}"));
+    fs::hard_link(upper.join("b"), &key).unwrap();
+    let packed = |changes| {
+        let layers: [&Path; 3] = [&upper, &top, &base];
+        let copies = Copies::open(&work).unwrap();
+        pack(&Tree { copies, ..tree(&layers, changes) }, Vec::new()).unwrap()
+    };
+    let all = packed(false);
+    let wanted = ["./", "a", "b = a", "d/", "other", "same = other", "top", "d/e/", "d/e/c = a"];
+    assert_eq!(listed(&all), wanted);
+    let to = dir.path().join("to");
+    fs::create_dir(&to).unwrap();
+    let map = IdMap::of_caller(1000, 1000, None, "", "");
+    let limits = Limits { bytes: 1 << 20, members: 100, names: 1 << 20 };
+    unpack(&all[..], &to, &map, limits).unwrap();
+    assert_eq!(fs::read_to_string(to.join("d/e/c")).unwrap(), "new");
+    assert_eq!(listed(&packed(true)), ["./", "b", ".wh.gone", "a = b", "d/e/c = b"]);
+    // The name by which it was changed has gone since.
+    fs::remove_file(upper.join("b")).unwrap();
+    put(&upper, ".wh.b", "");
+    assert_eq!(listed(&packed(true)), ["./", ".wh.b", ".wh.gone", "a", "d/e/c = a"]);
+    fs::remove_file(&key).unwrap();
+    assert_eq!(listed(&packed(true)), ["./", ".wh.b", ".wh.gone"]);
+    assert!(Copies::open(&upper).unwrap().is_none());
+}

@@ -138,6 +138,21 @@ fn what_a_container_stands_on_is_not_collected() {
         Ok(())
     };
     images.change(untag).unwrap();
+    // What cannot be read may speak of anything: nothing goes until it can, or is gone.
+    let note = container.join("image");
+    let kept = fs::read(&note).unwrap();
+    for odd in [&b"{"[..], b"", b"{\"image\":\"sha256:0\",\"layers\":[]}"] {
+        fs::write(&note, odd).unwrap();
+        let error = images.collect().unwrap_err().to_string();
+        assert!(error.contains(note.to_str().unwrap()), "{error}");
+        assert!(images.users(&entry.id).is_err());
+        assert!(images.lowers(&image, &single()).is_some() && images.list().unwrap().len() == 1);
+    }
+    fs::remove_file(&note).unwrap();
+    fs::create_dir(&note).unwrap();
+    assert!(images.collect().is_err());
+    fs::remove_dir(&note).unwrap();
+    fs::write(&note, kept).unwrap();
     assert_eq!(images.users(&entry.id).unwrap(), ["c"]);
     assert_eq!(images.collect().unwrap(), Removed::default());
     fs::remove_dir_all(&container).unwrap();
