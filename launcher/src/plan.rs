@@ -91,7 +91,7 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
     group(&mut plan, spec, host, name);
     storage(&mut plan, spec, host, paths)?;
     network(&mut plan, spec, host, paths)?;
-    file_systems(&mut plan, spec, paths);
+    file_systems(&mut plan, spec);
     files(&mut plan, spec, host, name, paths);
     plan.init.push(InitStep::Hostname(hostname(spec, name).to_owned()));
     plan.init.push(InitStep::Pivot);
@@ -397,7 +397,7 @@ fn published(publish: &Publish) -> String {
     format!("{address}{}:{}/{protocol}", publish.host_port, publish.container_port)
 }
 
-fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
+fn file_systems(plan: &mut Plan, spec: &Spec) {
     let mut mount =
         |kind, target: &str| plan.init.push(InitStep::Mount { kind, target: target.into() });
     mount(Kind::Proc, "/proc");
@@ -459,8 +459,6 @@ fn file_systems(plan: &mut Plan, spec: &Spec, paths: &Paths) {
     if plan.own_network {
         plan.init.push(InitStep::PingGroups(plan.map.last_gid()));
     }
-    let generated = paths.dir.join("etc");
-    plan.monitor.push(MonitorStep::MakeDirectory(generated));
     plan.init.extend(mounts(spec));
     if !spec.memory.secrets.is_empty() {
         plan.init.push(InitStep::Mount { kind: Kind::Secrets, target: SECRETS.into() });
@@ -512,7 +510,7 @@ fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Path
         if spec.volumes.iter().any(|volume| volume.target == target) {
             return;
         }
-        let source = paths.dir.join("etc").join(name);
+        let source = paths.dir.join(name);
         plan.monitor.push(MonitorStep::WriteFile { path: source.clone(), content });
         plan.init.push(InitStep::File { source, target });
     };
@@ -524,7 +522,7 @@ fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Path
     if host.map.is_single() {
         // apt checks that it has become someone else, whom there is none here:
         // apt.conf(5), APT::Sandbox::User.
-        let source = paths.dir.join("etc/apt.conf");
+        let source = paths.dir.join("apt.conf");
         let content = "// Only root exists in this container.\nAPT::Sandbox::User \"root\";\n";
         let step = MonitorStep::WriteFile { path: source.clone(), content: content.to_owned() };
         plan.monitor.push(step);

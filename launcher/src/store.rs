@@ -15,7 +15,8 @@
 //!                          replaced as a whole (rename)
 //!   log log.times          what a detached workload printed, and when, see [`log`]
 //!   upper work             for the root filesystem, when kept here
-//!   merged lower           mount points for it
+//!   merged lower           mount points for it; lower for the host's root only
+//!   hostname hosts resolv.conf apt.conf  what is shown in its /etc
 //! containers/.gone-*       on its way out: renamed first, so that the name is free at once
 //! ```
 //!
@@ -42,7 +43,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cgroup;
 use crate::idmap::IdMap;
-use crate::spec::{Spec, Upper, is_name};
+use crate::spec::{Root, Spec, Upper, is_name};
 
 mod entry;
 mod files;
@@ -378,7 +379,10 @@ impl Container {
     }
 
     fn fill(&self, spec: &Spec) -> Result<()> {
-        let mut dirs = vec![self.merged(), self.lower()];
+        let mut dirs = vec![self.merged()];
+        if spec.root == Root::Host {
+            dirs.push(self.lower());
+        }
         if spec.upper == Upper::Own {
             dirs.extend([self.upper(), self.work()]);
         }
@@ -413,7 +417,7 @@ impl Container {
         self.dir.join("merged")
     }
 
-    /// Mount point below which a lower layer is put together; it exists.
+    /// Mount point below which the host's root is shown as the lower layer.
     #[must_use]
     pub fn lower(&self) -> PathBuf {
         self.dir.join("lower")

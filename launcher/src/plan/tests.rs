@@ -83,10 +83,9 @@ fn golden_host_root() {
             format!("make directory {d}/merged"),
             format!("make directory {d}/lower"),
             "start /opt/netstack --mtu 65520 --disable-host-loopback --enable-sandbox --enable-seccomp --enable-ipv6".to_owned(),
-            format!("make directory {d}/etc"),
-            format!("write {d}/etc/hostname (5 bytes)"),
-            format!("write {d}/etc/hosts (77 bytes)"),
-            format!("write {d}/etc/resolv.conf (66 bytes)"),
+            format!("write {d}/hostname (5 bytes)"),
+            format!("write {d}/hosts (77 bytes)"),
+            format!("write {d}/resolv.conf (66 bytes)"),
         ]
     );
     assert_eq!(
@@ -138,9 +137,9 @@ fn golden_host_root() {
         "mount tmpfs (mode 755) at /run".to_owned(),
         "mount tmpfs (mode 1777) at /tmp".to_owned(),
         "let groups 0 to 65536 ping".to_owned(),
-        format!("show {d}/etc/hostname at /etc/hostname"),
-        format!("show {d}/etc/hosts at /etc/hosts"),
-        format!("show {d}/etc/resolv.conf at /etc/resolv.conf"),
+        format!("show {d}/hostname at /etc/hostname"),
+        format!("show {d}/hosts at /etc/hosts"),
+        format!("show {d}/resolv.conf at /etc/resolv.conf"),
         "set the host name boat".to_owned(),
         "make the root the root".to_owned(),
     ];
@@ -186,7 +185,7 @@ fn golden_directory_in_memory_without_network() {
     assert_eq!(init.last().unwrap(), "make / read-only");
     // The volume takes the place of the generated file; no name server to name.
     assert!(init.contains(&"show /srv/data at /etc/hosts, read-only".to_owned()));
-    assert!(!plan.to_string().contains("etc/hosts ("));
+    assert!(!plan.to_string().contains("c/hosts ("));
     assert!(!plan.to_string().contains("resolv.conf"));
     let memory = "mount tmpfs (mode 1777) at /tmp".to_owned();
     assert!(init.contains(&memory) && !init.contains(&"mount tmpfs (mode 755) at /etc".to_owned()));
@@ -242,8 +241,8 @@ fn host_network_keeps_the_hosts_names() {
             _ => None,
         })
     };
-    assert_eq!(written("etc/resolv.conf").unwrap(), &host(false).resolv_conf);
-    assert_eq!(written("etc/hosts").unwrap(), "127.0.0.1 localhost\n127.0.1.1\tother\n");
+    assert_eq!(written("c/resolv.conf").unwrap(), &host(false).resolv_conf);
+    assert_eq!(written("c/hosts").unwrap(), "127.0.0.1 localhost\n127.0.1.1\tother\n");
     assert!(plan.init.contains(&InitStep::HostSysfs));
     assert!(!plan.to_string().contains("ping"));
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
 
 /// As many as the kernel follows in one path: path_resolution(7).
 const MOST_LINKS: u32 = 40;
@@ -82,29 +82,32 @@ impl InRoot {
     }
 
     fn ensure_below(&self, path: &Path, make: Make, links: u32) -> Result<OwnedFd, Errno> {
-        match self.resolve(path, OFlag::O_PATH, ResolveFlag::empty()) {
-            Err(Errno::ENOENT) => {}
-            result => return result,
-        }
+        let found = || self.resolve(path, OFlag::O_PATH, ResolveFlag::empty());
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Errno::EINVAL);
+            return found();
         };
+        // Made first, looked for only when that says it is there: on a file system
+        // in user space each look at what is missing is a message and an answer.
         let above = self.ensure_below(parent, Make::Directory, links)?;
         let made = match make {
             Make::Directory => mkdirat(&above, name, Mode::from_bits_truncate(0o755)),
-            Make::File => {
-                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-                openat(&above, name, flags, Mode::from_bits_truncate(0o644)).map(drop)
-            }
+            Make::File => mknodat(&above, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0),
         };
         match made {
-            Ok(()) => self.resolve(path, OFlag::O_PATH, ResolveFlag::empty()),
-            Err(Errno::EEXIST) => {
-                let links = links.checked_sub(1).ok_or(Errno::ELOOP)?;
-                let target: OsString = readlinkat(&above, name)?;
-                self.ensure_below(&joined(parent, target), make, links)
+            Ok(()) => {
+                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                openat(&above, name, flags, Mode::empty())
             }
-            Err(errno) => Err(errno),
+            Err(Errno::EEXIST) => match found() {
+                Err(Errno::ENOENT) => {
+                    let links = links.checked_sub(1).ok_or(Errno::ELOOP)?;
+                    let target: OsString = readlinkat(&above, name)?;
+                    self.ensure_below(&joined(parent, target), make, links)
+                }
+                result => result,
+            },
+            // It is there, on a file system that refuses before it looks.
+            Err(errno) => found().map_err(|_| errno),
         }
     }
 }
