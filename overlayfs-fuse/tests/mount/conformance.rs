@@ -12,6 +12,11 @@ use crate::lab::{Mounted, layers, program, sh, skip};
 ///
 /// Excluded are the variants on devices: `char` makes device 0:0, which is a
 /// whiteout to an overlay, and `block` takes the machine's privilege.
+///
+/// The suite itself leaves out what is FreeBSD's alone (chflags, birth times, NFSv4's
+/// ACLs), and skips the greatest number of links, which no file system tells, and EROFS
+/// after a remount: mount(8) leaves that to mount.fuse, which cannot do it. EROFS is
+/// tested by `corners`.
 pub(crate) fn pjdfstest() {
     let suite = program().with_file_name("pjdfstest");
     if !suite.exists() {
@@ -22,9 +27,11 @@ pub(crate) fn pjdfstest() {
         (cat /etc/group; echo tests:x:2001:) >group; mount --bind group /etc/group");
     // The upper's clock ticks every 4 ms at worst.
     let settings = "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutimensat = {}\n\
+                    utime_now = {}\nsecondary_fs = \"/mnt/plain\"\n\
                     [settings]\nnaptime = 0.02\n\
                     [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"tests\", \"tests\"]]\n";
     fs::write("settings", settings).unwrap();
+    fs::create_dir("plain").unwrap();
     let union = Mounted::new(&options, "union");
     let out = Command::new(suite).args(["-c", "settings", "-p"]).arg(&union.0).output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout);
@@ -39,14 +46,16 @@ pub(crate) fn pjdfstest() {
         .filter(|t| !t.ends_with("char") && !t.ends_with("block"))
         .collect();
     assert!(failed.is_empty(), "{failed:?}");
+    let known = |name: &&str| name.contains("::erofs_") || *name == "link::link_count_max";
+    let skipped: Vec<_> = with("skipped").into_iter().filter(|name| !known(name)).collect();
+    assert!(skipped.is_empty(), "skipped, and nobody knows why: {skipped:?}");
     assert!(with("ok").len() > 250, "{}", crate::lab::text(&out));
 }
 
 /// The file system exerciser of the crate fsx: random operations on one file, every
 /// read checked. On a new file, on one of a lower that the first change copies up, and
 /// below a quota that it just fits into. `CORACLE_FSX_OPERATIONS` says how many (3000).
-///
-/// Left out is sendfile, which only reads.
+/// All of its operations are there.
 pub(crate) fn fsx() {
     let suite = program().with_file_name("fsx");
     if !suite.exists() {
@@ -58,7 +67,7 @@ pub(crate) fn fsx() {
         "fsx.toml",
         "[weights]\nclose_open = 1.0\ninvalidate = 1.0\nmapread = 10.0\nmapwrite = 10.0\n\
          read = 10.0\nwrite = 10.0\ntruncate = 10.0\nfsync = 1.0\nfdatasync = 1.0\n\
-         posix_fallocate = 5.0\npunch_hole = 5.0\nposix_fadvise = 1.0\ncopy_file_range = 5.0\n",
+         posix_fallocate = 5.0\npunch_hole = 5.0\nposix_fadvise = 1.0\nsendfile = 5.0\ncopy_file_range = 5.0\n",
     )
     .unwrap();
     fs::write("lower/old", vec![b'o'; 200_000]).unwrap();
