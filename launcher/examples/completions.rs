@@ -3,12 +3,13 @@
 
 use std::ffi::OsString;
 
-use clap_complete::{Shell, generate_to};
+use clap_complete::{Generator, Shell};
 
 fn main() -> std::io::Result<()> {
     let dir = std::env::args_os().nth(1).unwrap_or_else(|| OsString::from("."));
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        generate_to(shell, &mut launcher::cli::command(), "coracle", &dir)?;
+        let file = std::path::Path::new(&dir).join(shell.file_name("coracle"));
+        std::fs::write(file, launcher::cli::completion::script(shell))?;
     }
     Ok(())
 }

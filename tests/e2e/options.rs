@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("options/stop", stop).each_user(),
     Test::new("options/all-of-them", all).each_user(),
     Test::new("options/replace", replace).each_user(),
+    Test::new("options/names-are-completed", completion),
     Test::new("options/confinement-is-shown", confinement).each_user(),
 ];
 
@@ -304,6 +305,45 @@ fn all(world: &World<'_>) -> Result<()> {
     coracle(&["stop", "nobody"])?.fails_with(1, "'nobody'")?;
     ensure!(lines(coracle(&["rm", "-a", "-f"])?)? == ["a", "c"]);
     coracle(&["ps", "-a", "-q"])?.ok()?.stdout_is("")?;
+    Ok(())
+}
+
+fn completion(world: &World<'_>) -> Result<()> {
+    let data = world.dir().join("data");
+    let root = busybox_rootfs(world)?;
+    let root = root.to_str().context("the lab's paths are ASCII")?;
+    let coracle = |words: &[&str]| world.coracle(words).env("XDG_DATA_HOME", &data);
+    coracle(&["image", "import", "-q", root, "hull"]).run()?.ok()?;
+    for name in ["boat", "barge"] {
+        coracle(&["create", "--name", name, "hull", "true"]).run()?.ok()?;
+    }
+    let complete = |words: &str| -> Result<String> {
+        let script = format!(
+            "eval \"$(coracle completion bash)\"; COMP_WORDS=({words}); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             $(complete -p coracle | sed 's/.*-F \\([^ ]*\\).*/\\1/') coracle \
+             \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; \
+             echo \"${{COMPREPLY[*]}}\""
+        );
+        let path = format!("{}:/usr/bin:/bin", world.lab.bin.display());
+        let bash = world.cmd("bash").args(["-c", &script]).env("PATH", path);
+        let output = bash.env("XDG_DATA_HOME", &data).run()?.ok()?;
+        Ok(output.stdout.trim().to_owned())
+    };
+    for (words, wanted) in [
+        ("coracle sto", "stop"),
+        ("coracle stop b", "barge boat"),
+        ("coracle rm boat ba", "barge"),
+        ("coracle exec bo", "boat"),
+        ("coracle commit --pau", "--pause"),
+        ("coracle image rm local", "localhost/hull:latest"),
+        ("coracle run --rm local", "localhost/hull:latest"),
+        ("coracle ps bo", ""),
+    ] {
+        let found = complete(words)?;
+        ensure!(found == wanted, "{words}: {found}");
+    }
+    ensure!(complete("coracle rm -")?.contains("--force"), "no options");
     Ok(())
 }
 

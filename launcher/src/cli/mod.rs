@@ -14,7 +14,7 @@ use crate::sys::fd;
 
 mod choose;
 mod commit;
-mod completion;
+pub mod completion;
 mod cp;
 mod diff;
 mod doctor;

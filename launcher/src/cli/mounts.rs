@@ -17,8 +17,8 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     tmpfs: Vec<String>,
 
-    /// The same in other words: type=bind,src=SRC,dst=DST[,ro], or
-    /// type=tmpfs,dst=PATH[,tmpfs-size=SIZE,tmpfs-mode=MODE,ro]
+    /// The same in other words: type=bind,src=SRC,dst=DST, or type=tmpfs,dst=PATH with
+    /// tmpfs-size=SIZE and tmpfs-mode=MODE; ro for both
     #[arg(long, value_name = "type=TYPE,…")]
     mount: Vec<String>,
 }

@@ -465,6 +465,12 @@ pub(super) fn rot_is_found(world: &World<'_>) -> Result<()> {
         }
     }
     coracle(world, &["image", "verify", "box"]).run()?.fails_with(1, "the blob")?;
+    for layer in fs::read_dir(&layers)? {
+        world.lab.remove_as_root(&layer?.path())?;
+    }
+    coracle(world, &import).run()?.ok()?;
+    coracle(world, &["image", "verify", "box"]).run()?.ok()?;
+    run(world, &["box"])?.ok()?.stdout_is("0")?;
     Ok(())
 }
 
