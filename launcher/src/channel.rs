@@ -89,7 +89,7 @@ pub enum ToMonitor {
     Owners(i32),
     /// Storage: the container's first process is this child of the monitor's.
     Init(i32),
-    /// Init: beside this comes the TAP device.
+    /// Init: beside this come the queues of the TAP device.
     Tap,
     /// Init: beside this comes the master of the workload's pseudo-terminal.
     Console,

@@ -310,6 +310,7 @@ mod tests {
                 hosts: String::new(),
                 hostname: String::new(),
                 ipv6: true,
+                processors: 1,
                 term: None,
                 overlay: Some("/o".into()),
                 netstack: Some("/n".into()),

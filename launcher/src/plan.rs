@@ -45,6 +45,8 @@ pub const MTU: u16 = 65520;
 /// Packets that may wait for netstack. The kernel's 1,000 are too few for the
 /// windows that TCP opens at this speed, and a full queue loses packets.
 pub const QUEUE: u16 = 10_000;
+/// Queues that tap0 has at most: beyond, nothing was measured.
+const QUEUES_MAX: usize = 4;
 
 /// Search path of programs in a container, unless `-e PATH=…` says otherwise.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -370,7 +372,8 @@ fn network(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
             }
             plan.monitor.push(MonitorStep::Netstack { program, arguments });
             // First of all: netstack starts while the rest is done.
-            plan.init.insert(0, InitStep::Tap { ipv6: host.ipv6 });
+            let queues = host.processors.clamp(1, QUEUES_MAX);
+            plan.init.insert(0, InitStep::Tap { ipv6: host.ipv6, queues });
             plan.init.insert(1, InitStep::Loopback);
             return Ok(());
         }

@@ -156,7 +156,7 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
         let seed = random::seed().map_err(os("asking for random bytes"))?;
         let mut stack = Netstack::new(config.clone(), offloads, seed);
         if count > 1 {
-            stack.set_share(count);
+            stack.set_share(index, count);
             stack.share_ports(Arc::clone(&ports), index);
         }
         if let Some(mac) = guest_mac {

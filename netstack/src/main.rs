@@ -73,9 +73,9 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
             request.queues = driver::queues_wanted();
             tap::create(&request)?
         }
-        Device::Inherited(raw) => {
-            let fd = inherited.take("the TAP device", Some(raw))?.context("no TAP device")?;
-            tap::adopt(fd)?
+        Device::Inherited(queues) => {
+            let take = |raw| inherited.take("the TAP device", Some(raw)).transpose();
+            tap::adopt(queues.into_iter().filter_map(take).collect::<Result<_, _>>()?)?
         }
         Device::Bess(path) => match tap::bess(&path, exit.as_ref())? {
             Some(peer) => peer,

@@ -165,29 +165,47 @@ pub fn create(request: &Request) -> Result<Tap, Error> {
     let (queues, remarks) =
         process::in_child(work).map_err(Error::Child)?.map_err(Error::Inside)?;
     let first = queues.first().ok_or(Error::Child(Errno::EPROTO))?;
-    let flags = tun::iff(first).map_err(Error::Child)?;
+    let (_, flags) = tun::iff(first).map_err(Error::Child)?;
     // Of the device, whichever queue asks.
     let offloads = negotiate(first, flags & libc::IFF_VNET_HDR != 0)?;
     let mac = mac_of(first);
     Ok(Tap { queues, offloads, mac, remarks: remarks.lines().map(String::from).collect() })
 }
 
-/// Takes a device that someone else has made and attached.
+/// Takes a device that someone else has made and attached: its queues, one at least.
 ///
 /// # Errors
-/// The descriptor is no attached TAP device without packet information header.
-pub fn adopt(fd: OwnedFd) -> Result<Tap, Error> {
-    let refuse = |why: String| Error::Adopt(fd.as_raw_fd(), why);
-    let flags = tun::iff(&fd).map_err(|errno| match errno {
-        Errno::EBADFD => refuse("the TAP device is not attached (TUNSETIFF)".into()),
-        other => refuse(format!("not a TAP device: {other}")),
-    })?;
-    if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
-        return Err(refuse("the device must be opened with IFF_TAP and IFF_NO_PI".into()));
+/// A descriptor is no attached TAP device without packet information header, or not a
+/// queue of the same device as the first.
+pub fn adopt(queues: Vec<OwnedFd>) -> Result<Tap, Error> {
+    let mut device = None;
+    for fd in &queues {
+        let refuse = |why: String| Error::Adopt(fd.as_raw_fd(), why);
+        let (name, flags) = tun::iff(fd).map_err(|errno| match errno {
+            Errno::EBADFD => refuse("the TAP device is not attached (TUNSETIFF)".into()),
+            other => refuse(format!("not a TAP device: {other}")),
+        })?;
+        if flags & libc::IFF_TAP == 0 || flags & libc::IFF_NO_PI == 0 {
+            return Err(refuse("the device must be opened with IFF_TAP and IFF_NO_PI".into()));
+        }
+        if queues.len() > 1 && flags & libc::IFF_MULTI_QUEUE == 0 {
+            return Err(refuse("one of several queues must be opened with IFF_MULTI_QUEUE".into()));
+        }
+        // Another namespace may have a device of that name, with another address.
+        let found = (name, flags, mac_of(fd));
+        match &device {
+            None => device = Some(found),
+            Some(first) if *first != found => {
+                return Err(refuse("not a queue of the same device as the one before".into()));
+            }
+            Some(_) => {}
+        }
     }
-    let offloads = negotiate(&fd, flags & libc::IFF_VNET_HDR != 0)?;
-    let mac = mac_of(&fd);
-    Ok(Tap { queues: vec![fd], offloads, mac, remarks: Vec::new() })
+    let (Some(first), Some((_, flags, mac))) = (queues.first(), device) else {
+        return Err(Error::Child(Errno::ENODEV));
+    };
+    let offloads = negotiate(first, flags & libc::IFF_VNET_HDR != 0)?;
+    Ok(Tap { queues, offloads, mac, remarks: Vec::new() })
 }
 
 /// Waits at a UNIX socket for the one peer whose packets are frames (the transport
@@ -405,6 +423,7 @@ fn configure(name: &str, interface: &Interface, remarks: &mut String) -> Result<
             }
         }
     }
+    unpace(remarks);
     let (addr, prefix, gateway) = interface.v4;
     ifreq::set_address_v4(&v4, name, addr, prefix).map_err(failed(on("the IPv4 address")))?;
     ifreq::set_up(&v4, name).map_err(failed(format!("cannot bring {name} up")))?;
@@ -416,6 +435,18 @@ fn configure(name: &str, interface: &Interface, remarks: &mut String) -> Result<
             .map_err(failed("cannot add the IPv6 default route"))?;
     }
     Ok(())
+}
+
+/// Has the guest send without pacing. Nothing can be congested between it and us, where
+/// its connections end; BBR, which a new namespace has where the host has it, sends by
+/// timers and in smaller segments all the same. Reno is in every kernel (net/ipv4/tcp_cong.c)
+/// and free to all. Other algorithms do not pace, and stay.
+fn unpace(remarks: &mut String) {
+    let path = "/proc/sys/net/ipv4/tcp_congestion_control";
+    let paces = std::fs::read_to_string(path).is_ok_and(|name| name.starts_with("bbr"));
+    if paces && let Err(e) = std::fs::write(path, "reno") {
+        *remarks += &format!("cannot write {path}: {e}; the guest sends slower\n");
+    }
 }
 
 fn control_socket(family: AddressFamily) -> Result<OwnedFd, Failure> {
@@ -443,7 +474,7 @@ mod tests {
     #[test]
     fn only_a_tap_device_is_adopted() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let message = adopt(null.into()).unwrap_err().to_string();
+        let message = adopt(vec![null.into()]).unwrap_err().to_string();
         assert!(message.contains("not a TAP device"), "{message}");
     }
 }

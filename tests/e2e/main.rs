@@ -20,6 +20,7 @@ mod owners;
 mod path;
 mod podman;
 mod policy;
+mod queues;
 mod root;
 mod run;
 mod secrets;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         debian::TESTS,
         slirp::TESTS,
         targets::TESTS,
+        queues::TESTS,
         confine::TESTS,
         names::TESTS,
         policy::TESTS,

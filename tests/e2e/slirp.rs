@@ -55,6 +55,23 @@ impl Guest {
         self.0.pid().to_string()
     }
 
+    /// A queue of the TAP device `name` inside, which is made when it is not there;
+    /// `flags` are added to the usual ones.
+    pub(crate) fn tap(&self, name: &str, flags: i32) -> Result<OwnedFd> {
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.pid()))?;
+        let open = || -> Result<OwnedFd> {
+            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags;
+            tests::sys::tun_set_iff(std::os::fd::AsFd::as_fd(&tun), name, flags)?;
+            Ok(tun.into())
+        };
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(open).join();
+            opened.unwrap_or_else(|_| Err(anyhow::anyhow!("the thread panicked")))
+        })
+    }
+
     /// A program inside.
     pub(crate) fn cmd(&self, world: &World<'_>, script: &str) -> Cmd {
         world
@@ -74,7 +91,7 @@ pub(crate) struct Net {
 
 /// Starts netstack with a ready-fd and an exit-fd, and waits until it is ready.
 pub(crate) fn start(world: &World<'_>, words: &[&str]) -> Result<Net> {
-    start_with(world.ours("netstack"), words, None, || Ok(()))
+    start_with(world.ours("netstack"), words, Vec::new(), || Ok(()))
 }
 
 /// Starts it with nobody who reads its standard error.
@@ -82,15 +99,15 @@ pub(crate) fn start_unheard(world: &World<'_>, words: &[&str]) -> Result<Net> {
     let script = "exec 3> >(true); wait $!; exec \"$@\" 2>&3";
     let program = world.lab.bin.join("netstack");
     let command = world.cmd("bash").args(["-c", script, "bash"]).arg(program);
-    start_with(command, words, None, || Ok(()))
+    start_with(command, words, Vec::new(), || Ok(()))
 }
 
-/// The same with a descriptor passed on, and with something that it waits for before it
+/// The same with descriptors passed on, and with something that it waits for before it
 /// is ready.
 pub(crate) fn start_with(
     command: Cmd,
     words: &[&str],
-    inherited: Option<OwnedFd>,
+    inherited: Vec<OwnedFd>,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Net> {
     let (ready, ready_theirs) = pipe()?;
@@ -101,7 +118,7 @@ pub(crate) fn start_with(
         .args(words)
         .inherit(ready_theirs)
         .inherit(exit_theirs);
-    if let Some(fd) = inherited {
+    for fd in inherited {
         command = command.inherit(fd);
     }
     let running = command.spawn()?;

@@ -1,6 +1,6 @@
 //! `netstack` on what a peer passes to it: a socket of frames, a TAP device.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, ensure};
 use tests::command::pipe;
@@ -80,22 +80,10 @@ fn bess_ends(world: &World<'_>) -> Result<()> {
 /// A device that a peer has made in the namespace and passes on.
 fn tapfd(world: &World<'_>) -> Result<()> {
     let guest = Guest::start(world)?;
-    let namespace = std::fs::File::open(format!("/proc/{}/ns/net", guest.pid()))?;
-    let tap = std::thread::scope(|scope| {
-        scope
-            .spawn(|| -> Result<OwnedFd> {
-                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
-                let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-                tests::sys::tun_set_iff(std::os::fd::AsFd::as_fd(&tun), "tap3", flags)?;
-                Ok(tun.into())
-            })
-            .join()
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("the thread panicked")))
-    })?;
+    let tap = guest.tap("tap3", 0)?;
     let number = tap.as_raw_fd().to_string();
     let net =
-        start_with(world.ours("netstack"), &["--netns-type=tapfd", &number], Some(tap), || Ok(()))?;
+        start_with(world.ours("netstack"), &["--netns-type=tapfd", &number], vec![tap], || Ok(()))?;
     let script = format!(
         "ip link set tap3 up && ip addr add 10.0.2.100/24 dev tap3 && \
          ip route add default via 10.0.2.2 && curl -sSf -m 20 http://{}/hello",

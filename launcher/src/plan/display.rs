@@ -78,10 +78,13 @@ impl fmt::Display for InitStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loopback => write!(f, "bring up lo"),
-            Self::Tap { ipv6 } => {
+            Self::Tap { ipv6, queues } => {
                 write!(f, "make tap0 {}/{}", super::GUEST_V4, super::PREFIX_V4)?;
                 if *ipv6 {
                     write!(f, " {}/{}", super::GUEST_V6, super::PREFIX_V6)?;
+                }
+                if *queues > 1 {
+                    write!(f, " with {queues} queues")?;
                 }
                 write!(f, ", send it to the monitor")
             }

@@ -152,6 +152,8 @@ pub enum InitStep {
     Tap {
         /// With an IPv6 address.
         ipv6: bool,
+        /// Queues to ask for, each with a worker of netstack's.
+        queues: usize,
     },
     /// Takes this directory of the host as the container's root.
     Root(PathBuf),

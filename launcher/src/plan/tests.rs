@@ -11,6 +11,7 @@ pub(super) fn host(single: bool) -> HostCaps {
         hosts: "127.0.0.1 localhost".to_owned(),
         hostname: "host".to_owned(),
         ipv6: true,
+        processors: 2,
         term: Some("vt100".to_owned()),
         overlay: Some("/opt/overlayfs-fuse".into()),
         netstack: Some("/opt/netstack".into()),
@@ -121,7 +122,7 @@ fn golden_host_root() {
     );
     let init = part(&plan, "init");
     let start = [
-        "make tap0 10.0.2.100/24 fd00::100/64, send it to the monitor".to_owned(),
+        "make tap0 10.0.2.100/24 fd00::100/64 with 2 queues, send it to the monitor".to_owned(),
         "bring up lo".to_owned(),
         format!("take {d}/merged as the root"),
         "mount proc at /proc".to_owned(),

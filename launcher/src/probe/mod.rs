@@ -30,6 +30,8 @@ pub struct HostCaps {
     pub hostname: String,
     /// The kernel speaks IPv6.
     pub ipv6: bool,
+    /// Processors that this process may use, one at least.
+    pub processors: usize,
     /// Value of TERM.
     pub term: Option<String>,
     /// The overlay program, when found.
@@ -69,6 +71,7 @@ pub fn probe() -> HostCaps {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
         ipv6: Path::new("/proc/net/if_inet6").exists(),
+        processors: std::thread::available_parallelism().map_or(1, usize::from),
         term: env::var("TERM").ok(),
         overlay: spawn::find("overlayfs-fuse"),
         netstack: spawn::find("netstack"),

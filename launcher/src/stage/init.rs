@@ -210,11 +210,10 @@ impl Stage<'_> {
             InitStep::Loopback => net::Devices::open()
                 .and_then(|devices| devices.up("lo"))
                 .context(|| "cannot bring up the loopback device")?,
-            InitStep::Tap { ipv6 } => {
-                let tap = make_tap(*ipv6)?;
-                self.channel
-                    .send(&ToMonitor::Tap, &[tap.as_fd()])
-                    .context(|| "cannot reach the monitor")?;
+            InitStep::Tap { ipv6, queues } => {
+                let taps = make_tap(*ipv6, *queues)?;
+                let taps: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
+                self.channel.send(&ToMonitor::Tap, &taps).context(|| "cannot reach the monitor")?;
             }
             InitStep::Root(path) => self.take_root(path)?,
             InitStep::Mount { kind, target } => self.mount(*kind, target)?,
@@ -451,8 +450,8 @@ fn existing(path: &Path) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// The TAP device, up, with its addresses and routes.
-fn make_tap(ipv6: bool) -> Result<OwnedFd, Fault> {
+/// The queues of the TAP device, which is up, with its addresses and routes.
+fn make_tap(ipv6: bool, queues: usize) -> Result<Vec<OwnedFd>, Fault> {
     const TAP: &str = "tap0";
     if ipv6 {
         // There is nobody else: addresses hold at once, and the routes are ours.
@@ -461,10 +460,17 @@ fn make_tap(ipv6: bool) -> Result<OwnedFd, Fault> {
             fs::write(&path, value).context(|| format!("cannot write {path}"))?;
         }
     }
-    let tap = net::open_tap(TAP).context(|| "cannot make the network device tap0")?;
+    // Nothing can be congested between here and netstack, where connections end: BBR would
+    // pace them all the same, in smaller segments (as netstack's own `tap.rs`).
+    let path = "/proc/sys/net/ipv4/tcp_congestion_control";
+    if fs::read_to_string(path).is_ok_and(|name| name.starts_with("bbr")) {
+        fs::write(path, "reno").context(|| format!("cannot write {path}"))?;
+    }
+    let taps = net::open_tap(TAP, queues).context(|| "cannot make the network device tap0")?;
     let devices = net::Devices::open().context(|| "cannot open a socket")?;
     devices.set_mtu(TAP, plan::MTU).context(|| "cannot set the MTU of tap0")?;
     devices.set_queue(TAP, plan::QUEUE).context(|| "cannot set the queue length of tap0")?;
+    devices.set_noqueue(TAP).context(|| "cannot take the queueing discipline off tap0")?;
     devices.up(TAP).context(|| "cannot bring up tap0")?;
     devices
         .set_v4(TAP, plan::GUEST_V4, plan::PREFIX_V4)
@@ -475,5 +481,5 @@ fn make_tap(ipv6: bool) -> Result<OwnedFd, Fault> {
             .set_v6(TAP, plan::GUEST_V6, plan::PREFIX_V6, plan::GATEWAY_V6)
             .context(|| "cannot give tap0 its IPv6 address and route")?;
     }
-    Ok(tap)
+    Ok(taps)
 }

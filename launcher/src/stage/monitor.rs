@@ -106,7 +106,7 @@ pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
         init_channel: None,
         overlay: None,
         netstack: None,
-        tap: None,
+        taps: Vec::new(),
         overlay_pipes: None,
         group: None,
         group_fd: None,
@@ -163,7 +163,7 @@ struct Monitor<'a> {
     init_channel: Option<Channel>,
     overlay: Option<Service>,
     netstack: Option<Service>,
-    tap: Option<OwnedFd>,
+    taps: Vec<OwnedFd>,
     overlay_pipes: Option<(Ours, Theirs)>,
     /// The container's control group, and a descriptor of it to make init in.
     group: Option<PathBuf>,
@@ -422,7 +422,7 @@ impl Monitor<'_> {
         };
         match message {
             ToMonitor::Tap => {
-                self.tap = fds.pop();
+                self.taps = fds;
                 self.start_netstack()?;
             }
             ToMonitor::Console => {
@@ -457,11 +457,12 @@ impl Monitor<'_> {
             MonitorStep::Netstack { program, arguments } => Some((program, arguments)),
             _ => None,
         });
-        let (Some((program, arguments)), Some(tap)) = (netstack, self.tap.take()) else {
+        let taps = std::mem::take(&mut self.taps);
+        let (Some((program, arguments)), false) = (netstack, taps.is_empty()) else {
             return Err(RunError::Stage(Fault::said("a network device came unasked for")));
         };
         let Pipes { ours, theirs } = Pipes::new().map_err(RunError::os("cannot make a pipe"))?;
-        let inherited = [("--tap-fd", tap.as_fd())];
+        let inherited: Vec<_> = taps.iter().map(|tap| ("--tap-fd", tap.as_fd())).collect();
         let started =
             spawn::start(Kinship::Child, program, arguments, "/".as_ref(), &inherited, &theirs)
                 .map_err(RunError::os(format!("cannot start {}", program.display())))?;

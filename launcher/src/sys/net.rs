@@ -14,6 +14,10 @@ use super::check;
 
 /// Device and kernel flags of [`open_tap`].
 const TAP_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// A qdisc at the root of its device; linux/pkt_sched.h.
+const TC_H_ROOT: u32 = u32::MAX;
+/// The name of a qdisc; linux/rtnetlink.h.
+const TCA_KIND: u16 = 1;
 
 /// `SIOCADDRT` for IPv6: `struct in6_rtmsg` of linux/ipv6_route.h.
 #[repr(C)]
@@ -56,23 +60,41 @@ fn address(address: Ipv4Addr) -> libc::sockaddr {
     libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }
 
-/// Opens /dev/net/tun and attaches it to a new TAP device `name` of this
-/// process's network namespace, with virtio-net headers and without packet
-/// information. It stays until the namespace ends: the kernel then removes it in
-/// the background, while whoever closes the last descriptor of another device
-/// waits for that.
+/// Makes a new TAP device `name` of this process's network namespace, with
+/// virtio-net headers and without packet information, and gives its queues: as many
+/// as wanted, or as the kernel grants, one at least. It stays until the namespace ends:
+/// the kernel then removes it in the background, while whoever closes the last
+/// descriptor of another device waits for that.
 ///
 /// # Errors
 /// As of open(2), TUNSETIFF and TUNSETPERSIST.
-pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+pub fn open_tap(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut taps = Vec::with_capacity(queues);
+    // One of several has room for 256: where one is enough, it is a plain one.
+    while queues > 1 && taps.len() < queues {
+        match attach(name, TAP_FLAGS | libc::IFF_MULTI_QUEUE) {
+            Ok(tap) => taps.push(tap),
+            // No more are granted, or this kernel knows of none.
+            Err(_) => break,
+        }
+    }
+    if taps.is_empty() {
+        taps.push(attach(name, TAP_FLAGS)?);
+    }
+    // SAFETY: TUNSETPERSIST takes a number.
+    check(unsafe { libc::ioctl(taps[0].as_raw_fd(), libc::TUNSETPERSIST as _, 1) }.into())?;
+    Ok(taps)
+}
+
+/// Opens /dev/net/tun and attaches it to the device `name`, which is made when it is
+/// not there.
+fn attach(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
     let tap: OwnedFd =
         std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun")?.into();
     let mut request = request(name)?;
-    request.ifr_ifru.ifru_flags = TAP_FLAGS as libc::c_short;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &mut request) }.into())?;
-    // SAFETY: TUNSETPERSIST takes a number.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST as _, 1) }.into())?;
     Ok(tap)
 }
 
@@ -123,44 +145,41 @@ impl Devices {
     /// # Errors
     /// As of socket(2), send(2) and recv(2), or the kernel's answer.
     pub fn set_queue(&self, device: &str, packets: u16) -> io::Result<()> {
-        /// Length of a message of one attribute of four bytes.
-        const LENGTH: u32 = 40;
+        // struct ifinfomsg
+        let mut body = vec![0; 4];
+        body.extend(self.index(device)?.to_ne_bytes());
+        body.extend([0; 8]);
+        attribute(&mut body, libc::IFLA_TXQLEN, &u32::from(packets).to_ne_bytes());
+        netlink(libc::RTM_NEWLINK, 0, &body)
+    }
+
+    /// Has packets go to a device without a queueing discipline: they wait in the device
+    /// itself. Before it comes up, when the kernel would make one for each queue that it
+    /// might ever have.
+    ///
+    /// # Errors
+    /// As of socket(2), send(2) and recv(2), or the kernel's answer; that it knows of no
+    /// disciplines is none.
+    pub fn set_noqueue(&self, device: &str) -> io::Result<()> {
+        // struct tcmsg
+        let mut body = vec![0; 4];
+        body.extend(self.index(device)?.to_ne_bytes());
+        body.extend([0; 4]);
+        body.extend(TC_H_ROOT.to_ne_bytes());
+        body.extend([0; 4]);
+        attribute(&mut body, TCA_KIND, b"noqueue\0");
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+        match netlink(libc::RTM_NEWQDISC, flags, &body) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn index(&self, device: &str) -> io::Result<libc::c_int> {
         let mut index = request(device)?;
         self.ioctl(libc::SIOCGIFINDEX as _, &mut index)?;
         // SAFETY: SIOCGIFINDEX has filled in this member of the union.
-        let ifindex = unsafe { index.ifr_ifru.ifru_ifindex };
-        let mut message = Vec::with_capacity(LENGTH as usize);
-        // struct nlmsghdr
-        message.extend(LENGTH.to_ne_bytes());
-        message.extend(libc::RTM_NEWLINK.to_ne_bytes());
-        message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
-        message.extend([0; 8]);
-        // struct ifinfomsg
-        message.extend([0; 4]);
-        message.extend(ifindex.to_ne_bytes());
-        message.extend([0; 8]);
-        // struct rtattr
-        message.extend(8u16.to_ne_bytes());
-        message.extend(libc::IFLA_TXQLEN.to_ne_bytes());
-        message.extend(u32::from(packets).to_ne_bytes());
-
-        let netlink = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        send(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
-        // struct nlmsghdr, and of struct nlmsgerr the error: 0 or -errno.
-        let mut answer = [0; 128];
-        let count = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        match answer[..count].get(16..20).and_then(|error| error.try_into().ok()) {
-            Some(error) => match i32::from_ne_bytes(error) {
-                0 => Ok(()),
-                error => Err(io::Error::from_raw_os_error(-error)),
-            },
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        Ok(unsafe { index.ifr_ifru.ifru_ifindex })
     }
 
     /// Gives a device an IPv4 address, replacing the one it had.
@@ -204,10 +223,7 @@ impl Devices {
         gateway: Ipv6Addr,
     ) -> io::Result<()> {
         let v6 = socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-        let mut index = request(device)?;
-        self.ioctl(libc::SIOCGIFINDEX as _, &mut index)?;
-        // SAFETY: SIOCGIFINDEX has filled in this member of the union.
-        let ifindex = unsafe { index.ifr_ifru.ifru_ifindex };
+        let ifindex = self.index(device)?;
         let request = libc::in6_ifreq {
             ifr6_addr: libc::in6_addr { s6_addr: own.octets() },
             ifr6_prefixlen: prefix.into(),
@@ -231,5 +247,40 @@ impl Devices {
         // above as in linux/ipv6_route.h.
         check(unsafe { libc::ioctl(v6.as_raw_fd(), libc::SIOCADDRT as _, &route) }.into())?;
         Ok(())
+    }
+}
+
+/// struct rtattr: length, type; value, of a multiple of four bytes.
+fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    body.extend((4 + value.len() as u16).to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+}
+
+/// Asks rtnetlink for one thing, and waits for its answer.
+fn netlink(kind: u16, flags: libc::c_int, body: &[u8]) -> io::Result<()> {
+    // struct nlmsghdr
+    let mut message = Vec::with_capacity(16 + body.len());
+    message.extend((16 + body.len() as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags) as u16).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    send(netlink.as_raw_fd(), &message, MsgFlags::empty())?;
+    // struct nlmsghdr, and of struct nlmsgerr the error: 0 or -errno.
+    let mut answer = [0; 128];
+    let count = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    match answer[..count].get(16..20).and_then(|error| error.try_into().ok()) {
+        Some(error) => match i32::from_ne_bytes(error) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(-error)),
+        },
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }

@@ -52,8 +52,8 @@ pub struct Invocation {
 pub enum Device {
     /// It is made, or found, in a namespace.
     Create(Request),
-    /// It was made by the parent.
-    Inherited(RawFd),
+    /// It was made by the parent: its queues, one at least.
+    Inherited(Vec<RawFd>),
     /// None: frames are packets of a connection that somebody makes to this UNIX
     /// socket, as User Mode Linux does.
     Bess(PathBuf),

@@ -15,9 +15,10 @@ use crate::config::{Config, MTU_MIN, V4Network};
 #[derive(Debug, Parser)]
 #[command(name = "netstack", version, override_usage = "netstack --tap-fd FD [OPTION]...")]
 pub struct Args {
-    /// Attached TAP device (IFF_TAP, IFF_NO_PI; IFF_VNET_HDR for speed)
-    #[arg(long, value_name = "FD", value_parser = value::fd)]
-    tap_fd: RawFd,
+    /// Attached TAP device (IFF_TAP, IFF_NO_PI; IFF_VNET_HDR for speed); several times for
+    /// the queues of one (IFF_MULTI_QUEUE), each of which gets a thread
+    #[arg(long, value_name = "FD", value_parser = value::fd, required = true)]
+    tap_fd: Vec<RawFd>,
     /// Receives `1` and is closed once everything is in place
     #[arg(short, long, value_name = "FD", value_parser = value::fd)]
     ready_fd: Option<RawFd>,

@@ -170,7 +170,7 @@ impl Args {
         let interface = self.configure.then(|| Interface::new(&config, self.macaddress));
         let device = match target {
             Target::Bess => Device::Bess(self.target.into()),
-            Target::Tap(fd) => Device::Inherited(fd),
+            Target::Tap(fd) => Device::Inherited(vec![fd]),
             Target::Netns(netns) => Device::Create(Request {
                 queues: 1,
                 netns,

@@ -96,7 +96,7 @@ fn the_launchers_form_has_its_own_defaults() {
     let line = "--tap-fd 5 --ready-fd=6 --exit-fd 7 --enable-ipv6 --disable-host-loopback \
                 -p 127.0.0.1:18080:80 -p 53:5353/udp -p [::1]:99:98 -p 0.0.0.0:8080:80/tcp";
     let invocation = good(&line.split_whitespace().collect::<Vec<_>>());
-    assert_eq!(invocation.device, Device::Inherited(5));
+    assert_eq!(invocation.device, Device::Inherited(vec![5]));
     assert_eq!((invocation.ready_fd, invocation.exit_fd), (Some(6), Some(7)));
     assert_eq!(invocation.config.mtu, 65520);
     let shown: Vec<_> = invocation
@@ -182,7 +182,9 @@ fn other_targets_are_understood() {
     let invocation = good(&["--target-type=bess", "/run/bess.sock"]);
     assert_eq!(invocation.device, Device::Bess("/run/bess.sock".into()));
     let invocation = good(&["--netns-type=tapfd", "7"]);
-    assert_eq!(invocation.device, Device::Inherited(7));
+    assert_eq!(invocation.device, Device::Inherited(vec![7]));
+    let invocation = good(&["--tap-fd", "5", "--tap-fd=8"]);
+    assert_eq!(invocation.device, Device::Inherited(vec![5, 8]));
 }
 
 #[test]

@@ -189,11 +189,12 @@ impl Netstack {
         self.link.guest = mac;
     }
 
-    /// Makes this one of `count` stacks, each with its share of flows and memory. Call
-    /// before the first frame.
-    pub fn set_share(&mut self, count: usize) {
+    /// Makes this the stack `index` of `count`, of which the main one is 0, each with
+    /// its share of flows, memory and IP identifications. Call before the first frame.
+    pub fn set_share(&mut self, index: usize, count: usize) {
         self.flows.set_limit(FLOWS_MAX / count.max(1));
         self.memory.share(count.max(1));
+        self.out.share_ids(index, count);
     }
 
     /// Makes this the stack `index` of several, of which the main one is 0. Call before

@@ -143,6 +143,8 @@ pub(super) struct Outbox {
     free: Vec<FrameBuf>,
     lent: Option<FrameBuf>,
     next_id: u32,
+    /// From one identification to the next.
+    id_step: u32,
     /// Frames not built because the queue was full.
     pub(super) dropped: u64,
 }
@@ -155,7 +157,24 @@ const FREE_MAX: usize = 64;
 impl Outbox {
     /// An empty one. `seed` starts the IP identification.
     pub(super) fn new(seed: u32) -> Outbox {
-        Outbox { queue: VecDeque::new(), free: Vec::new(), lent: None, next_id: seed, dropped: 0 }
+        Outbox {
+            queue: VecDeque::new(),
+            free: Vec::new(),
+            lent: None,
+            next_id: seed,
+            id_step: 1,
+            dropped: 0,
+        }
+    }
+
+    /// Makes this one of `count`, the `index`-th, whose IP identifications all differ:
+    /// a guest that collects fragments under one would mix two datagrams up (RFC 6864
+    /// section 4.1).
+    pub(super) fn share_ids(&mut self, index: usize, count: usize) {
+        // A power of two divides 2^16, which IPv4 counts to, and 2^32: the remainder
+        // survives every overflow.
+        self.id_step = count.next_power_of_two() as u32;
+        self.next_id = self.next_id / self.id_step * self.id_step + index as u32;
     }
 
     /// A buffer to build a frame in.
@@ -240,7 +259,7 @@ impl Outbox {
             self.push(buf);
             return;
         }
-        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id = self.next_id.wrapping_add(self.id_step);
         let extra = if src.is_ipv6() { 8 } else { 0 };
         let room = (link.mtu - ip_len - extra) & !7;
         // All or nothing: a datagram with a part missing is only work.

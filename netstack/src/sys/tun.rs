@@ -26,11 +26,11 @@ pub(crate) fn set_iff(tun: impl AsFd, name: &str, flags: i32) -> Result<(), Errn
     Errno::result(result).map(drop)
 }
 
-/// The `IFF_*` flags of an attached device.
+/// Name and `IFF_*` flags of an attached device.
 ///
 /// # Errors
 /// EBADFD when the device is not attached, ENOTTY when this is no TUN device.
-pub(crate) fn iff(tun: impl AsFd) -> Result<i32, Errno> {
+pub(crate) fn iff(tun: impl AsFd) -> Result<([libc::c_char; libc::IFNAMSIZ], i32), Errno> {
     let mut request = super::ifreq::named("")?;
     // SAFETY: TUNGETIFF writes one `struct ifreq`, which `request` is; on other
     // kinds of descriptors it is an unknown request, which fails.
@@ -38,7 +38,7 @@ pub(crate) fn iff(tun: impl AsFd) -> Result<i32, Errno> {
     Errno::result(result)?;
     // SAFETY: TUNGETIFF has filled the flags in; any bytes are a valid short.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(i32::from(flags.cast_unsigned()))
+    Ok((request.ifr_name, i32::from(flags.cast_unsigned())))
 }
 
 /// Sets the length of the virtio-net header in front of every frame, in bytes.

@@ -17,6 +17,8 @@ use crate::record::{Better, Role, Sample, extra};
 
 /// Idle connections.
 const FLOWS: u32 = 10_000;
+/// Time for what opening them has left armed: the timer of each SYN-ACK, of a second.
+const SETTLING: Duration = Duration::from_secs(2);
 const MIB: f64 = 1024.0 * 1024.0;
 /// CPU milliseconds of the backend for each second in which nothing happens.
 const IDLE_CPU: &str = "idle_cpu_ms_per_s";
@@ -99,12 +101,13 @@ impl<'a> Net<'a> {
         let flows = self.extent.pick(1000, FLOWS);
         let within = self.extent.pick(10, 30);
         let title = format!("Memory of a backend with {flows} idle TCP connections");
-        let asked = question(&format!("idle-flows/{flows}"), &title, "MiB", seconds + 3.0);
+        let asked = question(&format!("idle-flows/{flows}"), &title, "MiB", seconds + 5.0);
         let limit = Duration::from_secs(within) + 2 * LIMIT;
         let mut cell = self.cell(asked, move |place, via| {
             let setting = place.setting(via, USUAL_MTU, Family::V4, &[])?;
             let backend = setting.backend.as_ref().context("only backends are idle")?;
             let mut client = open_idle(&setting, flows, within)?;
+            ensure!(!client.ends_within(SETTLING)?, "the client has ended");
             let cpu = cpu_seconds(backend.pid)?;
             ensure!(!client.ends_within(time)?, "the client has ended");
             let used = cpu_seconds(backend.pid)? - cpu;

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_stack_beside_the_main_one_has_the_guests_connections_only() {
     let mut stack = stack();
-    stack.set_share(4);
+    stack.set_share(1, 4);
     stack.set_side();
     let peer = addr(PEERS[0]);
     let guest = guest_for(peer);
@@ -31,7 +31,7 @@ fn two() -> [Netstack; 2] {
     let ports = Arc::new(Ports::default());
     let mut index = 0;
     [stack(), stack()].map(|mut stack| {
-        stack.set_share(2);
+        stack.set_share(index, 2);
         stack.share_ports(Arc::clone(&ports), index);
         if index > 0 {
             stack.set_side();
@@ -151,4 +151,37 @@ fn a_datagram_passed_on_is_judged_once() {
         assert_eq!(passed(&mut side, &frame), None);
         assert_eq!(egress.hits(), [2]);
     }
+}
+
+/// The identification of a fragment of either IP version.
+fn identification(frame: &[u8]) -> u32 {
+    let fragment = packet(frame).fragment.expect("a fragment");
+    fragment.id
+}
+
+#[test]
+fn no_two_stacks_give_fragments_the_same_identification() {
+    // Each of three counts through more than the 16 bits of IPv4, from its own start.
+    let mut all = [std::collections::HashSet::new(), Default::default(), Default::default()];
+    for (index, ids) in all.iter_mut().enumerate() {
+        let config = Config { enable_ipv6: true, ..Config::default() };
+        let mut stack = Netstack::new(config, GRANTED, 1000 + index as u64);
+        stack.set_share(index, 3);
+        let mut before = None;
+        for _ in 0..20_000 {
+            for peer in PEERS {
+                let guest = guest_for(addr(peer));
+                stack.out.push_udp(&stack.link, addr(peer), guest, &[0; 1600]);
+                let parts = frames(&mut stack, at(0));
+                let [first, second] = &parts[..] else { panic!("{} frames", parts.len()) };
+                let id = identification(first);
+                assert_eq!(identification(second), id, "of one datagram");
+                assert_ne!(before.replace(id & 0xffff), Some(id & 0xffff));
+                ids.insert(id & 0xffff);
+            }
+        }
+        assert!(ids.len() == 1 << 14, "{} of 16,384", ids.len());
+    }
+    let [a, b, c] = &all;
+    assert!(a.is_disjoint(b) && a.is_disjoint(c) && b.is_disjoint(c));
 }

@@ -444,6 +444,37 @@ fn an_idle_stack_wants_no_wake_up() {
     assert_eq!(stack.poll_timeout(), None);
 }
 
+#[test]
+fn many_idle_connections_want_no_more_wake_ups_than_one() {
+    let mut stack = stack_with(|config| config.enable_ipv6 = false);
+    let (peer, count) = (addr("192.0.2.1:80"), 2000);
+    let (mut now, mut answered) = (at(0), 0);
+    for port in 0..count {
+        let guest = SocketAddr::new(guest_for(peer).ip(), 10_000 + port);
+        now += Duration::from_micros(100);
+        arrive(&mut stack, now, &Tcp::syn(1440).frame(guest, peer));
+        let [HostCommand::TcpConnect { flow, .. }] = commands(&mut stack)[..] else { panic!() };
+        stack.handle_host(now, HostEvent::TcpConnected { flow });
+        let seq = segment(&mut stack, now).seq.wrapping_add(1);
+        arrive(&mut stack, now, &Tcp::new(frame::ACK, 1001, seq).frame(guest, peer));
+        answered += frames(&mut stack, now).len();
+        commands(&mut stack);
+    }
+    assert_eq!((stack.flow_count(), answered), (count.into(), 0));
+    // What was armed for their SYN-ACKs comes up within moments, many at a time; then
+    // nothing before the probes after two hours.
+    let (mut wake_ups, mut last) = (0, now);
+    while let Some(next) = stack.poll_timeout()
+        && next < Duration::from_secs(7200)
+    {
+        stack.handle_timeout(next);
+        assert!(frames(&mut stack, next).is_empty());
+        (wake_ups, last) = (wake_ups + 1, next);
+    }
+    assert!(wake_ups <= 2 * 11, "{wake_ups} wake-ups for connections of 0.2 s, by ticks of 20 ms");
+    assert!(last <= now + Duration::from_secs(61), "{last:?}");
+}
+
 /// A request of the guest arrives and is sent on; gives the frames for the guest that
 /// come of it.
 fn request(stack: &mut Netstack, now: Duration, flow: FlowId, tcp: &Tcp) -> Vec<Tcp> {
