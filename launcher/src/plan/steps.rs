@@ -186,7 +186,7 @@ pub enum InitStep {
         /// Nothing below it can be changed.
         read_only: bool,
     },
-    /// Copies the host's file into the memory at [`SECRETS`].
+    /// Copies the host's file into the memory at [`super::SECRETS`].
     Secret {
         /// Path on the host.
         source: PathBuf,
