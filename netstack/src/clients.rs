@@ -12,10 +12,15 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
 
 /// Connections held at most.
 const CLIENTS_MAX: usize = 16;
@@ -63,23 +68,19 @@ impl Listener {
         let failed = |source: std::io::Error| {
             let hint = match source.kind() {
                 ErrorKind::AddrInUse => "; another process listens there, or it is no socket",
-                ErrorKind::InvalidInput => "; the path is too long for a socket",
+                ErrorKind::InvalidFilename => "; the path is too long for a socket",
                 _ => "",
             };
             Error::Unix { path: path.display().to_string(), source, hint }
         };
-        let bound = UnixListener::bind(path).or_else(|error| {
+        let bound = private_socket(path).or_else(|error| {
             if error.kind() == ErrorKind::AddrInUse && is_stale(path) {
                 std::fs::remove_file(path)?;
-                return UnixListener::bind(path);
+                return private_socket(path);
             }
             Err(error)
         });
-        let listener = bound.map_err(failed)?;
-        let mode = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(path, mode).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Listener::Unix(listener))
+        bound.map(Listener::Unix).map_err(failed)
     }
 
     /// Makes one with a port.
@@ -107,6 +108,18 @@ impl Listener {
             }
         }
     }
+}
+
+/// A listening socket at `path`, which is the owner's alone from its first moment: the
+/// file gets the mode that the socket has when it is bound.
+fn private_socket(path: &Path) -> std::io::Result<UnixListener> {
+    let addr = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+    bind(socket.as_raw_fd(), &addr)?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
 }
 
 fn is_stale(path: &Path) -> bool {
@@ -223,6 +236,7 @@ impl AsFd for Clients {
 #[cfg(test)]
 mod tests {
     use std::net::Shutdown;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -285,6 +299,9 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, "x").unwrap();
         assert!(Listener::unix(&file).is_err());
+        let long = dir.path().join("a".repeat(120));
+        let error = Listener::unix(&long).unwrap_err().to_string();
+        assert!(error.contains("too long for a socket"), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), b"x");
         let long = dir.path().join("x".repeat(200));
         let error = Listener::unix(&long).unwrap_err().to_string();
