@@ -38,7 +38,6 @@ use super::tar::write::Writer;
 use super::tar::{Kind, Member, Time};
 use crate::stage::in_root::InRoot;
 use crate::sys::xattr;
-use copies::Copied;
 pub use copies::Copies;
 
 /// The id that stands for one that the user namespace does not have.
@@ -284,53 +283,6 @@ impl<W: Write> Packer<'_, W> {
             }
         }
         Ok(opened)
-    }
-
-    /// Packs what was changed by another name than these, which lower layers have. No
-    /// directory says where they are: all are looked through.
-    fn other_names(&mut self) -> Result<(), PackError> {
-        let root = Path::new("/");
-        let parts = self.opaque_ends(root, (0..self.tree.layers.len()).collect())?;
-        let mut waiting = vec![(root.to_owned(), parts)];
-        while let Some((path, parts)) = waiting.pop() {
-            let at = |source| PackError { path: path.clone(), source };
-            let opened = self.opened(&path, &parts).map_err(at)?;
-            let mut below = Vec::new();
-            for (name, found) in self.merged(&path, &parts, &opened).map_err(at)? {
-                let Found::Entry { layer, stat, parts } = found else { continue };
-                let path = path.join(&name);
-                if !parts.is_empty() {
-                    below.push((path, parts));
-                    continue;
-                }
-                let Some(directory) = opened.get(&layer) else { continue };
-                let packed = match self.copy(layer, &stat) {
-                    Ok(None) => continue,
-                    Ok(Some(_)) => self.entry(layer, directory.as_fd(), &name, &path, &stat),
-                    Err(error) => Err(error),
-                };
-                match packed {
-                    Err(error) if !is_gone(&error) => {
-                        return Err(PackError { path, source: error });
-                    }
-                    _ => {}
-                }
-            }
-            self.ends(&mut below)?;
-            waiting.append(&mut below);
-        }
-        Ok(())
-    }
-
-    /// What is shown in place of an entry of a lower layer.
-    fn copy(&self, layer: usize, stat: &FileStat) -> io::Result<Option<Copied>> {
-        let Some(copies) = &self.tree.copies else { return Ok(None) };
-        let one = layer == 0 || stat.st_nlink < 2 || stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        // Numbers of another file system that is mounted in the layer say nothing.
-        if one || fstat(self.tree.layers[layer].root.as_fd())?.st_dev != stat.st_dev {
-            return Ok(None);
-        }
-        copies.find(self.tree.layers.len() - 1 - layer, stat.st_ino)
     }
 
     /// What the layers together have in a directory.

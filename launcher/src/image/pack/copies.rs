@@ -6,15 +6,15 @@
 //! by the layer of the original, counted from the bottom, and its inode number.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use super::PackError;
+use super::{Found, PackError, Packer, is_gone};
 
 /// Where it is, in the work directory.
 const INDEX: &str = "links.coracle";
@@ -24,7 +24,7 @@ const INDEX: &str = "links.coracle";
 pub struct Copies(OwnedFd);
 
 /// A copy: what the index calls it, and its status.
-pub(super) type Copied = (OsString, FileStat);
+type Copied = (OsString, FileStat);
 
 impl Copies {
     /// That in a work directory; `None` where nothing was ever copied.
@@ -54,5 +54,54 @@ impl Copies {
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
+    }
+}
+
+impl<W: Write> Packer<'_, W> {
+    /// Packs what was changed by another name than these, which lower layers have. No
+    /// directory says where they are: all are looked through.
+    pub(super) fn other_names(&mut self) -> Result<(), PackError> {
+        let root = Path::new("/");
+        let parts = self.opaque_ends(root, (0..self.tree.layers.len()).collect())?;
+        let mut waiting = vec![(root.to_owned(), parts)];
+        while let Some((path, parts)) = waiting.pop() {
+            let at = |source| PackError { path: path.clone(), source };
+            let opened = self.opened(&path, &parts).map_err(at)?;
+            let mut below = Vec::new();
+            for (name, found) in self.merged(&path, &parts, &opened).map_err(at)? {
+                let Found::Entry { layer, stat, parts } = found else { continue };
+                let path = path.join(&name);
+                if !parts.is_empty() {
+                    below.push((path, parts));
+                    continue;
+                }
+                let Some(directory) = opened.get(&layer) else { continue };
+                let packed = match self.copy(layer, &stat) {
+                    Ok(None) => continue,
+                    Ok(Some(_)) => self.entry(layer, directory.as_fd(), &name, &path, &stat),
+                    Err(error) => Err(error),
+                };
+                match packed {
+                    Err(error) if !is_gone(&error) => {
+                        return Err(PackError { path, source: error });
+                    }
+                    _ => {}
+                }
+            }
+            self.ends(&mut below)?;
+            waiting.append(&mut below);
+        }
+        Ok(())
+    }
+
+    /// What is shown in place of an entry of a lower layer.
+    pub(super) fn copy(&self, layer: usize, stat: &FileStat) -> io::Result<Option<Copied>> {
+        let Some(copies) = &self.tree.copies else { return Ok(None) };
+        let one = layer == 0 || stat.st_nlink < 2 || stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        // Numbers of another file system that is mounted in the layer say nothing.
+        if one || fstat(self.tree.layers[layer].root.as_fd())?.st_dev != stat.st_dev {
+            return Ok(None);
+        }
+        copies.find(self.tree.layers.len() - 1 - layer, stat.st_ino)
     }
 }
