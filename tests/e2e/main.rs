@@ -20,6 +20,7 @@ mod owners;
 mod path;
 mod podman;
 mod policy;
+mod profile;
 mod queues;
 mod root;
 mod run;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         handshake::TESTS,
         attacks::TESTS,
         security::TESTS,
+        profile::TESTS,
         bad_input::TESTS,
         subcommands::TESTS,
         users::TESTS,

@@ -54,7 +54,9 @@ impl Named {
     fn listed(self) -> &'static str {
         match self {
             Self::Containers => "coracle ps -a -q 2>/dev/null",
-            Self::Images => "coracle image ls 2>/dev/null | awk 'NR > 1 { print $1 }'",
+            Self::Images => {
+                "coracle image ls 2>/dev/null | awk 'NR > 1 && $1 !~ /^</ { print $1 }'"
+            }
         }
     }
 }

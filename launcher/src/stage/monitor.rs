@@ -16,6 +16,7 @@
 
 mod children;
 mod console;
+mod end;
 mod prepare;
 
 use std::io::{self, Write};
@@ -28,14 +29,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::storage;
-use crate::cgroup;
 use crate::channel::{Channel, Fault, ToMonitor, ToStage};
 use crate::plan::{MonitorStep, Plan};
 use crate::run::RunError;
 use crate::spawn::{self, Kinship, Ours, Pipes, Theirs};
 use crate::sys::process::{self, Forked};
 use crate::sys::userns;
-use children::{End, Process, Service, hung_up, reap_ended};
+use children::{End, Process, Service};
 pub use console::{Console, Streams};
 use console::{Deed, Slot, is_request_to_end};
 
@@ -48,9 +48,6 @@ pub const FORWARDED: [Signal; 6] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
 ];
-/// How long a service that has failed may take to say why, in milliseconds.
-const LAST_WORDS: u16 = 1_000;
-
 /// What the monitor is told besides the plan.
 pub struct Orders<'a> {
     /// What to do.
@@ -514,98 +511,5 @@ impl Monitor<'_> {
             }
             _ => Err(RunError::StageDied("init")),
         }
-    }
-
-    /// What is behind a failure: a stage that was killed, or a service, in its
-    /// own words.
-    fn last_words(&mut self, error: RunError) -> RunError {
-        // What failed on the way may be no more than the echo of a death.
-        let stages = [
-            (&mut self.storage, "storage stage"),
-            (&mut self.owners, "keeper of owners"),
-            (&mut self.init, "init"),
-        ];
-        for (stage, name) in stages {
-            if stage.as_mut().is_some_and(Process::was_killed) {
-                return RunError::StageDied(name);
-            }
-        }
-        for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
-            let suspect = match &error {
-                RunError::ServiceDied(name) => *name == service.process.name,
-                // A mount whose server has died says so a moment before the server
-                // can be waited for.
-                RunError::Stage(fault) => {
-                    let unserved = [Errno::ECONNABORTED as i32, Errno::ENOTCONN as i32];
-                    (fault.what == storage::NO_ROOT || unserved.contains(&fault.errno))
-                        && service.process.name == "overlayfs-fuse"
-                }
-                RunError::StageDied(_) => false,
-                _ => continue,
-            };
-            let timeout = if suspect { PollTimeout::from(LAST_WORDS) } else { PollTimeout::ZERO };
-            if !service.process.reap(timeout).unwrap_or(false) {
-                continue;
-            }
-            service.listen(false);
-            let said = String::from_utf8_lossy(&service.said).trim().replace('\n', "; ");
-            if !said.is_empty() {
-                // A program names itself in what it says; once is enough.
-                let name = service.process.name;
-                let own = said.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
-                let said = own.unwrap_or(&said).to_owned();
-                return RunError::Service { name, said };
-            }
-            return RunError::ServiceDied(service.process.name);
-        }
-        error
-    }
-
-    /// Ends everything, whatever of it cannot be ended in order. The first
-    /// failure is the one to tell.
-    fn tear_down(&mut self) -> Result<(), RunError> {
-        let mut first = Ok(());
-        let mut note = |result: Result<(), RunError>| {
-            if first.is_ok() {
-                first = result;
-            }
-        };
-        for stage in [&mut self.storage, &mut self.init, &mut self.owners].into_iter().flatten() {
-            note(stage.kill());
-        }
-        // What storage made and died too soon to tell of holds these, and has
-        // nothing to wait for any more.
-        self.storage_channel = None;
-        if let Some(channel) = self.init_channel.take() {
-            note(channel.finish().map_err(RunError::os("cannot close a channel")));
-            note(hung_up(channel.as_fd()));
-        }
-        if let Some((ours, theirs)) = self.overlay_pipes.take() {
-            drop((theirs, ours.exit));
-            note(hung_up(ours.stderr.as_fd()));
-        }
-        // Both end side by side.
-        for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
-            service.hang_up();
-        }
-        for (service, loses_changes) in [(&mut self.overlay, true), (&mut self.netstack, false)] {
-            let Some(service) = service else { continue };
-            // One that has died before is known to have.
-            let known = service.process.ended.is_some();
-            note(service.stop());
-            service.listen(true);
-            let in_order = service.process.ended == Some(End::Exited(0));
-            if loses_changes && !known && !in_order {
-                note(Err(RunError::ServiceDied(service.process.name)));
-            }
-        }
-        note(reap_ended());
-        if let Some(group) = self.group.take() {
-            note(cgroup::remove(&group).map_err(RunError::os(format!(
-                "cannot remove the control group {}",
-                group.display()
-            ))));
-        }
-        first
     }
 }

@@ -1,0 +1,110 @@
+//! The end of a container: what it came of, and that nothing of it is left.
+
+use std::os::fd::AsFd as _;
+
+use nix::errno::Errno;
+use nix::poll::PollTimeout;
+
+use super::Monitor;
+use super::children::{End, Process, hung_up, reap_ended};
+use crate::cgroup;
+use crate::run::RunError;
+use crate::stage::storage;
+
+/// How long a service that has failed may take to say why, in milliseconds.
+const LAST_WORDS: u16 = 1_000;
+
+impl Monitor<'_> {
+    /// What is behind a failure: a stage that was killed, or a service, in its
+    /// own words.
+    pub(super) fn last_words(&mut self, error: RunError) -> RunError {
+        // What failed on the way may be no more than the echo of a death.
+        let stages = [
+            (&mut self.storage, "storage stage"),
+            (&mut self.owners, "keeper of owners"),
+            (&mut self.init, "init"),
+        ];
+        for (stage, name) in stages {
+            if stage.as_mut().is_some_and(Process::was_killed) {
+                return RunError::StageDied(name);
+            }
+        }
+        for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
+            let suspect = match &error {
+                RunError::ServiceDied(name) => *name == service.process.name,
+                // A mount whose server has died says so a moment before the server
+                // can be waited for.
+                RunError::Stage(fault) => {
+                    let unserved = [Errno::ECONNABORTED as i32, Errno::ENOTCONN as i32];
+                    (fault.what == storage::NO_ROOT || unserved.contains(&fault.errno))
+                        && service.process.name == "overlayfs-fuse"
+                }
+                RunError::StageDied(_) => false,
+                _ => continue,
+            };
+            let timeout = if suspect { PollTimeout::from(LAST_WORDS) } else { PollTimeout::ZERO };
+            if !service.process.reap(timeout).unwrap_or(false) {
+                continue;
+            }
+            service.listen(false);
+            let said = String::from_utf8_lossy(&service.said).trim().replace('\n', "; ");
+            if !said.is_empty() {
+                // A program names itself in what it says; once is enough.
+                let name = service.process.name;
+                let own = said.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+                let said = own.unwrap_or(&said).to_owned();
+                return RunError::Service { name, said };
+            }
+            return RunError::ServiceDied(service.process.name);
+        }
+        error
+    }
+
+    /// Ends everything, whatever of it cannot be ended in order. The first
+    /// failure is the one to tell.
+    pub(super) fn tear_down(&mut self) -> Result<(), RunError> {
+        let mut first = Ok(());
+        let mut note = |result: Result<(), RunError>| {
+            if first.is_ok() {
+                first = result;
+            }
+        };
+        for stage in [&mut self.storage, &mut self.init, &mut self.owners].into_iter().flatten() {
+            note(stage.kill());
+        }
+        // What storage made and died too soon to tell of holds these, and has
+        // nothing to wait for any more.
+        self.storage_channel = None;
+        if let Some(channel) = self.init_channel.take() {
+            note(channel.finish().map_err(RunError::os("cannot close a channel")));
+            note(hung_up(channel.as_fd()));
+        }
+        if let Some((ours, theirs)) = self.overlay_pipes.take() {
+            drop((theirs, ours.exit));
+            note(hung_up(ours.stderr.as_fd()));
+        }
+        // Both end side by side.
+        for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
+            service.hang_up();
+        }
+        for (service, loses_changes) in [(&mut self.overlay, true), (&mut self.netstack, false)] {
+            let Some(service) = service else { continue };
+            // One that has died before is known to have.
+            let known = service.process.ended.is_some();
+            note(service.stop());
+            service.listen(true);
+            let in_order = service.process.ended == Some(End::Exited(0));
+            if loses_changes && !known && !in_order {
+                note(Err(RunError::ServiceDied(service.process.name)));
+            }
+        }
+        note(reap_ended());
+        if let Some(group) = self.group.take() {
+            note(cgroup::remove(&group).map_err(RunError::os(format!(
+                "cannot remove the control group {}",
+                group.display()
+            ))));
+        }
+        first
+    }
+}
