@@ -1,5 +1,5 @@
 import
-look='ip -o addr show tap0 | sed "s/ *valid_lft.*//;s/scope link.*//;s/ dynamic flags 100//;s/fe80:[^ ]*/fe80::/;s/fd00::[^ /]*/fd00::X/"; ip route; cat /etc/resolv.conf; cat /sys/class/net/tap0/mtu'
+look='ip -o addr show tap0 | sed "s/ *valid_lft.*//;s/scope link.*//;s/ dynamic flags 100//;s/inet6 fe80:[^ ]*/inet6 fe80::/;s/fd00::[^ /]*/fd00::X/"; ip route; cat /etc/resolv.conf; cat /sys/class/net/tap0/mtu'
 outside='curl -sS -m 10 http://10.77.0.2/hello'
 run() { podman run --rm "$@"; }
 t default run bb sh -c "$look; $outside; getent ahostsv4 outside.test | head -n 1"
