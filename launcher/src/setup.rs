@@ -205,6 +205,25 @@ pub fn other_store(names: &[String], pinned: Option<&str>) -> Option<String> {
     OTHERS.iter().find(|driver| has(driver)).map(|driver| (*driver).to_owned())
 }
 
+/// A path of a configuration file with its `$NAME` and `${NAME}` put in; one that is not
+/// set is empty (Go's `os.ExpandEnv`, which Podman calls).
+#[must_use]
+pub fn expanded(path: &str, value: impl Fn(&str) -> Option<String>) -> String {
+    let mut out = String::new();
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        let braced = after.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+        let (name, behind) = braced.unwrap_or_else(|| {
+            let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            after.split_at(after.find(|c| !of_name(c)).unwrap_or(after.len()))
+        });
+        out.push_str(&value(name).unwrap_or_default());
+        rest = behind;
+    }
+    out + rest
+}
+
 /// The lines of two texts that differ, each behind `-` or `+`, with up to `around` lines
 /// before and after, behind a space.
 #[must_use]

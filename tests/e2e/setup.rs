@@ -224,6 +224,24 @@ fn pinned_by_podman_4(world: &World<'_>) -> Result<()> {
     world.cmd("rm").arg("-r").arg(&store).run()?.ok()?;
     podman(world, &home, "podman --storage-driver overlay info >/dev/null")?;
     home.setup(world, &[]).run()?.ok()?;
+    home.setup(world, &["--undo"]).run()?.ok()?;
+    // A database that lies elsewhere, and a store whose path is made of variables.
+    let conf = format!("[engine]\nstatic_dir = \"{}/static\"\n", home.0.display());
+    world.write(home.conf("containers.conf"), &conf)?;
+    world.write(
+        home.conf("storage.conf"),
+        "[storage]\nrootless_storage_path = \"$HOME/store of $UID\"\n",
+    )?;
+    podman(world, &home, "podman --storage-driver vfs info >/dev/null")?;
+    ensure!(home.0.join("static/bolt_state.db").exists(), "podman has its database elsewhere");
+    let store = home.0.join(format!("store of {}", world.user.uid));
+    home.setup(world, &["--storage"]).run()?.fails_with(1, "store of the driver \"vfs\"")?;
+    for name in ["vfs", "vfs-layers", "vfs-images", "vfs-containers"] {
+        world.cmd("rm").arg("-r").arg(store.join(name)).run()?.ok()?;
+    }
+    home.setup(world, &["--storage"]).run()?.fails_with(1, "store of the driver \"vfs\"")?;
+    world.cmd("rm").arg("-r").arg(home.0.join("static")).run()?.ok()?;
+    home.setup(world, &["--storage"]).run()?.ok()?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 use super::{print, printable};
-use crate::setup::{Edit, File, database, line_diff, other_store};
+use crate::setup::{Edit, File, database, expanded, line_diff, other_store};
 use crate::spawn;
 use crate::store::Store;
 
@@ -183,19 +183,9 @@ fn undo(file: File, made: Option<&Made>) -> anyhow::Result<Option<Step>> {
     Ok(Some(Step { file, path: made.path.clone(), now, then, made: None }))
 }
 
-/// Refuses where overlay would hide a store that is there.
+/// Refuses where overlay would hide a store that is there. `conf`: the user's storage.conf.
 fn check_store(conf: &str) -> anyhow::Result<()> {
-    let document: toml_edit::DocumentMut = conf.parse().unwrap_or_default();
-    let said = |key| document.get("storage")?.get(key)?.as_str().map(PathBuf::from);
-    let data = std::env::var_os("XDG_DATA_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| home().map(|home| home.join(".local/share")));
-    let root = said("rootless_storage_path")
-        .or_else(|| said("graphroot"))
-        .filter(|root| !root.as_os_str().is_empty() && !root.to_string_lossy().contains('$'))
-        .or_else(|| data.map(|data| data.join("containers/storage")))
-        .context("HOME is not set to an absolute path")?;
+    let root = store_root(conf)?;
     let names = match fs::read_dir(&root) {
         Ok(entries) => entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -203,12 +193,22 @@ fn check_store(conf: &str) -> anyhow::Result<()> {
             return Err(error).with_context(|| format!("cannot look into {}", root.display()));
         }
     };
-    let bolt = root.join("libpod/bolt_state.db");
-    let pinned = match pinned(&bolt, database::bolt)? {
-        Some(driver) => Some(driver),
-        None => pinned(&root.join("db.sql"), database::sqlite)?,
-    };
-    if let Some(driver) = other_store(&names, pinned.as_deref()) {
+    // Podman 4 has its database in static_dir, Podman 5 there or in the store.
+    let stated = stated_in("containers.conf", "engine", &["static_dir"])?;
+    let mut places = vec![stated.unwrap_or_else(|| root.join("libpod")), root.clone()];
+    places.dedup();
+    let mut found = None;
+    for place in places {
+        for (name, driver) in [
+            ("bolt_state.db", database::bolt as fn(&[u8]) -> _),
+            ("db.sql", database::sqlite as fn(&[u8]) -> _),
+        ] {
+            if found.is_none() {
+                found = pinned(&place.join(name), driver)?;
+            }
+        }
+    }
+    if let Some(driver) = other_store(&names, found.as_deref()) {
         anyhow::bail!(
             "{} holds a store of the driver \"{driver}\": with \"overlay\", what is in it could \
              not be seen any more; move it first (podman save, podman system reset), or use \
@@ -217,6 +217,47 @@ fn check_store(conf: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Where Podman has the user's store: as the user's file says, or the machine's, whose
+/// `graphroot` is for root alone.
+fn store_root(conf: &str) -> anyhow::Result<PathBuf> {
+    if let Some(path) = stated(conf, "storage", &["rootless_storage_path", "graphroot"]) {
+        return Ok(path);
+    }
+    if let Some(path) = stated_in("storage.conf", "storage", &["rootless_storage_path"])? {
+        return Ok(path);
+    }
+    let data = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| home().map(|home| home.join(".local/share")))
+        .context("HOME is not set to an absolute path")?;
+    Ok(data.join("containers/storage"))
+}
+
+/// The first path that a configuration file of this name says: the user's, the machine's,
+/// the distribution's.
+fn stated_in(file: &str, table: &str, keys: &[&str]) -> anyhow::Result<Option<PathBuf>> {
+    let machine = ["/etc/containers", "/usr/share/containers"].map(|dir| Path::new(dir).join(file));
+    for path in config_home().map(|home| home.join(file)).into_iter().chain(machine) {
+        if let Some(path) = read(&path)?.and_then(|text| stated(&text, table, keys)) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// The path that a configuration's text says, its variables put in as Podman does.
+fn stated(text: &str, table: &str, keys: &[&str]) -> Option<PathBuf> {
+    let document: toml_edit::DocumentMut = text.parse().ok()?;
+    let table = document.get(table)?;
+    let said = keys.iter().filter_map(|key| table.get(key)?.as_str()).find(|s| !s.is_empty())?;
+    let uid = nix::unistd::getuid().to_string();
+    Some(PathBuf::from(expanded(said, |name| match name {
+        "UID" => Some(uid.clone()),
+        name => std::env::var(name).ok(),
+    })))
 }
 
 /// What a database of Podman's says of the driver. One that is just being changed may
@@ -254,14 +295,19 @@ fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute())
 }
 
-/// Where Podman looks for the user's file; symbolic links are followed, so that they stay.
-fn path_of(file: File) -> anyhow::Result<PathBuf> {
-    let path = std::env::var_os("XDG_CONFIG_HOME")
+/// The directory of the user's files of Podman's.
+fn config_home() -> Option<PathBuf> {
+    std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
         .or_else(|| home().map(|home| home.join(".config")))
+        .map(|dir| dir.join("containers"))
+}
+
+/// Where Podman looks for the user's file; symbolic links are followed, so that they stay.
+fn path_of(file: File) -> anyhow::Result<PathBuf> {
+    let path = config_home()
         .context("neither XDG_CONFIG_HOME nor HOME is set to an absolute path")?
-        .join("containers")
         .join(file.name());
     match fs::canonicalize(&path) {
         Ok(path) => Ok(path),

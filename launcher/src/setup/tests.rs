@@ -9,6 +9,27 @@ fn edit(file: File, before: Option<&str>) -> Edit {
 }
 
 #[test]
+fn the_variables_of_a_path_are_put_in() {
+    let of = |path: &str| {
+        expanded(path, |name| match name {
+            "HOME" => Some("/home/me".to_owned()),
+            "UID" => Some("7".to_owned()),
+            _ => None,
+        })
+    };
+    for (path, then) in [
+        ("/x", "/x"),
+        ("$HOME/store", "/home/me/store"),
+        ("/big/${UID}s/$UID", "/big/7s/7"),
+        ("$HOME$UID-$NONE-", "/home/me7--"),
+        ("/cost$", "/cost"),
+        ("/open${UID", "/open{UID"),
+    ] {
+        assert_eq!(of(path), then, "{path}");
+    }
+}
+
+#[test]
 fn a_new_file_has_what_is_needed_and_nothing_else() {
     assert_eq!(
         File::Containers.edited("", "/bin/netstack").unwrap(),
