@@ -13,9 +13,9 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
@@ -54,7 +54,7 @@ pub enum Error {
 #[derive(Debug)]
 pub enum Listener {
     /// With a path.
-    Unix(UnixListener),
+    Unix(UnixListener, SocketFile),
     /// With a port.
     Tcp(TcpListener),
 }
@@ -80,7 +80,9 @@ impl Listener {
             }
             Err(error)
         });
-        bound.map(Listener::Unix).map_err(failed)
+        let listener = bound.map_err(failed)?;
+        let file = SocketFile::at(path).map_err(failed)?;
+        Ok(Listener::Unix(listener, file))
     }
 
     /// Makes one with a port.
@@ -96,7 +98,7 @@ impl Listener {
 
     fn accept(&self) -> std::io::Result<OwnedFd> {
         match self {
-            Listener::Unix(listener) => {
+            Listener::Unix(listener, _) => {
                 let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(true)?;
                 Ok(stream.into())
@@ -107,6 +109,73 @@ impl Listener {
                 Ok(stream.into())
             }
         }
+    }
+}
+
+/// The file of a socket of ours. It does not go by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> std::io::Result<SocketFile> {
+        let path = std::path::absolute(path)?;
+        let id = identity(&path)?;
+        Ok(SocketFile { path, id })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Removes it, unless something else has its name by now.
+    pub fn remove(&self) {
+        if identity(&self.path).is_ok_and(|id| id == self.id) {
+            // Somebody was faster, or has taken the directory's write permission away:
+            // whoever listens there next replaces it.
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Socket files that are removed when this is dropped.
+#[derive(Debug, Default)]
+pub struct Files(Vec<SocketFile>);
+
+impl Files {
+    /// Adds those of listeners that have one.
+    pub fn extend<'a>(&mut self, listeners: impl IntoIterator<Item = &'a Listener>) {
+        self.0.extend(listeners.into_iter().filter_map(|listener| match listener {
+            Listener::Unix(_, file) => Some(file.clone()),
+            Listener::Tcp(_) => None,
+        }));
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn list(&self) -> &[SocketFile] {
+        &self.0
+    }
+
+    /// Somebody else removes them.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.0.iter().for_each(SocketFile::remove);
     }
 }
 
@@ -131,7 +200,7 @@ fn is_stale(path: &Path) -> bool {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Listener::Unix(listener) => listener.as_fd(),
+            Listener::Unix(listener, _) => listener.as_fd(),
             Listener::Tcp(listener) => listener.as_fd(),
         }
     }
@@ -285,6 +354,28 @@ mod tests {
         assert_eq!(clients.read(last), Some(Request { bytes: b"", ended: true }));
         clients.forget(last);
         assert_eq!(clients.clients.len(), CLIENTS_MAX - 1);
+    }
+
+    #[test]
+    fn a_file_is_removed_unless_it_is_somebody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["gone", "replaced", "handed-over"].map(|name| dir.path().join(name));
+        let listeners = paths.each_ref().map(|path| Listener::unix(path).unwrap());
+        let mut files = Files::default();
+        files.extend(&listeners[..2]);
+        std::fs::remove_file(&paths[1]).unwrap();
+        let _other = Listener::unix(&paths[1]).unwrap();
+        drop(files);
+        assert_eq!(paths.each_ref().map(|path| path.exists()), [false, true, true]);
+        let mut files = Files::default();
+        files.extend([&listeners[2], &Listener::tcp(([127, 0, 0, 1], 0).into()).unwrap()]);
+        let list = files.list().to_vec();
+        files.forget();
+        drop(files);
+        assert!(paths[2].exists() && list.len() == 1 && list[0].directory() == dir.path());
+        list[0].remove();
+        list[0].remove();
+        assert!(!paths[2].exists());
     }
 
     #[test]

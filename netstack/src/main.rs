@@ -67,32 +67,34 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
     if let Some(name) = v6 {
         config.outbound_v6 = Some(outbound::ipv6_of(name).context("--outbound-addr6")?);
     }
-    // Before anything has an effect: a forked child must not find threads.
-    let tap = match invocation.device {
+    let device: Pending = match invocation.device {
         Device::Create(mut request) => {
             request.queues = driver::queues_wanted();
-            tap::create(&request)?
+            let making = tap::create(&request)?;
+            Box::new(|| making.finish())
         }
         Device::Inherited(queues) => {
             let take = |raw| inherited.take("the TAP device", Some(raw)).transpose();
-            tap::adopt(queues.into_iter().filter_map(take).collect::<Result<_, _>>()?)?
+            let queues = queues.into_iter().filter_map(take).collect::<anyhow::Result<_>>()?;
+            let tap = tap::adopt(queues)?;
+            Box::new(|| Ok(tap))
         }
         Device::Bess(path) => match tap::bess(&path, exit.as_ref())? {
-            Some(peer) => peer,
+            Some(peer) => Box::new(|| Ok(peer)),
             None => return Ok(()),
         },
     };
-    for remark in &tap.remarks {
-        report::warn(remark);
-    }
+    let mut files = clients::Files::default();
     let api = match &invocation.api_socket {
         Some(path) => Some(clients::Listener::unix(path).context("--api-socket")?),
         None => None,
     };
+    files.extend(&api);
     let metrics = match &invocation.metrics {
         Some(address) => Some(metrics::listen(address).context("--metrics")?),
         None => None,
     };
+    files.extend(&metrics);
     let capture = match &invocation.capture {
         Some(request) => Some(pcap::Capture::create(request).context("--pcap")?),
         None => None,
@@ -113,16 +115,23 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let reader = reader::Reader::start(resolv, policy, confined)
+    let reader = reader::Reader::start(resolv, policy, files.list(), confined)
         .context("cannot start the process that reads files")?;
+    // It removes them, whatever we may do by then.
+    files.forget();
     if invocation.sandbox {
         sandbox::enter().context("--enable-sandbox")?;
         confine::files().context("--enable-sandbox")?;
     }
-    let result = driver::run(driver::Inputs {
+    let tap = device()?;
+    for remark in &tap.remarks {
+        report::warn(remark);
+    }
+    driver::run(driver::Inputs {
         config,
         queues: tap.queues,
         offloads: tap.offloads,
+        maker: tap.maker,
         ready,
         exit,
         api,
@@ -132,17 +141,12 @@ fn run(invocation: Invocation) -> anyhow::Result<()> {
         reader,
         confine: if invocation.seccomp { confine::network } else { || Ok(()) },
         guest_mac: tap.mac,
-    });
-    let counters = match &invocation.metrics {
-        Some(metrics::Address::Unix(path)) => Some(path),
-        _ => None,
-    };
-    for path in invocation.api_socket.iter().chain(counters) {
-        // Out of sight of the sandbox, where whoever chose the path removes it.
-        std::fs::remove_file(path).ok();
-    }
-    Ok(result?)
+    })?;
+    Ok(())
 }
+
+/// The device, once it is there.
+type Pending = Box<dyn FnOnce() -> Result<tap::Tap, tap::Error>>;
 
 fn read_policy(path: &std::path::Path) -> anyhow::Result<Egress> {
     let text = reader::read(path).map_err(anyhow::Error::msg)?;

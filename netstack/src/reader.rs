@@ -6,7 +6,9 @@
 //! the process that handles frames shall not be able to open a file. So a child made
 //! at the start does, and nothing else: it waits for a byte that says what to read,
 //! and sends what it read as one message. It hears nothing of the guest, holds no
-//! descriptor but its end of the socket, and ends with it.
+//! descriptor but its end of the socket, and ends when the other is closed, however the
+//! network has ended. Then it removes the files of the network's sockets, which nobody
+//! else could any more. Signals that end the network leave it alone.
 //!
 //! It is asked at most once in [`INTERVAL`] and only when the guest sends something,
 //! so that an idle network is never woken for it. A file that is as it was is not
@@ -18,10 +20,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use nix::sys::time::TimeSpec;
 
+use crate::clients::SocketFile;
 use crate::confine;
 use crate::resolv::{self, Hosts, Resolv};
 use crate::sys::process;
@@ -60,20 +63,33 @@ pub struct Reader {
 
 impl Reader {
     /// Starts the process. `resolv` has been read once; with `confined` it may do
-    /// nothing but read. Our process must have one thread.
+    /// nothing but read, and remove `files` at the end. Our process must have one thread.
     ///
     /// # Errors
     /// No further process or descriptor.
-    pub fn start(resolv: Resolv, policy: Option<PathBuf>, confined: bool) -> Result<Reader, Errno> {
-        let (socket, child) = process::helper(move |socket| {
+    pub fn start(
+        resolv: Resolv,
+        policy: Option<PathBuf>,
+        files: &[SocketFile],
+        confined: bool,
+    ) -> Result<Reader, Errno> {
+        // HUP is for the network, which has the policy read again; the others end it, and
+        // reach both where they are meant for a terminal's whole job.
+        let theirs: SigSet =
+            [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+        let before = theirs.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let made = process::helper(move |socket| {
             // One process has the program's name: `kill $(pgrep -x netstack)` ends it.
             nix::sys::prctl::set_name(c"netstack-reader").ok();
             // Without the confinement it would be the one part that has none.
-            let ready = !confined || confine::reader().is_ok();
+            let ready = !confined || confine::reader(files).is_ok();
             if ready {
                 serve(socket, resolv, policy.as_deref());
+                files.iter().for_each(SocketFile::remove);
             }
-        })?;
+        });
+        before.thread_set_mask()?;
+        let (socket, child) = made?;
         Ok(Reader { socket, child, next_look: Duration::ZERO })
     }
 
@@ -114,16 +130,17 @@ impl Reader {
             Err(_) => Some(News::Gone),
         }
     }
+}
 
-    /// Ends the process and waits for its end, but not for long: on a file system that
-    /// does not answer it ends when that does, and nobody may kill it from here.
-    pub fn finish(self) {
-        let Reader { socket, child, .. } = self;
-        shutdown(socket.as_raw_fd(), Shutdown::Write).ok();
-        let mut ended = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+/// Ends the process and waits for its end, but not for long: on a file system that
+/// does not answer it ends when that does, and nobody may kill it from here.
+impl Drop for Reader {
+    fn drop(&mut self) {
+        shutdown(self.socket.as_raw_fd(), Shutdown::Write).ok();
+        let mut ended = [PollFd::new(self.socket.as_fd(), PollFlags::empty())];
         // poll(2) itself is not among the calls that are left.
         if ppoll(&mut ended, Some(END), None) == Ok(1) {
-            nix::sys::wait::waitpid(child, None).ok();
+            nix::sys::wait::waitpid(self.child, None).ok();
         }
     }
 }
@@ -135,8 +152,6 @@ impl AsFd for Reader {
 }
 
 fn serve(socket: OwnedFd, mut resolv: Resolv, policy: Option<&Path>) {
-    // Meant for the network, which reads the policy again.
-    process::ignore(Signal::SIGHUP);
     let mut what = [0];
     loop {
         match recv(socket.as_raw_fd(), &mut what, MsgFlags::empty()) {
@@ -184,6 +199,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clients::{Files, Listener};
     use nix::poll::{PollTimeout, poll};
 
     fn news(reader: &Reader) -> News {
@@ -199,7 +215,7 @@ mod tests {
         std::fs::write(&conf, "nameserver 192.0.2.1").unwrap();
         let mut resolv = Resolv::new(conf.clone());
         resolv.refresh().unwrap();
-        let mut reader = Reader::start(resolv, Some(policy.clone()), true).unwrap();
+        let mut reader = Reader::start(resolv, Some(policy.clone()), &[], true).unwrap();
         reader.read_policy();
         let News::Policy(Err(why)) = news(&reader) else { panic!("there is no policy yet") };
         assert!(why.contains("policy") && why.contains("No such file"), "{why}");
@@ -223,26 +239,47 @@ mod tests {
         reader.read_policy();
         assert!(matches!(news(&reader), News::Policy(Err(_))));
         let child = reader.child;
-        reader.finish();
+        drop(reader);
         assert_eq!(nix::sys::signal::kill(child, None), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn a_confined_child_removes_socket_files_at_the_end_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let [ours, replaced] = ["ours", "replaced"].map(|name| dir.path().join(name));
+        let listeners = [&ours, &replaced].map(|path| Listener::unix(path).unwrap());
+        let mut files = Files::default();
+        files.extend(&listeners);
+        std::fs::remove_file(&replaced).unwrap();
+        std::fs::write(&replaced, "").unwrap();
+        let resolv = Resolv::new("/nonexistent".into());
+        let reader = Reader::start(resolv, None, files.list(), true).unwrap();
+        files.forget();
+        // As a terminal does, for which there is one job.
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            nix::sys::signal::kill(reader.child, signal).unwrap();
+        }
+        assert!(ours.exists());
+        drop(reader);
+        assert!(!ours.exists() && replaced.exists());
     }
 
     #[test]
     fn its_end_is_noticed() {
         let resolv = Resolv::new("/nonexistent".into());
-        let reader = Reader::start(resolv, None, false).unwrap();
+        let reader = Reader::start(resolv, None, &[], false).unwrap();
         nix::sys::signal::kill(reader.child, Signal::SIGKILL).unwrap();
         assert_eq!(news(&reader), News::Gone);
-        reader.finish();
+        drop(reader);
     }
 
     #[test]
     fn one_that_hangs_is_left_behind() {
-        let reader = Reader::start(Resolv::new("/nonexistent".into()), None, false).unwrap();
+        let reader = Reader::start(Resolv::new("/nonexistent".into()), None, &[], false).unwrap();
         let child = reader.child;
         nix::sys::signal::kill(child, Signal::SIGSTOP).unwrap();
         nix::sys::wait::waitpid(child, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).unwrap();
-        reader.finish();
+        drop(reader);
         // It ends by itself as soon as it can.
         nix::sys::signal::kill(child, Signal::SIGCONT).unwrap();
         let end = nix::sys::wait::waitpid(child, None).unwrap();

@@ -108,16 +108,22 @@ fn new_mount_namespace() -> Result<(), Error> {
 
 fn drop_privileges() -> Result<(), Error> {
     let keep = Capability::CAP_NET_BIND_SERVICE;
-    let has = |set| caps::has_cap(None, set, keep).unwrap_or(false);
-    for capability in caps::runtime::thread_all_supported() {
-        // Refused without CAP_SETPCAP, and then there is nothing to take away from
-        // what no_new_privs leaves.
-        if capability != keep && has_setpcap() {
-            caps::drop(None, CapSet::Bounding, capability)
-                .map_err(failed(format!("cannot drop {capability} from the bounding set")))?;
+    let has = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
+    // Refused without CAP_SETPCAP, and then there is nothing to take away from what
+    // no_new_privs leaves.
+    if has(CapSet::Effective, Capability::CAP_SETPCAP) {
+        for capability in caps::all() {
+            // One that this kernel does not know is in no set.
+            if capability != keep
+                && caps::drop(None, CapSet::Bounding, capability).is_err()
+                && has(CapSet::Bounding, capability)
+            {
+                let what = format!("cannot drop {capability} from the bounding set");
+                return Err(Error { what, why: "it is still there".into() });
+            }
         }
     }
-    let kept: CapsHashSet = has(CapSet::Permitted).then_some(keep).into_iter().collect();
+    let kept: CapsHashSet = has(CapSet::Permitted, keep).then_some(keep).into_iter().collect();
     caps::clear(None, CapSet::Ambient).map_err(failed("cannot clear ambient capabilities"))?;
     for (set, name, value) in [
         (CapSet::Inheritable, "inheritable", &CapsHashSet::new()),
@@ -127,8 +133,4 @@ fn drop_privileges() -> Result<(), Error> {
         caps::set(None, set, value).map_err(failed(format!("cannot drop {name} capabilities")))?;
     }
     nix::sys::prctl::set_no_new_privs().map_err(failed("cannot set no_new_privs"))
-}
-
-fn has_setpcap() -> bool {
-    caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false)
 }

@@ -8,7 +8,9 @@
 //! passes the descriptor back. The namespace is entered directly where we are
 //! powerful enough, and through the user namespace that owns it otherwise: being
 //! its creator is what makes an unprivileged user powerful there. Offloads are
-//! negotiated by the parent: that needs nothing but the descriptor.
+//! negotiated by the parent: that needs nothing but the descriptor. The kernel takes its
+//! time to make a device, and the parent has other things to do until it is there
+//! ([`Making`]).
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -98,7 +100,13 @@ pub struct Tap {
     pub mac: Option<Mac>,
     /// What could not be set up and is not needed, to be told to the user.
     pub remarks: Vec<String>,
+    /// Who has made it: about to end, which takes longer than others need to wait.
+    pub maker: Option<process::Child>,
 }
+
+/// A device that a child makes meanwhile.
+#[derive(Debug)]
+pub struct Making(process::Child);
 
 /// Why there is no TAP device.
 #[derive(Debug, thiserror::Error)]
@@ -139,12 +147,12 @@ fn gone(errno: &Errno) -> &'static str {
     }
 }
 
-/// Makes the device in the namespace, or attaches to the one of that name. The
+/// Begins to make the device in the namespace, or to attach to the one of that name. The
 /// process must have one thread.
 ///
 /// # Errors
-/// No such namespace, no right to enter it, no TAP driver, or a refused setting.
-pub fn create(request: &Request) -> Result<Tap, Error> {
+/// No such namespace, or no child.
+pub fn create(request: &Request) -> Result<Making, Error> {
     let netns = open_namespace("network", &request.netns)?;
     let userns = match &request.userns {
         Some(path) => Some(open_namespace("user", path)?),
@@ -162,14 +170,24 @@ pub fn create(request: &Request) -> Result<Tap, Error> {
         }
         Ok((queues, remarks))
     };
-    let (queues, remarks) =
-        process::in_child(work).map_err(Error::Child)?.map_err(Error::Inside)?;
-    let first = queues.first().ok_or(Error::Child(Errno::EPROTO))?;
-    let (_, flags) = tun::iff(first).map_err(Error::Child)?;
-    // Of the device, whichever queue asks.
-    let offloads = negotiate(first, flags & libc::IFF_VNET_HDR != 0)?;
-    let mac = mac_of(first);
-    Ok(Tap { queues, offloads, mac, remarks: remarks.lines().map(String::from).collect() })
+    process::in_child(work).map(Making).map_err(Error::Child)
+}
+
+impl Making {
+    /// Waits for the device.
+    ///
+    /// # Errors
+    /// No right to enter the namespace, no TAP driver, or a refused setting.
+    pub fn finish(self) -> Result<Tap, Error> {
+        let (queues, remarks) = self.0.outcome().map_err(Error::Child)?.map_err(Error::Inside)?;
+        let first = queues.first().ok_or(Error::Child(Errno::EPROTO))?;
+        let (_, flags) = tun::iff(first).map_err(Error::Child)?;
+        // Of the device, whichever queue asks.
+        let offloads = negotiate(first, flags & libc::IFF_VNET_HDR != 0)?;
+        let mac = mac_of(first);
+        let remarks = remarks.lines().map(String::from).collect();
+        Ok(Tap { queues, offloads, mac, remarks, maker: Some(self.0) })
+    }
 }
 
 /// Takes a device that someone else has made and attached: its queues, one at least.
@@ -205,7 +223,7 @@ pub fn adopt(queues: Vec<OwnedFd>) -> Result<Tap, Error> {
         return Err(Error::Child(Errno::ENODEV));
     };
     let offloads = negotiate(first, flags & libc::IFF_VNET_HDR != 0)?;
-    Ok(Tap { queues, offloads, mac, remarks: Vec::new() })
+    Ok(Tap { queues, offloads, mac, remarks: Vec::new(), maker: None })
 }
 
 /// Waits at a UNIX socket for the one peer whose packets are frames (the transport
@@ -243,7 +261,8 @@ pub fn bess(path: &Path, exit: Option<&OwnedFd>) -> Result<Option<Tap>, Error> {
     // Whoever comes now finds nobody.
     std::fs::remove_file(path).ok();
     let queues = vec![crate::sys::fd::own(peer)];
-    Ok(Some(Tap { queues, offloads: Offloads::default(), mac: None, remarks: Vec::new() }))
+    let (offloads, remarks) = (Offloads::default(), Vec::new());
+    Ok(Some(Tap { queues, offloads, mac: None, remarks, maker: None }))
 }
 
 /// The driver answers this question on the device's own descriptor, wherever the

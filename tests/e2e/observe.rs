@@ -2,10 +2,12 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use tests::command::readable;
 use tests::harness::{Test, World};
 use tests::lab::Outside;
 use tests::servers::{ECHO_PORT, HELLO};
@@ -18,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("observe/pcap-ring", pcap_ring).lab(),
     Test::new("observe/metrics-and-flows", metrics).lab(),
     Test::new("observe/bad-places", bad_places),
+    Test::new("observe/socket-files", socket_files).each_user(),
 ];
 
 /// The frames of a capture with nanoseconds, in this machine's byte order.
@@ -188,6 +191,55 @@ fn bad_places(world: &World<'_>) -> Result<()> {
             .limit(LIMIT)
             .run()?
             .fails_with(1, says)?;
+    }
+    Ok(())
+}
+
+/// The files of the sockets go, however the network ends and whatever it has given up;
+/// what has taken their place stays.
+fn socket_files(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let (metrics, api) = (world.dir().join("metrics"), world.dir().join("api"));
+    let paths = [metrics.display().to_string(), api.display().to_string()];
+    let pid = guest.pid();
+    let sockets = ["--metrics", &paths[0], "-a", &paths[1]];
+    let there = || [metrics.exists(), api.exists()];
+    for confined in [&["--enable-sandbox", "--enable-seccomp"][..], &["--enable-seccomp"], &[]] {
+        for signal in [None, Some(libc::SIGTERM), Some(libc::SIGINT), Some(libc::SIGKILL)] {
+            let words: Vec<_> = [&sockets, confined, &["-c", &pid, "tap0"]].concat();
+            let net = start(world, &words)?;
+            ensure!(there() == [true, true], "there are no sockets");
+            let Some(signal) = signal else {
+                net.stop()?;
+                ensure!(there() == [false, false], "{confined:?}: sockets are left");
+                continue;
+            };
+            let process = net.running.pid();
+            let children = format!("/proc/{process}/task/{process}/children");
+            let reader = std::fs::read_to_string(children)?.trim().parse()?;
+            let reader = tests::sys::pidfd_open(reader)?;
+            net.running.signal(signal)?;
+            let output = net.running.wait(LIMIT)?;
+            // Nobody waits for the reader of one that was killed.
+            ensure!(readable(reader.as_fd(), LIMIT)?, "the reader goes on");
+            let what = output.describe();
+            ensure!(there() == [false, false], "{confined:?}, {signal}: sockets are left\n{what}");
+        }
+    }
+    let words = [&sockets[..], &["--enable-sandbox", "--enable-seccomp", "-c", &pid, "tap0"]];
+    let net = start(world, &words.concat())?;
+    std::fs::remove_file(&metrics)?;
+    std::fs::write(&metrics, "another's")?;
+    net.stop()?;
+    ensure!(there() == [true, false], "another's file is gone, or ours is not");
+    std::fs::remove_file(&metrics)?;
+
+    // One that does not come up leaves none.
+    let policy = world.dir().join("nonexistent").display().to_string();
+    for bad in [&["--policy", &policy, "-c", &pid, "tap0"][..], &["-c", &pid, "lo"]] {
+        let program = world.ours("netstack").args(sockets).arg("--enable-seccomp");
+        let output = program.args(bad).limit(LIMIT).run()?;
+        ensure!(output.code == 1 && there() == [false, false], "{bad:?}: {}", output.describe());
     }
     Ok(())
 }

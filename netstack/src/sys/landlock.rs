@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 
 /// linux/landlock.h: `LANDLOCK_ACCESS_FS_READ_FILE` and `_READ_DIR`.
-const READ: u64 = 1 << 2 | 1 << 3;
+pub(crate) const READ: u64 = 1 << 2 | 1 << 3;
+/// The same: `LANDLOCK_ACCESS_FS_REMOVE_FILE`.
+pub(crate) const REMOVE: u64 = 1 << 5;
 const CREATE_RULESET_VERSION: u32 = 1;
 const RULE_PATH_BENEATH: i32 = 1;
 
@@ -39,11 +41,11 @@ pub(crate) fn version() -> Option<i32> {
     Errno::result(version).ok().map(|version| version as i32).filter(|version| *version > 0)
 }
 
-/// From now on the calling thread, and those it starts, reach no file by a path; with
-/// `readable`, they may read what lies below it. Open descriptors stay as they are.
-/// Where the kernel can, abstract UNIX sockets and signals to other processes are
+/// From now on the calling thread, and those it starts, reach no file by a path, but
+/// that they may do what is said below these directories. Open descriptors stay as they
+/// are. Where the kernel can, abstract UNIX sockets and signals to other processes are
 /// given up as well. Needs no_new_privs.
-pub(crate) fn restrict(version: i32, readable: Option<&OwnedFd>) -> Result<(), Errno> {
+pub(crate) fn restrict(version: i32, below: &[(OwnedFd, u64)]) -> Result<(), Errno> {
     // Rights by the version that brought them: 13, then refer, truncate, ioctl.
     let rights = match version {
         1 => 13,
@@ -64,8 +66,8 @@ pub(crate) fn restrict(version: i32, readable: Option<&OwnedFd>) -> Result<(), E
     let raw = Errno::result(raw)? as i32;
     // SAFETY: the kernel has just made this descriptor for us; nobody else has it.
     let rules = unsafe { OwnedFd::from_raw_fd(raw) };
-    if let Some(top) = readable {
-        let beneath = Beneath { access: READ, parent: top.as_fd().as_raw_fd() };
+    for (top, access) in below {
+        let beneath = Beneath { access: *access, parent: top.as_fd().as_raw_fd() };
         // SAFETY: the structure is that of this kind of rule and is only read.
         let result = unsafe {
             libc::syscall(

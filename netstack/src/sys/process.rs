@@ -4,7 +4,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
@@ -21,12 +20,37 @@ pub(crate) type Outcome = Result<(Vec<OwnedFd>, String), String>;
 /// Descriptors that come back at most.
 pub(crate) const FDS_MAX: usize = 8;
 
+/// A child that works on something, or is about to end. Its end is waited for when this
+/// is dropped.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    answer: OwnedFd,
+}
+
+impl Child {
+    /// Waits for what the work has come to. Call once.
+    ///
+    /// # Errors
+    /// A failing system call, or a child that ended without an answer (EPROTO).
+    pub(crate) fn outcome(&self) -> Result<Outcome, Errno> {
+        receive(&self.answer)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Its answer says all there is to say.
+        waitpid(self.pid, None).ok();
+    }
+}
+
 /// Runs `work` in a child process, so that the namespaces it enters are not
-/// entered by us, and gives what it returned. The process must have one thread.
+/// entered by us. The process must have one thread.
 ///
 /// # Errors
-/// A failing system call, or a child that ended without an answer (EPROTO).
-pub(crate) fn in_child(work: impl FnOnce() -> Outcome) -> Result<Outcome, Errno> {
+/// A failing system call.
+pub(crate) fn in_child(work: impl FnOnce() -> Outcome) -> Result<Child, Errno> {
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: the process has one thread (documented above), so the child finds
@@ -43,10 +67,7 @@ pub(crate) fn in_child(work: impl FnOnce() -> Outcome) -> Result<Outcome, Errno>
         }
         ForkResult::Parent { child } => {
             drop(theirs);
-            let outcome = receive(&ours);
-            // Its answer says all there is to say.
-            waitpid(child, None).ok();
-            outcome
+            Ok(Child { pid: child, answer: ours })
         }
     }
 }
@@ -126,12 +147,6 @@ fn close_all_but(kept: &OwnedFd) {
     }
 }
 
-/// Has a signal ignored.
-pub(crate) fn ignore(signal: Signal) {
-    // SAFETY: ignoring installs no handler. It fails only for KILL and STOP.
-    unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }.ok();
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -145,7 +160,7 @@ mod tests {
             let null = std::fs::File::open("/dev/null").map_err(|e| e.to_string())?;
             Ok((vec![file.into(), null.into()], "a remark".into()))
         };
-        let (mut fds, text) = in_child(work).unwrap().unwrap();
+        let (mut fds, text) = in_child(work).unwrap().outcome().unwrap().unwrap();
         assert_eq!(fds.len(), 2);
         let fd = fds.remove(0);
         assert_eq!(text, "a remark");
@@ -156,11 +171,12 @@ mod tests {
 
     #[test]
     fn a_childs_failure_is_told() {
-        assert_eq!(in_child(|| Err("no".into())).unwrap().unwrap_err(), "no");
+        let refusing = in_child(|| Err("no".into())).unwrap();
+        assert_eq!(refusing.outcome().unwrap().unwrap_err(), "no");
         let silent = in_child(|| {
             nix::sys::signal::raise(nix::sys::signal::SIGKILL).map_err(|e| e.to_string())?;
             Err("survived".into())
         });
-        assert_eq!(silent.unwrap_err(), Errno::EPROTO);
+        assert_eq!(silent.unwrap().outcome().unwrap_err(), Errno::EPROTO);
     }
 }
