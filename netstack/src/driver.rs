@@ -82,7 +82,7 @@ pub struct Inputs {
     pub queues: Vec<OwnedFd>,
     /// What was granted on it.
     pub offloads: Offloads,
-    /// Who has made the device, to be waited for once ready is told.
+    /// Who has made the device, to be waited for when all else is done.
     pub maker: Option<process::Child>,
     /// Receives `1` and is closed once everything is in place.
     pub ready: Option<OwnedFd>,
@@ -220,12 +220,13 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
             .map_err(|source| Error::Os { what: "starting a worker", source })?;
     }
     confine()?;
+    // By now it has ended.
+    drop(maker);
     if let Some(ready) = ready {
         // Whoever waits for it is gone when this fails: nobody to tell, and the
         // exit descriptor ends the run.
         nix::unistd::write(&ready, b"1").ok();
     }
-    drop(maker);
     driver.run()
 }
 
@@ -498,7 +499,7 @@ impl Driver {
             Ok(policy) => {
                 let rules = policy.rules.len();
                 egress.replace(policy);
-                report::say(&format!("a policy of {rules} rules is in force"));
+                report::tell(&format!("a policy of {rules} rules is in force"));
             }
             Err(why) => report::warn(&format!("the policy stays as it is: {why}")),
         }
@@ -528,7 +529,7 @@ impl Driver {
     }
 
     fn read_messages(&mut self, now: Duration) -> Result<(), Error> {
-        let Contents { messages, dropped } = self.inboxes[self.index].take();
+        let Contents { messages, dropped, .. } = self.inboxes[self.index].take();
         self.stack.count_lost(dropped);
         for message in messages {
             match message {

@@ -4,7 +4,8 @@
 //!
 //! A queue behind a lock, and a counter (eventfd(2)) that wakes its owner. Used for
 //! what is rare: frames that reached the wrong worker, and news of the host. Frames
-//! beyond [`FRAMES_MAX`] are dropped, as by a full device queue, and counted.
+//! beyond [`FRAMES_MAX`], or [`BYTES_MAX`] of them together, are dropped, as by a full
+//! device queue, and counted.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,6 +20,8 @@ use crate::stack::report::Report;
 
 /// Frames that wait at most.
 const FRAMES_MAX: usize = 1024;
+/// Their bytes at most: a guest chooses where it sends its longest.
+const BYTES_MAX: usize = 4 << 20;
 
 /// One message.
 #[derive(Debug)]
@@ -56,6 +59,8 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     pub(crate) messages: VecDeque<Message>,
+    /// Of frames.
+    bytes: usize,
     /// Frames there was no place for.
     pub(crate) dropped: u64,
 }
@@ -73,9 +78,13 @@ impl Inbox {
 
     pub(crate) fn send(&self, message: Message) {
         let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(message, Message::Frame(_)) && contents.messages.len() >= FRAMES_MAX {
-            contents.dropped += 1;
-            return;
+        if let Message::Frame(frame) = &message {
+            let bytes = contents.bytes + frame.len();
+            if contents.messages.len() >= FRAMES_MAX || bytes > BYTES_MAX {
+                contents.dropped += 1;
+                return;
+            }
+            contents.bytes = bytes;
         }
         contents.messages.push_back(message);
         if contents.messages.len() == 1 {
@@ -108,6 +117,11 @@ mod tests {
         assert!(matches!(all.messages.back(), Some(Message::NameServers(_))));
         let none = inbox.take();
         assert!(none.messages.is_empty() && none.dropped == 0);
+        for _ in 0..100 {
+            inbox.send(Message::Frame(vec![0; 65_536]));
+        }
+        let large = inbox.take();
+        assert_eq!((large.messages.len(), large.dropped), (64, 36));
         assert_eq!(inbox.wake.read(), Err(Errno::EAGAIN), "nobody is woken for nothing");
     }
 }

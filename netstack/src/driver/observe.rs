@@ -131,7 +131,7 @@ impl Driver {
     pub(super) fn tell_denied(&self) {
         if let Some(egress) = &self.egress {
             while let Some(denied) = egress.poll_denied() {
-                report::say(&denied.to_string());
+                report::tell(&denied.to_string());
             }
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! The first rule that matches decides, then the default. What is denied is refused at
 //! once, counted by rule and told to whoever asks ([`Egress::poll_denied`]), each
-//! destination once in [`TOLD_AGAIN`].
+//! destination once in [`TOLD_AGAIN`], and [`TOLD_MAX`] of them at most.
 //!
 //! A rule may name hosts. An address has the names that our own name server has given
 //! it for, to this guest, for as long as the answer's time to live (at least
@@ -34,7 +34,8 @@ const PINS_MAX: usize = 8192;
 const NAMES_MAX: usize = 32;
 /// How long a denial is not told again.
 const TOLD_AGAIN: Duration = Duration::from_secs(60);
-/// Denials remembered, and waiting to be told, at most.
+/// Denials told in that time, and waiting to be told, at most: a guest must not fill
+/// somebody's disk with lines.
 const TOLD_MAX: usize = 1024;
 const DENIED_MAX: usize = 64;
 
@@ -189,6 +190,8 @@ struct State {
     hits: Hits,
     names: HashMap<IpAddr, Vec<(String, Duration)>>,
     told: HashMap<Tried, Duration>,
+    /// Nothing more is told before.
+    told_again: Duration,
     denied: VecDeque<Denied>,
 }
 
@@ -202,6 +205,7 @@ impl Egress {
             hits,
             names: HashMap::new(),
             told: HashMap::new(),
+            told_again: Duration::ZERO,
             denied: VecDeque::new(),
         };
         Egress(Arc::new(Mutex::new(state)))
@@ -217,6 +221,7 @@ impl Egress {
         let mut state = self.state();
         state.hits = vec![0; policy.rules.len() + 1];
         state.told.clear();
+        state.told_again = Duration::ZERO;
         state.policy = policy;
     }
 
@@ -300,13 +305,18 @@ impl State {
         if action == Action::Allow {
             return true;
         }
-        if self.told.get(&tried).is_none_or(|at| *at + TOLD_AGAIN <= now)
+        if now >= self.told_again
+            && self.told.get(&tried).is_none_or(|at| *at + TOLD_AGAIN <= now)
             && self.denied.len() < DENIED_MAX
         {
-            if self.told.len() >= TOLD_MAX {
-                self.told.clear();
-            }
             self.told.insert(tried.clone(), now);
+            if self.told.len() >= TOLD_MAX {
+                self.told.retain(|_, at| *at + TOLD_AGAIN > now);
+                if self.told.len() >= TOLD_MAX {
+                    let first = self.told.values().min().copied().unwrap_or(now);
+                    self.told_again = first + TOLD_AGAIN;
+                }
+            }
             self.denied.push_back(Denied { tried, rule: rule.map(|rule| rule + 1) });
         }
         false
@@ -415,11 +425,20 @@ mod tests {
         assert!(e.poll_denied().is_some());
         e.allows_name(NOW, "a.example");
         assert_eq!(e.poll_denied().unwrap().to_string(), "denied the name \"a.example\" (default)");
-        for port in 0..5000 {
-            e.allows(NOW, Protocol::Udp, SocketAddr::from(([1, 2, 3, 4], port)));
-            if port % 100 == 0 {
-                while e.poll_denied().is_some() {}
+        let flood = |now| {
+            let mut told = 0;
+            for port in 0..5000 {
+                e.allows(now, Protocol::Udp, SocketAddr::from(([1, 2, 3, 4], port)));
+                told += usize::from(e.poll_denied().is_some());
             }
+            told
+        };
+        let later = NOW + TOLD_AGAIN * 2;
+        assert_eq!((flood(later), flood(later)), (TOLD_MAX, 0));
+        assert_eq!(flood(later + TOLD_AGAIN - Duration::from_secs(1)), 0);
+        assert_eq!(flood(later + TOLD_AGAIN), TOLD_MAX, "the next minute");
+        for port in 0..5000 {
+            e.allows(later * 2, Protocol::Udp, SocketAddr::from(([1, 2, 3, 4], port)));
         }
         assert!(e.state().told.len() <= TOLD_MAX && e.state().denied.len() <= DENIED_MAX);
     }

@@ -10,7 +10,8 @@
 //! A connection of the guest to the name server has no socket of the host: its bytes
 //! go into a [`Session`] and come from it. Whenever the connection could go on it is
 //! put on the list `local`, which [`Netstack::poll_frame`] works off. While
-//! [`SESSION_QUERIES`] of its queries are under way no more is read from it.
+//! [`SESSION_QUERIES`] of its queries are under way, or more than one longest answer waits
+//! for the guest to read, no more is read from it.
 
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -325,7 +326,9 @@ impl Netstack {
     fn dns_session(&mut self, now: Duration, id: FlowId) {
         loop {
             let Some(session) = self.tcp_session(id) else { return };
-            if session.waiting >= SESSION_QUERIES {
+            // A guest that asks and does not read would have us keep all answers. It goes
+            // on with the acknowledgement of what is on its way.
+            if session.waiting >= SESSION_QUERIES || session.output.len() > STREAM_MAX {
                 break;
             }
             let message = session.input.split_first_chunk::<2>().and_then(|(len, rest)| {

@@ -34,6 +34,9 @@ const INBOUND_MAX: usize = 16384;
 /// does not execute commands.
 const COMMANDS_MAX: usize = 8192;
 
+/// Datagrams in a frame of the guest at most: what its kernel makes of one call
+/// (UDP_MAX_SEGMENTS, linux/udp.h). By a raw socket it could have 65,000 made of a frame.
+const SEGMENTS_MAX: usize = 128;
 /// Datagrams in one command at most: UDP_MAX_SEGMENTS of kernels before 6.9.
 const TOGETHER_MAX: usize = 64;
 /// Bytes of all of them at most: less than any IP packet holds.
@@ -164,6 +167,10 @@ impl Netstack {
         };
         // With segmentation the length field speaks of the first segment only.
         let data = match segment {
+            Some(size) if data.len() > SEGMENTS_MAX * usize::from(size) => {
+                self.counters.bad_frames += 1;
+                return None;
+            }
             Some(_) => data,
             None => {
                 let len = usize::from(u16::from_be_bytes([header[4], header[5]]));

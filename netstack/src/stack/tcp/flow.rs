@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
+use super::segment::Segment;
+use crate::stack::frame::Packet;
 use crate::stack::report::FlowInfo;
 use crate::stack::services::Session;
 
@@ -147,6 +149,46 @@ impl Flow {
         match &self.state {
             State::Open { endpoint, .. } => endpoint.deadline().map_or(dead, |at| at.min(dead)),
             State::Connecting { .. } => dead,
+        }
+    }
+}
+
+/// The headers of a SYN, which has been parsed. What it carries comes again: we do not
+/// acknowledge it. Thousands of connections may wait for the host.
+pub(super) fn without_data(packet: &Packet<'_>) -> Vec<u8> {
+    let data = Segment::parse(packet.payload).map_or(0, |segment| segment.data.len());
+    let len = packet.bytes.len() - data;
+    let mut bytes = packet.bytes[..len].to_vec();
+    // IPv6 does not count its fixed header.
+    let (at, counted) = if packet.src.is_ipv4() { (2, len) } else { (4, len - 40) };
+    bytes[at..at + 2].copy_from_slice(&(counted as u16).to_be_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::frame::{SYN, ip_header, proto};
+
+    #[test]
+    fn a_syn_is_kept_without_what_it_carries() {
+        for ends in [["10.0.2.100", "192.0.2.1"], ["fd00::100", "2001:db8::1"]] {
+            let [src, dst] = ends.map(|text| text.parse::<std::net::IpAddr>().unwrap());
+            let options = [2, 4, 5, 160];
+            let mut tcp = vec![0; 60_000];
+            tcp[..4].copy_from_slice(&[1, 2, 0, 80]);
+            tcp[12..14].copy_from_slice(&[6 << 4, SYN]);
+            tcp[20..24].copy_from_slice(&options);
+            let head = if src.is_ipv4() { 20 } else { 40 };
+            let mut bytes = vec![0; head];
+            bytes.extend_from_slice(&tcp);
+            ip_header(&mut bytes, src, dst, proto::TCP, tcp.len(), None);
+            let kept = without_data(&Packet::parse(&bytes).unwrap());
+            assert_eq!(kept.len(), head + 24);
+            let packet = Packet::parse(&kept).unwrap();
+            assert_eq!((packet.src, packet.dst, packet.proto), (src, dst, proto::TCP));
+            assert_eq!(packet.payload, &tcp[..24]);
+            assert_eq!(without_data(&packet), kept);
         }
     }
 }

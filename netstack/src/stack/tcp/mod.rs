@@ -55,7 +55,7 @@ use super::services::Session;
 use super::{HostCommand, Netstack};
 use endpoint::{Endpoint, Limits, Outgoing};
 pub(super) use flow::Flow;
-use flow::{CONNECT_MAX, HANDSHAKE_MAX, State};
+use flow::{CONNECT_MAX, HANDSHAKE_MAX, State, without_data};
 use segment::{HEADER_LEN, HEADER_MAX, Header, Segment};
 use seq::Seq;
 
@@ -143,7 +143,7 @@ impl Netstack {
             }
             Verdict::Ignore => return,
         };
-        let state = State::Connecting { syn: packet.bytes.to_vec() };
+        let state = State::Connecting { syn: without_data(packet) };
         let mut flow = Flow::new(now, guest, peer, state);
         flow.session = to.is_none().then(Box::default);
         match self.add_flow(Key::Tcp(guest, peer), super::Flow::Tcp(flow)) {

@@ -66,6 +66,74 @@ fn answer(stack: &mut Netstack, now: Duration, command: &HostCommand, dice: u8) 
     }
 }
 
+/// Every question is answered at once, and no answer is read.
+#[test]
+fn a_guest_that_asks_and_does_not_read_is_not_read_from_either() {
+    let (guest, peer) = (addr("10.0.2.100:4000"), addr("10.0.2.3:53"));
+    let mut stack = stack();
+    arrive(&mut stack, at(0), &Tcp::syn(1440).frame(guest, peer));
+    let first = segment(&mut stack, at(0));
+    let (mut seq, next) = (1001, first.seq.wrapping_add(1));
+    let question = b"\0\x13\0\x07\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    let questions = question.repeat(64);
+    let mut edge = seq + u32::from(first.window);
+    // What has come of the answers, and is not acknowledged.
+    let mut come = next;
+    let mut asked = 0;
+    while (edge - seq) as usize >= questions.len() && asked < 200_000 {
+        let mut tcp = Tcp::new(frame::ACK, seq, next).with(&questions);
+        tcp.window = 10;
+        arrive(&mut stack, at(1), &tcp.frame(guest, peer));
+        stack.end_batch();
+        seq += questions.len() as u32;
+        asked += 64;
+        for frame in frames(&mut stack, at(1)) {
+            let tcp = Tcp::parse(&packet(&frame));
+            edge = tcp.ack + (u32::from(tcp.window) << 7);
+            if tcp.seq == come {
+                come = come.wrapping_add(tcp.data.len() as u32);
+            }
+        }
+    }
+    let flow = stack.flows.find(&flow::Key::Tcp(guest, peer)).unwrap();
+    let waits = stack.tcp_session(flow).unwrap().output().len();
+    assert!(asked < 200_000 && waits < 1 << 17, "{asked} questions, {waits} bytes wait");
+    // It reads after all, and has every answer: each is as long as its question.
+    let all = next.wrapping_add((asked * question.len()) as u32);
+    for _ in 0..10_000 {
+        arrive(&mut stack, at(2), &Tcp::new(frame::ACK, seq, come).frame(guest, peer));
+        stack.end_batch();
+        for frame in frames(&mut stack, at(2)) {
+            let tcp = Tcp::parse(&packet(&frame));
+            if tcp.seq == come {
+                come = come.wrapping_add(tcp.data.len() as u32);
+            }
+        }
+    }
+    assert_eq!(come, all);
+}
+
+#[test]
+fn a_frame_is_no_more_datagrams_than_the_guests_kernel_makes_of_one_call() {
+    for (size, count) in [(500_u16, 120), (400, 0), (1, 0)] {
+        let mut stack = stack();
+        let peer = addr(PEERS[0]);
+        let mut frame = udp_frame(guest_for(peer), peer, &[7; 60_000]);
+        frame[1] = 5;
+        frame[4..6].copy_from_slice(&size.to_le_bytes());
+        arrive(&mut stack, at(0), &frame);
+        let sent: usize = commands(&mut stack)
+            .iter()
+            .map(|command| match command {
+                HostCommand::UdpSend { .. } => 1,
+                HostCommand::UdpSendMany { data, segment, .. } => data.len().div_ceil(*segment),
+                other => panic!("{other:?}"),
+            })
+            .sum();
+        assert_eq!((sent, stack.counters().bad_frames), (count, u64::from(count == 0)));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
