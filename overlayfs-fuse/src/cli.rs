@@ -40,6 +40,7 @@ Joins directories into one, copy-on-write, without privilege.
   upper_quota=SIZE            the files of the upper take at most SIZE bytes (K, M,
                               G, T: units of 1024); beyond it ENOSPC
   volatile                    never sync
+  remount,ro or remount,rw    change that of the mount that is there (so does mount(8))
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)
   noacl, noxattrs             without ACLs, without extended attributes

@@ -37,6 +37,8 @@ pub struct MountFlags {
     pub exec: Option<bool>,
     /// `allow_other`.
     pub allow_other: bool,
+    /// Not to mount, but to change the flags of the mount that is there.
+    pub remount: bool,
 }
 
 /// How long the server may look for the next request before it sleeps.
@@ -96,7 +98,7 @@ pub enum ConfigError {
 
 /// Options that peers and kernels know and that change nothing here, or are
 /// promises we keep anyway.
-const ACCEPTED: [&str; 27] = [
+const ACCEPTED: [&str; 28] = [
     "timeout",
     "writeback",
     "threaded",
@@ -111,7 +113,9 @@ const ACCEPTED: [&str; 27] = [
     "plugins",
     "max_write",
     "max_read",
-    "rw",
+    // As /proc/mounts shows them, from where mount(8) takes what it does not change.
+    "user_id",
+    "group_id",
     "atime",
     "noatime",
     "relatime",
@@ -214,6 +218,8 @@ impl Config {
                 _ => return Err(bad("the value is on, off, follow or nofollow")),
             },
             "ro" => self.flags.read_only = true,
+            "rw" => self.flags.read_only = false,
+            "remount" => self.flags.remount = true,
             "dev" => self.flags.dev = Some(true),
             "nodev" => self.flags.dev = Some(false),
             "suid" => self.flags.suid = Some(true),
@@ -237,6 +243,10 @@ impl Config {
     /// # Errors
     /// Says what is missing.
     pub fn check(mut self) -> Result<Self, ConfigError> {
+        if self.flags.remount {
+            // The layers are what they are.
+            return Ok(self);
+        }
         if self.lowers.is_empty() {
             return Err(ConfigError::NoLower);
         }
@@ -448,6 +458,14 @@ mod tests {
         }
         let error = config("lowerdir=/a,upper_quota=1M").check().unwrap_err().to_string();
         assert!(error.contains("upperdir"), "{error}");
+    }
+
+    #[test]
+    fn a_remount_names_flags_and_no_layers() {
+        let c = config("rw,nodev,noatime,remount,user_id=0,group_id=0,default_permissions,ro");
+        let c = c.check().unwrap();
+        assert!(c.flags.remount && c.flags.read_only && c.ignored.is_empty());
+        assert!(!config("ro,remount,rw").check().unwrap().flags.read_only);
     }
 
     #[test]

@@ -47,17 +47,49 @@ fn directly(config: &Config, source: &str, target: &Path) -> Result<Option<Owned
         "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
         device.as_raw_fd()
     );
-    let flags = config.flags;
-    let mut bits = MsFlags::MS_NOATIME;
-    bits.set(MsFlags::MS_RDONLY, flags.read_only || config.upper.is_none());
-    bits.set(MsFlags::MS_NODEV, !flags.dev.unwrap_or(false));
-    bits.set(MsFlags::MS_NOSUID, !flags.suid.unwrap_or(true));
-    bits.set(MsFlags::MS_NOEXEC, !flags.exec.unwrap_or(true));
+    let bits = flag_bits(config.flags, config.upper.is_none());
     match mount(Some(source), target, Some(FS_TYPE), bits, Some(data.as_str())) {
         Ok(()) => Ok(Some(device)),
         Err(Errno::EPERM) => Ok(None),
         Err(e) => Err(e).with_context(|| format!("mount on {}", target.display())),
     }
+}
+
+/// The flags of mount(2).
+fn flag_bits(flags: MountFlags, read_only: bool) -> MsFlags {
+    let mut bits = MsFlags::MS_NOATIME;
+    bits.set(MsFlags::MS_RDONLY, flags.read_only || read_only);
+    bits.set(MsFlags::MS_NODEV, !flags.dev.unwrap_or(false));
+    bits.set(MsFlags::MS_NOSUID, !flags.suid.unwrap_or(true));
+    bits.set(MsFlags::MS_NOEXEC, !flags.exec.unwrap_or(true));
+    bits
+}
+
+/// Changes the flags of the mount on `target`, whose server goes on and need not know.
+/// mount(8) calls the program for it as it does to mount.
+///
+/// # Errors
+/// Says what failed, on what, and what to do.
+pub(crate) fn change(flags: MountFlags, target: &Path) -> Result<()> {
+    let kind = nix::sys::statfs::statfs(target)
+        .with_context(|| format!("remount {}", target.display()))?
+        .filesystem_type();
+    if kind != nix::sys::statfs::FUSE_SUPER_MAGIC {
+        bail!("remount {}: no FUSE file system is mounted there", target.display());
+    }
+    let none: Option<&str> = None;
+    let bits = flag_bits(flags, false) | MsFlags::MS_REMOUNT;
+    mount(none, target, none, bits, none).with_context(|| {
+        let target = target.display();
+        match bits.contains(MsFlags::MS_RDONLY) {
+            true => format!(
+                "remount {target} (is a file open for writing, or who mounted it not root?)"
+            ),
+            false => {
+                format!("remount {target} (only root of the user namespace that mounted it can)")
+            }
+        }
+    })
 }
 
 /// fusermount3(1) opens the device, mounts, and sends the device through a socket

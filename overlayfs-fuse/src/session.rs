@@ -1,18 +1,18 @@
 //! Mounting, readiness, signals, unmounting.
 //!
 //! # Theory of operation
-//! 1. Without `-f` the process forks; the parent waits for one byte on a pipe
-//!    and passes the child's fate on as its own exit code.
-//! 2. The layers are opened and the union is made, then the mount. The INIT
-//!    request is answered before anybody is told: from then on the mount is live.
-//! 3. A daemon's standard streams become /dev/null, so that no pipe of the caller
-//!    stays open, and no file of ours ever gets their numbers.
-//! 4. Other threads serve ([`crate::fuse::server`]). This one waits for the first
+//! 1. The layers are opened and the union is made, then the mount. The INIT request is
+//!    there at once and is answered: from then on the mount is live, and requests wait.
+//! 2. Without `-f` the process forks only now. The parent ends with success, having
+//!    waited for nobody; whatever went wrong before, it has said itself. The child's
+//!    standard streams become /dev/null, so that no pipe of the caller stays open, and no
+//!    file of ours ever gets their numbers.
+//! 3. Other threads serve ([`crate::fuse::server`]). This one waits for the first
 //!    of: their end (unmounted by somebody), SIGTERM or SIGINT, hang-up of
 //!    `--exit-fd`. The latter two detach the mount; a short grace lets the kernel
 //!    hand over what is still dirty. SIGUSR1 reports the counters.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,40 +60,19 @@ pub fn run(asked: Mount) -> Result<()> {
     for option in &asked.config.ignored {
         say(&format!("unknown argument ignored: {option}"));
     }
-    if asked.foreground {
-        if asked.debug {
-            tracing_subscriber::fmt()
-                .with_writer(std::io::stderr)
-                .with_max_level(tracing::Level::DEBUG)
-                .init();
-        }
-        return serve(&asked, ready, exit, None);
+    if asked.config.flags.remount {
+        return mount::change(asked.config.flags, &asked.config.mount_point);
     }
-    let (mut told, teller) = std::io::pipe().context("make a pipe")?;
-    match sys::fork().context("fork")? {
-        sys::Forked::Parent => {
-            drop((teller, ready, exit));
-            let mut byte = [0];
-            if told.read_exact(&mut byte).is_err() {
-                // The child has said why.
-                std::process::exit(1);
-            }
-            Ok(())
-        }
-        sys::Forked::Child => {
-            drop(told);
-            nix::unistd::setsid().context("start a session of its own")?;
-            serve(&asked, ready, exit, Some(teller))
-        }
+    if asked.debug {
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_max_level(tracing::Level::DEBUG)
+            .init();
     }
+    serve(&asked, ready, exit)
 }
 
-fn serve(
-    asked: &Mount,
-    ready: Option<OwnedFd>,
-    exit: Option<OwnedFd>,
-    parent: Option<std::io::PipeWriter>,
-) -> Result<()> {
+fn serve(asked: &Mount, ready: Option<OwnedFd>, exit: Option<OwnedFd>) -> Result<()> {
     let config = &asked.config;
     sys::one_heap();
     nix::sys::stat::umask(Mode::empty());
@@ -104,47 +83,32 @@ fn serve(
         .mount_point
         .canonicalize()
         .with_context(|| format!("mount point {}", config.mount_point.display()))?;
-    // Before any thread is started, so that all have the signals blocked.
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
-        signals.add(signal);
-    }
-    signals.thread_block().context("block signals")?;
-    let signals =
-        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("make a signalfd")?;
     let overlay = join_layers(config, descriptors)?;
+    let signals = take_signals()?;
     // A daemon that sits in a directory keeps its file system busy.
     std::env::set_current_dir("/").context("change to /")?;
     let device = mount::make(config, &target)?;
     let adapter = Adapter::new(overlay, asked.debug);
-    let server = Server::start(device, adapter, spin_time(config.spin));
-    let server = server.context("answer the kernel's INIT").or_else(|e| {
+    let server = Server::start(device, adapter).context("answer the kernel's INIT");
+    let begun = server.and_then(|server| {
+        if let Some(ready) = ready {
+            std::fs::File::from(ready).write_all(b"1").context("write to --ready-fd")?;
+        }
+        if !asked.foreground {
+            go_to_background()?;
+        }
+        let server = Arc::new(server);
+        let (over, ender) = std::io::pipe().context("make a pipe")?;
+        let threads = server.run(ender).context("start the server")?;
+        Ok((server, threads, over))
+    });
+    let (server, threads, over) = begun.or_else(|e| {
         // Nobody serves it: it must not stay.
         mount::detach(&target)?;
         Err(e)
     })?;
-    let server = Arc::new(server);
-    if let Some(ready) = ready {
-        std::fs::File::from(ready).write_all(b"1").context("write to --ready-fd")?;
-    }
-    if let Some(mut parent) = parent {
-        let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-            .context("open /dev/null")?;
-        sys::replace_standard_streams(&null).context("let go of the standard streams")?;
-        parent.write_all(b"1").context("tell the parent")?;
-    }
-    let (over, ender) = std::io::pipe().context("make a pipe")?;
-    let serving = std::thread::Builder::new()
-        .name("serve".to_owned())
-        .spawn({
-            let server = Arc::clone(&server);
-            move || {
-                let result = server.run();
-                drop(ender);
-                result
-            }
-        })
-        .context("start the server")?;
+    // What is asked for this takes time, which no client need wait for.
+    server.spin_for(spin_time(config.spin));
     let mut waits = vec![
         PollFd::new(over.as_fd(), PollFlags::POLLIN),
         PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -183,10 +147,36 @@ fn serve(
             return Ok(());
         }
     }
-    match serving.join() {
-        Ok(result) => result.context("serve the file system"),
-        Err(_) => bail!("the server thread died"),
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result.context("serve the file system")?,
+            Err(_) => bail!("a thread of the server died"),
+        }
     }
+    Ok(())
+}
+
+/// The signals that mean something, as a descriptor. Called before any thread is
+/// started, so that all have them blocked, and before there is a mount that one could
+/// leave behind.
+fn take_signals() -> Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("block signals")?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("make a signalfd")
+}
+
+/// Returns in a child; the process itself ends with success.
+fn go_to_background() -> Result<()> {
+    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+        .context("open /dev/null")?;
+    if let sys::Forked::Parent = sys::fork().context("fork")? {
+        std::process::exit(0);
+    }
+    sys::replace_standard_streams(&null).context("let go of the standard streams")?;
+    nix::unistd::setsid().context("start a session of its own").map(drop)
 }
 
 /// How long to spin: with a single processor the client could not run meanwhile.

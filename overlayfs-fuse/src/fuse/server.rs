@@ -21,10 +21,11 @@
 //! Spinning is worth it only while requests come soon, and never if somebody else
 //! wants the processor: [`Spin`] decides, from what came of it lately.
 
-use std::io::Write;
+use std::io::{PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -40,6 +41,10 @@ use super::wire::{Answer, Request, op};
 const THREADS: usize = 4;
 /// A message: header, the largest WRITE, and what may come with it.
 const BUFFER: usize = MAX_WRITE as usize + 8192;
+/// What the kernel insists on for the first message (`FUSE_MIN_READ_BUFFER`). On the stack:
+/// a large block that is given back has the C library take later ones from its heap, of
+/// which it then clears what was used.
+const FIRST_BUFFER: usize = 8192;
 /// How often a benched thread looks after the device while there is traffic.
 const TICK: Duration = Duration::from_millis(4);
 /// Ticks without a request after which it does not look any more.
@@ -155,6 +160,9 @@ struct Bench {
     watched: bool,
 }
 
+/// A thread that serves.
+pub type Serving = JoinHandle<std::io::Result<()>>;
+
 /// What a look at the device gave.
 enum Received {
     Message(usize),
@@ -164,11 +172,11 @@ enum Received {
 
 impl Server {
     /// A server of the mount behind `device`, with INIT answered: from now on the
-    /// mount is live. `spin`: longest time to spin, zero for never.
+    /// mount is live. It does not spin before [`Server::spin_for`].
     ///
     /// # Errors
     /// The kernel does not speak our protocol, or the mount is gone already.
-    pub fn start(device: OwnedFd, adapter: Adapter, spin: Duration) -> std::io::Result<Self> {
+    pub fn start(device: OwnedFd, adapter: Adapter) -> std::io::Result<Self> {
         let server = Self {
             device,
             adapter,
@@ -178,9 +186,9 @@ impl Server {
             over: AtomicBool::new(false),
             bench: Mutex::default(),
             called: Condvar::new(),
-            spin: Mutex::new(Spin::new(spin)),
+            spin: Mutex::new(Spin::new(Duration::ZERO)),
         };
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = [0; FIRST_BUFFER];
         let len = loop {
             server.wait()?;
             match server.look(&mut buffer)? {
@@ -202,25 +210,29 @@ impl Server {
         Ok(server)
     }
 
-    /// Serves until the mount is gone.
+    /// From now on spins for at most `limit`, zero for never.
+    pub fn spin_for(&self, limit: Duration) {
+        self.spin().limit = limit;
+    }
+
+    /// Starts the threads that serve until the mount is gone. The last of them to end
+    /// closes `over`.
     ///
     /// # Errors
-    /// A thread cannot be started, or the device fails.
-    pub fn run(&self) -> std::io::Result<()> {
-        std::thread::scope(|scope| {
-            let mut threads = Vec::with_capacity(THREADS);
-            for n in 0..THREADS {
-                let name = format!("serve-{n}");
-                threads.push(std::thread::Builder::new().name(name).spawn_scoped(scope, || {
-                    let result = self.work();
-                    self.end();
+    /// A thread cannot be started. Of the threads the device may fail.
+    pub fn run(self: &Arc<Self>, over: PipeWriter) -> std::io::Result<Vec<Serving>> {
+        let over = Arc::new(over);
+        (0..THREADS)
+            .map(|n| {
+                let (server, over) = (Arc::clone(self), Arc::clone(&over));
+                std::thread::Builder::new().name(format!("serve-{n}")).spawn(move || {
+                    let result = server.work();
+                    server.end();
+                    drop(over);
                     result
-                })?);
-            }
-            threads.into_iter().try_for_each(|thread| {
-                thread.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread died")))
+                })
             })
-        })
+            .collect()
     }
 
     /// Counters of the requests and of the union, one `name value` a line.

@@ -2,9 +2,8 @@
 //!
 //! # Theory of operation
 //! 1. Under the node's own copy lock the object is made in the work directory:
-//!    data (shared blocks where the file system can, else copied without its
-//!    holes) → owner → mode → attributes, ACLs among them, and capabilities →
-//!    times last → synced unless `volatile`.
+//!    data ([`super::data`]) → owner → attributes, ACLs among them, and capabilities →
+//!    mode → times last → synced unless `volatile`.
 //! 2. With the tree shared and its directory locked it is renamed into place,
 //!    and the node switches to it. Open files notice by the node's epoch.
 //!
@@ -19,49 +18,29 @@
 //! the user namespace (EINVAL), but only with `unmapped_root`, which shows
 //! such owners as 0 anyway. Everything else fails the copy-up.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, copy_file_range, openat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, Whence, fchownat, ftruncate, lseek, symlinkat};
+use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
+use super::data::copy_data;
 use super::files::OpenFile;
 use super::inode::{Lower, Node, UpperAt};
 use super::lookup::shown_kind;
+use super::metacopy::LowerFile;
 use super::object::Object;
 use super::upper::{Spot, Upper};
-use super::xattr::{OverrideStat, Permissions, is_private};
+use super::xattr::{ACL_ACCESS, OverrideStat, Permissions, is_private};
 use super::{Overlay, dev_ino};
 use crate::error::{During, Error, Result};
 use crate::sync::Arc;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sys;
-
-/// A range of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// First byte.
-    pub start: u64,
-    /// Bytes.
-    pub len: u64,
-}
-
-/// Pure: what has to be copied of a file when only its first `keep` bytes are
-/// wanted and `data` are the ranges that hold data.
-#[must_use]
-pub fn plan(data: &[Segment], keep: u64) -> Vec<Segment> {
-    data.iter()
-        .filter_map(|s| {
-            let end = s.start.saturating_add(s.len).min(keep);
-            let len = end.checked_sub(s.start).filter(|len| *len > 0)?;
-            Some(Segment { start: s.start, len })
-        })
-        .collect()
-}
 
 impl Overlay {
     /// Copies a node up unless it is in the upper already. `keep`: only so many
@@ -90,7 +69,7 @@ impl Overlay {
             self.copy_up_dir(parent)?;
         }
         let temp = up.temp_name();
-        let made = self.make_copy(up, node, &temp, layer, &path, &name, keep);
+        let made = self.make_copy(up, node, &temp, (layer, &path, &name), keep);
         let result = made.and_then(|copy| self.install(up, node, &temp, layer, copy));
         if result.is_err() {
             self.not_kept(up, &temp);
@@ -99,50 +78,49 @@ impl Overlay {
         result
     }
 
-    /// Step 1 for anything but a directory.
-    #[expect(clippy::too_many_arguments, reason = "one step of copy_up(), which has them all")]
+    /// Step 1 for anything but a directory: a copy of what is at a place of a lower.
     fn make_copy(
         &self,
         up: &Upper,
         node: &Node,
         temp: &OsStr,
-        layer: usize,
-        path: &Path,
-        name: &OsStr,
+        at: (usize, &Path, &OsStr),
         keep: Option<u64>,
     ) -> Result<Copy> {
+        let (layer, path, name) = at;
         let lower = &self.lowers[layer];
-        let stat = lower.stat(path, name)?;
+        let kind = node.kind;
+        // Nothing wanted: the original need not even be readable.
+        let source = match (kind, keep) {
+            (libc::S_IFREG, Some(0)) => None,
+            (libc::S_IFREG, _) => Some(self.open_lower(layer, path, name)),
+            _ => None,
+        };
+        // Status and attributes of the original, by its name where it is not open.
+        let (stat, attributes) = match &source {
+            Some(Ok(LowerFile { fd, attributes, elsewhere: false })) => {
+                (fstat(fd).during("stat an opened file")?, attributes.clone())
+            }
+            _ => (lower.stat(path, name)?, lower.listxattr(path, name)?),
+        };
         let kept = self.kept_in_lower(layer, path, name)?;
-        if shown_kind(&stat, kept.as_ref()) != node.kind {
+        if shown_kind(&stat, kept.as_ref()) != kind {
             return Err(Error::Stale);
         }
-        let kind = node.kind;
+        let original = Original { layer, path, name, kind, stat, kept, attributes };
         let in_attribute = self.options.permissions != Permissions::Inode;
-        let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW;
-        let new_file = || {
-            openat(&up.work, temp, create | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR)
-                .during("make a copy")
+        let new_file = |mode| {
+            let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW;
+            openat(&up.work, temp, create | OFlag::O_CLOEXEC, mode).during("make a copy")
         };
         let mut file = None;
         match kind {
             libc::S_IFREG => {
-                let target = Arc::new(new_file()?);
+                let target = Arc::new(new_file(original.first_mode(in_attribute))?);
                 let size = stat.st_size.cast_unsigned();
                 let keep = keep.map_or(size, |k| k.min(size));
-                // Nothing wanted: the original need not even be readable.
-                if keep > 0 {
-                    let (source, _) = self.open_lower(layer, path, name)?;
-                    let real = fstat(source.as_fd()).during("stat an opened file")?;
-                    if real.st_mode & libc::S_IFMT != libc::S_IFREG {
-                        return Err(Error::Stale);
-                    }
-                    let refused = &self.refused[layer];
-                    let room = self.room_for_copy(&real, keep.min(size))?;
-                    copy_data(source.as_fd(), target.as_fd(), &real, keep.min(size), refused)?;
-                    if let Some(room) = room {
-                        room.settle(target.as_fd())?;
-                    }
+                if let (Some(source), true) = (source, keep > 0) {
+                    self.fill_copy(&source?, &stat, &target, layer, keep)?;
                 }
                 file = Some(target);
             }
@@ -150,91 +128,121 @@ impl Overlay {
                 let target = lower.readlink(path, name)?;
                 symlinkat(target.as_os_str(), &up.work, temp).during("copy a symbolic link")?;
             }
-            _ if in_attribute => drop(new_file()?),
+            _ if in_attribute => drop(new_file(Mode::S_IRUSR | Mode::S_IWUSR)?),
             _ => {
-                let rdev = kept.filter(|k| k.kind.is_some()).map_or(stat.st_rdev, |k| k.rdev);
-                mknodat(&up.work, temp, SFlag::from_bits_truncate(kind), Mode::S_IRUSR, rdev)
-                    .during("copy a special file")?;
+                mknodat(
+                    &up.work,
+                    temp,
+                    SFlag::from_bits_truncate(kind),
+                    Mode::S_IRUSR,
+                    original.rdev(),
+                )
+                .during("copy a special file")?;
             }
         }
         let object = match file {
             Some(file) => Object::Open(file),
             None => Object::Path(Arc::new(reach(up, temp)?)),
         };
-        self.copy_metadata(&object, &stat, kept.as_ref(), kind, layer, path, name)?;
-        let forgetful = match self.origin_of(layer, &stat) {
-            Some(origin) => !up.set_origin(&object, origin)?,
-            None => false,
-        };
+        let made = fstat(object.as_fd()).during("stat a copy")?;
+        let forgetful = self.copy_metadata(up, &object, &made, &original)?;
         if let (Object::Open(file), false) = (&object, self.options.volatile) {
             nix::unistd::fsync(file).during("sync a copy")?;
         }
-        Ok(Copy { source: stat, object, forgetful })
+        Ok(Copy { plain: original.mode() & 0o6000 == 0, source: stat, made, object, forgetful })
     }
 
-    /// Owner, mode, attributes, times: from a lower object to its copy.
-    #[expect(clippy::too_many_arguments, reason = "source and target, each by its coordinates")]
+    /// Copies the first `keep` bytes of a lower file of status `stat`.
+    fn fill_copy(
+        &self,
+        source: &LowerFile,
+        stat: &FileStat,
+        target: &OwnedFd,
+        layer: usize,
+        keep: u64,
+    ) -> Result<()> {
+        let real = match source.elsewhere {
+            true => fstat(&source.fd).during("stat an opened file")?,
+            false => *stat,
+        };
+        if real.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(Error::Stale);
+        }
+        let room = self.room_for_copy(&real, keep, None)?;
+        copy_data(source.fd.as_fd(), target.as_fd(), &real, keep, &self.refused[layer])?;
+        room.map_or(Ok(()), |room| room.settle(target.as_fd()))
+    }
+
+    /// Owner, attributes, mode, times: from a lower object to its copy, whose status was
+    /// `made`. In this order: an owner clears capabilities and set-id bits, an attribute
+    /// can be set only by who may write, and the mode may allow that to nobody. Whether
+    /// the copy cannot hold where it came from.
     fn copy_metadata(
         &self,
+        up: &Upper,
         target: &Object,
-        stat: &FileStat,
-        kept: Option<&OverrideStat>,
-        kind: u32,
-        layer: usize,
-        path: &Path,
-        name: &OsStr,
-    ) -> Result<()> {
+        made: &FileStat,
+        original: &Original<'_>,
+    ) -> Result<bool> {
+        let Original { kind, stat, .. } = original;
         let owners = &self.options.owners;
-        let (uid, gid) = kept.map_or((stat.st_uid, stat.st_gid), |k| (k.uid, k.gid));
-        let mode = kept.map_or(stat.st_mode & 0o7777, |k| k.mode);
-        let (shown_uid, shown_gid) = owners.shown(uid, gid, kept.is_none());
-        let made = fstat(target.as_fd()).during("stat a copy")?;
+        let (uid, gid) = original.kept.map_or((stat.st_uid, stat.st_gid), |k| (k.uid, k.gid));
+        let mode = original.mode();
+        let (shown_uid, shown_gid) = owners.shown(uid, gid, original.kept.is_none());
         let disk_uid = owners.disk_uid(shown_uid).unwrap_or(Some(uid));
         let disk_gid = owners.disk_gid(shown_gid).unwrap_or(Some(gid));
-        if self.options.permissions == Permissions::Inode {
+        let in_attribute = self.options.permissions != Permissions::Inode;
+        let mut real_mode = mode;
+        if in_attribute {
+            let floor = if *kind == libc::S_IFDIR { 0o700 } else { 0o600 };
+            real_mode = mode & 0o777 | floor;
+        } else {
             let uid = disk_uid.filter(|id| *id != made.st_uid).map(Uid::from_raw);
             let gid = disk_gid.filter(|id| *id != made.st_gid).map(Gid::from_raw);
             if uid.is_some() || gid.is_some() {
                 fchownat(target.as_fd(), "", uid, gid, AtFlags::AT_EMPTY_PATH)
                     .during("set the owner of a copy")?;
             }
-            if kind != libc::S_IFLNK {
-                target.chmod(Mode::from_bits_truncate(mode)).during("set the mode of a copy")?;
-            }
-        } else if kind != libc::S_IFLNK {
-            let floor = if kind == libc::S_IFDIR { 0o700 } else { 0o600 };
-            target
-                .chmod(Mode::from_bits_truncate(mode & 0o777 | floor))
-                .during("set the mode of a copy")?;
-            let rdev = kept.filter(|k| k.kind.is_some()).map_or(stat.st_rdev, |k| k.rdev);
+        }
+        if in_attribute && *kind != libc::S_IFLNK {
             let kept = OverrideStat {
                 uid: disk_uid.unwrap_or(uid),
                 gid: disk_gid.unwrap_or(gid),
                 mode,
-                kind: Some(kind),
-                rdev,
+                kind: Some(*kind),
+                rdev: original.rdev(),
             };
-            self.keep(target.as_fd(), kind, &kept)?;
+            self.keep(target.as_fd(), *kind, &kept)?;
         }
-        for attribute in self.lowers[layer].listxattr(path, name)? {
-            if !is_private(&attribute) {
-                self.copy_attribute(target, &attribute, layer, path, name)?;
-            }
+        let mut mode_is_right = made.st_mode & 0o7777 == real_mode;
+        for attribute in original.attributes.iter().filter(|name| !is_private(name)) {
+            self.copy_attribute(target, attribute, original)?;
+            // A list changes the mode, too.
+            mode_is_right &= attribute != ACL_ACCESS;
+        }
+        // Of directories the place in the lowers is the name.
+        let origin = self.origin_of(original.layer, stat).filter(|_| *kind != libc::S_IFDIR);
+        let forgetful = match origin {
+            Some(origin) => !up.set_origin(target, origin)?,
+            None => false,
+        };
+        if *kind != libc::S_IFLNK && !mode_is_right {
+            target.chmod(Mode::from_bits_truncate(real_mode)).during("set the mode of a copy")?;
         }
         let atime = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
         let mtime = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-        target.set_times(&atime, &mtime).during("set the times of a copy")
+        target.set_times(&atime, &mtime).during("set the times of a copy")?;
+        Ok(forgetful)
     }
 
     fn copy_attribute(
         &self,
         target: &Object,
         attribute: &OsStr,
-        layer: usize,
-        path: &Path,
-        name: &OsStr,
+        original: &Original<'_>,
     ) -> Result<()> {
         use std::os::unix::ffi::OsStrExt;
+        let Original { layer, path, name, .. } = *original;
         let value = match self.lowers[layer].getxattr(path, name, attribute) {
             Ok(value) => value,
             Err(Error::NoAttribute) => return Ok(()),
@@ -261,8 +269,7 @@ impl Overlay {
         copy: Copy,
     ) -> Result<()> {
         let _tree = self.tree_shared();
-        let Copy { source, object, forgetful } = copy;
-        let stat = fstat(object.as_fd()).during("stat a copy")?;
+        let Copy { source, made, object, forgetful, plain } = copy;
         let links = i64::try_from(source.st_nlink).unwrap_or(i64::MAX);
         let place = node.body().place.clone();
         // Locked to the end: a lookup must not find the copy before the node is it.
@@ -282,8 +289,7 @@ impl Overlay {
             if let Some(origin) = self.origin_of(layer, &source) {
                 let key = origin.key();
                 up.set_nlink_delta(&object, &key, by_index)?;
-                let work = up.work.try_clone().during("duplicate a descriptor")?;
-                let spot = Spot::At(Arc::new(work), temp.to_owned());
+                let spot = Spot::At(Arc::clone(&up.work), temp.to_owned());
                 super::create::link_spot(&spot, up.links.as_fd(), &key)?;
                 indexed = Some(key.clone());
                 at = UpperAt::Linked(key);
@@ -304,25 +310,27 @@ impl Overlay {
                 }
             }
         }
+        // Before anybody takes the node for copied up: who changes its mode then is to
+        // find the descriptor.
+        if let Object::Open(file) = &object {
+            let kept = OpenFile::of_upper(node.epoch() + 1, Arc::clone(file), plain);
+            self.keep_file(node, kept);
+        }
         {
             let mut body = node.body();
             body.upper = at;
             body.nlink_delta = delta;
         }
-        self.switch(node, &stat);
+        self.switch(node, &made);
         if let Some(key) = indexed {
             up.set_lost_names(&key, || None)?;
         }
-        self.name_was_last(node, object.as_fd())?;
-        if let Object::Open(file) = object {
-            self.keep_file(node, OpenFile::of_upper(node.epoch(), file));
-        }
-        Ok(())
+        self.name_was_last(node, object.as_fd())
     }
 
-    /// The node is now served by the upper object of status `stat`.
-    fn switch(&self, node: &Arc<Node>, stat: &FileStat) {
-        self.inodes.alias(node, dev_ino(stat));
+    /// The node is now served by the upper object of status `made`.
+    fn switch(&self, node: &Arc<Node>, made: &FileStat) {
+        self.inodes.alias(node, dev_ino(made));
         node.epoch.fetch_add(1, Ordering::Release);
         self.copied.fetch_add(1, Ordering::Relaxed);
     }
@@ -351,24 +359,24 @@ impl Overlay {
         let temp = up.temp_name();
         let result = (|| {
             let lower = &self.lowers[first.layer];
-            let root = OsStr::new("");
-            let stat = lower.stat(&first.path, root)?;
-            let kept = self.kept_in_lower(first.layer, &first.path, root)?;
+            let (layer, path, name_of_root) = (first.layer, &*first.path, OsStr::new(""));
+            let original = Original {
+                layer,
+                path,
+                name: name_of_root,
+                kind: libc::S_IFDIR,
+                stat: lower.stat(path, name_of_root)?,
+                kept: self.kept_in_lower(layer, path, name_of_root)?,
+                attributes: lower.listxattr(path, name_of_root)?,
+            };
             mkdirat(&up.work, temp.as_os_str(), Mode::S_IRWXU).during("make a copy")?;
             let copy = Object::Path(Arc::new(reach(up, &temp)?));
             if blank {
                 // What could not be seen must not appear at a later mount.
                 up.set_opaque(copy.as_fd())?;
             }
-            self.copy_metadata(
-                &copy,
-                &stat,
-                kept.as_ref(),
-                libc::S_IFDIR,
-                first.layer,
-                &first.path,
-                root,
-            )?;
+            let made = fstat(copy.as_fd()).during("stat a copy")?;
+            self.copy_metadata(up, &copy, &made, &original)?;
             let _tree = self.tree_shared();
             let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
             if node.body().place.is_none() {
@@ -377,7 +385,6 @@ impl Overlay {
             let dir = self.upper_dir(&parent)?;
             move_in(up, &temp, dir.as_fd(), &name)?;
             state.add(&name, libc::S_IFDIR, !blank);
-            let made = fstat(copy.as_fd()).during("stat a copy")?;
             let mut body = node.body();
             body.upper = UpperAt::Named;
             body.upper_ino = Some(dev_ino(&made));
@@ -411,193 +418,51 @@ fn put_back_times(dir: BorrowedFd<'_>, stat: &FileStat) -> Result<()> {
     sys::set_times(dir, &atime, &mtime).during("put back the times of a directory")
 }
 
-/// What a file system has refused before and need not be asked again.
-#[derive(Debug, Default)]
-pub(super) struct Refused {
-    /// Sharing blocks.
-    reflink: AtomicBool,
-    /// Copying inside the kernel.
-    in_kernel: AtomicBool,
+/// An object of a lower that is copied.
+struct Original<'a> {
+    layer: usize,
+    path: &'a Path,
+    name: &'a OsStr,
+    /// As shown.
+    kind: u32,
+    stat: FileStat,
+    kept: Option<OverrideStat>,
+    /// Names of its attributes.
+    attributes: Vec<OsString>,
+}
+
+impl Original<'_> {
+    /// Permission bits, as shown.
+    fn mode(&self) -> u32 {
+        self.kept.map_or(self.stat.st_mode & 0o7777, |kept| kept.mode)
+    }
+
+    fn rdev(&self) -> u64 {
+        self.kept.filter(|kept| kept.kind.is_some()).map_or(self.stat.st_rdev, |kept| kept.rdev)
+    }
+
+    /// What its copy is made with: its mode, if its owner may write by it and nothing
+    /// clears a bit of it later.
+    fn first_mode(&self, in_attribute: bool) -> Mode {
+        let mode = self.mode();
+        let writable = Mode::S_IRUSR | Mode::S_IWUSR;
+        if in_attribute || mode & 0o6600 != 0o600 {
+            writable
+        } else {
+            Mode::from_bits_truncate(mode)
+        }
+    }
 }
 
 /// A copy that is complete but for its place.
 struct Copy {
     /// Status of the original.
     source: FileStat,
+    /// Status of the copy when it was made: which it is does not change.
+    made: FileStat,
     object: Object,
     /// It cannot hold where it came from: the index has to.
     forgetful: bool,
-}
-
-/// The ranges of a file that hold data. A file system that cannot tell gives
-/// the whole file.
-fn data_segments(file: BorrowedFd<'_>, size: u64) -> Result<Vec<Segment>> {
-    let mut segments = Vec::new();
-    let mut at = 0i64;
-    let end = size.cast_signed();
-    while at < end {
-        let start = match lseek(file, at, Whence::SeekData) {
-            Ok(start) => start,
-            // Nothing but a hole up to the end.
-            Err(Errno::ENXIO) => break,
-            Err(Errno::EINVAL | Errno::EOPNOTSUPP) if segments.is_empty() => {
-                return Ok(vec![Segment { start: 0, len: size }]);
-            }
-            Err(errno) => return Err(Error::Layer { op: "find the data of a file", errno }),
-        };
-        let stop = lseek(file, start, Whence::SeekHole).during("find the holes of a file")?;
-        let stop = stop.min(end);
-        if stop <= start {
-            break;
-        }
-        segments
-            .push(Segment { start: start.cast_unsigned(), len: (stop - start).cast_unsigned() });
-        at = stop;
-    }
-    Ok(segments)
-}
-
-/// Copies the first `keep` bytes of a file of status `stat`, holes staying holes.
-pub(super) fn copy_data(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    stat: &FileStat,
-    keep: u64,
-    refused: &Refused,
-) -> Result<()> {
-    let size = stat.st_size.cast_unsigned();
-    if keep == size && !refused.reflink.load(Ordering::Relaxed) {
-        match sys::reflink(source, target) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EOPNOTSUPP | Errno::EXDEV | Errno::ENOTTY) => {
-                refused.reflink.store(true, Ordering::Relaxed);
-            }
-            // This file cannot be shared; it can be copied.
-            Err(_) => {}
-        }
-    }
-    let full = stat.st_blocks.cast_unsigned().saturating_mul(512) >= size;
-    let data =
-        if full { vec![Segment { start: 0, len: size }] } else { data_segments(source, size)? };
-    let segments = plan(&data, keep);
-    for segment in &segments {
-        copy_segment(source, target, *segment, refused)?;
-    }
-    if segments.last().is_some_and(|s| s.start + s.len == keep) {
-        return Ok(());
-    }
-    ftruncate(target, keep.cast_signed()).during("size a copy")
-}
-
-fn copy_segment(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    segment: Segment,
-    refused: &Refused,
-) -> Result<()> {
-    const CHUNK: usize = 1 << 20;
-    let mut at = segment.start.cast_signed();
-    let end = (segment.start + segment.len).cast_signed();
-    let mut buffer = Vec::new();
-    let mut in_kernel = !refused.in_kernel.load(Ordering::Relaxed);
-    while at < end {
-        let want = usize::try_from(end - at).unwrap_or(usize::MAX);
-        if in_kernel {
-            let (mut from, mut to) = (at, at);
-            match copy_file_range(source, Some(&mut from), target, Some(&mut to), want.min(1 << 30))
-            {
-                // The file became shorter; or a file system that claims so.
-                Ok(0) => in_kernel = false,
-                Ok(n) => at += n.cast_signed() as i64,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EXDEV | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
-                    refused.in_kernel.store(true, Ordering::Relaxed);
-                    in_kernel = false;
-                }
-                Err(Errno::EINVAL | Errno::EPERM | Errno::EIO) => in_kernel = false,
-                Err(errno) => return Err(Error::Layer { op: "copy the data of a file", errno }),
-            }
-            continue;
-        }
-        buffer.resize(want.min(CHUNK), 0);
-        let n = match nix::sys::uio::pread(source, &mut buffer, at) {
-            Err(Errno::EINTR) => continue,
-            other => other.during("read the data of a file")?,
-        };
-        if n == 0 {
-            // Shorter than it was a moment ago: the lower is being changed.
-            return Err(Error::Stale);
-        }
-        let mut written = 0;
-        while written < n {
-            let to = at + written.cast_signed() as i64;
-            match nix::sys::uio::pwrite(target, &buffer[written..n], to) {
-                Ok(0) => return Err(Error::Layer { op: "write a copy", errno: Errno::EIO }),
-                Ok(m) => written += m,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::Layer { op: "write a copy", errno }),
-            }
-        }
-        at += n.cast_signed() as i64;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn s(start: u64, len: u64) -> Segment {
-        Segment { start, len }
-    }
-
-    #[test]
-    fn plan_table() {
-        for (data, keep, want) in [
-            (vec![s(0, 10)], 10, vec![s(0, 10)]),
-            (vec![s(0, 10)], 4, vec![s(0, 4)]),
-            (vec![s(0, 10)], 0, vec![]),
-            (vec![s(0, 4), s(8, 4)], 8, vec![s(0, 4)]),
-            (vec![s(0, 4), s(8, 4)], 9, vec![s(0, 4), s(8, 1)]),
-            (vec![], 100, vec![]),
-            (vec![s(u64::MAX, 5)], u64::MAX, vec![]),
-        ] {
-            assert_eq!(plan(&data, keep), want, "{data:?} {keep}");
-        }
-    }
-
-    #[test]
-    fn a_sparse_copy_has_the_same_content_and_no_more_blocks() {
-        use std::io::{Read, Seek, SeekFrom, Write};
-        let mut source = tempfile::tempfile().unwrap();
-        source.write_all(b"head").unwrap();
-        source.seek(SeekFrom::Start(8 << 20)).unwrap();
-        source.write_all(b"middle").unwrap();
-        source.set_len(16 << 20).unwrap();
-        let mut target = tempfile::tempfile().unwrap();
-        let stat = fstat(&source).unwrap();
-        copy_data(source.as_fd(), target.as_fd(), &stat, 16 << 20, &Refused::default()).unwrap();
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        source.rewind().unwrap();
-        source.read_to_end(&mut a).unwrap();
-        target.read_to_end(&mut b).unwrap();
-        assert_eq!(a.len(), 16 << 20);
-        assert!(a == b);
-        let blocks = |f: &std::fs::File| fstat(f).unwrap().st_blocks;
-        assert!(blocks(&target) <= blocks(&source).max(64), "{} blocks", blocks(&target));
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_never_leaves_the_data_or_the_limit(
-            raw in proptest::collection::vec((0u64..1000, 1u64..100), 0..8), keep in 0u64..1200
-        ) {
-            let data: Vec<Segment> = raw.iter().map(|(a, b)| s(*a, *b)).collect();
-            for p in plan(&data, keep) {
-                prop_assert!(p.start + p.len <= keep);
-                prop_assert!(data.iter().any(|d| d.start == p.start && p.len <= d.len));
-            }
-        }
-    }
+    /// It has no set-id bits.
+    plain: bool,
 }

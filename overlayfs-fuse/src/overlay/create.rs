@@ -18,7 +18,7 @@ use nix::unistd::{Gid, LinkatFlags, Uid, fchownat, linkat, symlinkat};
 use super::directory::{DirState, Indexed, PassesOn, Place};
 use super::files::OpenFile;
 use super::inode::{Identity, Ino, Lower, Node, UpperAt};
-use super::upper::{NodeSpot, Spot, Upper};
+use super::upper::{Spot, Upper};
 use super::xattr::{OverrideStat, Permissions};
 use super::{Attr, Found, Overlay, check_name, dev_ino, whiteout};
 use crate::error::{During, Error, Result};
@@ -77,6 +77,13 @@ struct Inheritance {
     real_mode: Mode,
 }
 
+/// An object that was made.
+struct Made {
+    /// Of a regular file for reading and writing, of anything else to reach it (`O_PATH`).
+    fd: OwnedFd,
+    stat: FileStat,
+}
+
 /// What a directory of the upper has under a name that is to be made.
 pub(crate) enum Slot {
     Free,
@@ -112,31 +119,34 @@ impl Overlay {
             }
             _ => Err(Error::Exists),
         };
-        let fd = match made {
+        let Made { fd, stat } = match made {
             Err(Error::Exists | Error::Layer { errno: Errno::EEXIST, .. }) => {
                 self.make_covering(up, &dir, &lowers, name, &new, caller, passes_on)?
             }
             other => other?,
         };
         state.add(name, new.kind(), false);
-        let known = Some(Place { lower: None, merged: false });
-        let found = match &fd {
-            Some(fd) if self.options.permissions == Permissions::Inode => {
-                let stat = fstat(fd).during("stat what was made")?;
-                let place = Some((Arc::clone(&parent), name.into()));
-                new_in_upper(libc::S_IFREG, stat, None, UpperAt::Named, place)
-            }
-            _ => self.find(&parent, name, known)?.ok_or(Error::Stale)?,
+        let found = if self.options.permissions == Permissions::Inode {
+            let place = Some((Arc::clone(&parent), name.into()));
+            new_in_upper(new.kind(), stat, None, UpperAt::Named, place)
+        } else {
+            let known = Some(Place { lower: None, merged: false });
+            self.find(&parent, name, known)?.ok_or(Error::Stale)?
         };
         let (node, attr) = self.intern(found, true);
-        if is_dir && let Some(mut state) = node.dir_state() {
-            state.start_empty();
-        }
-        if let Some(fd) = fd
-            && node.kind == libc::S_IFREG
-        {
-            node.bare.store(true, Ordering::Relaxed);
-            self.keep_file(&node, OpenFile::of_upper(node.epoch(), Arc::new(fd)));
+        match node.kind {
+            libc::S_IFDIR => {
+                if let Some(mut state) = node.dir_state() {
+                    state.start_empty();
+                }
+                self.keep_file(&node, OpenFile::of_directory(node.epoch(), Arc::new(fd)));
+            }
+            libc::S_IFREG => {
+                node.bare.store(true, Ordering::Relaxed);
+                let plain = new.mode() & 0o6000 == 0;
+                self.keep_file(&node, OpenFile::of_upper(node.epoch(), Arc::new(fd), plain));
+            }
+            _ => {}
         }
         Ok(attr)
     }
@@ -152,17 +162,17 @@ impl Overlay {
         new: &New<'_>,
         caller: Caller,
         passes_on: PassesOn,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Made> {
         let slot = self.slot(dir, lowers, name)?;
         let covers = new.kind() == libc::S_IFDIR && self.lower_has(lowers, name)?;
         match slot {
             Slot::Free | Slot::Marker if !covers => {
-                let fd =
+                let made =
                     self.make_at(up, dir.as_fd(), dir.as_fd(), name, new, caller, passes_on)?;
                 if matches!(slot, Slot::Marker) {
                     up.remove_marker(dir.as_fd(), name)?;
                 }
-                Ok(fd)
+                Ok(made)
             }
             _ => self.make_in_work(up, dir.as_fd(), name, new, caller, &slot, covers, passes_on),
         }
@@ -192,9 +202,10 @@ impl Overlay {
         let inherits = self.inheritance(passes_on(dir.as_fd())?, &new, caller);
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
         let fd = openat(dir.as_fd(), ".", flags, inherits.real_mode).during("make a file")?;
-        let stat = fstat(&fd).during("stat what was made")?;
-        self.own_new(fd.as_fd(), &stat, &new, &inherits, caller, dir.as_fd())?;
-        let stat = fstat(&fd).during("stat what was made")?;
+        let mut stat = fstat(&fd).during("stat what was made")?;
+        if self.own_new(fd.as_fd(), &stat, &new, &inherits, caller, dir.as_fd())? {
+            stat = fstat(&fd).during("stat what was made")?;
+        }
         let kept = self.kept(|attribute| sys::getxattr(fd.as_fd(), OsStr::new(attribute)))?;
         let held = UpperAt::Held(Arc::new(fd));
         let (node, attr) = self.intern(new_in_upper(libc::S_IFREG, stat, kept, held, None), true);
@@ -252,28 +263,27 @@ impl Overlay {
         slot: &Slot,
         opaque: bool,
         passes_on: PassesOn,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Made> {
         let stand_in = self.stand_in(up, dir)?;
         let temp = up.temp_name();
         let result = (|| {
             let at = stand_in.as_ref().map_or(up.work.as_fd(), |(_, fd)| fd.as_fd());
-            let fd = self.make_at(up, at, dir, &temp, new, caller, passes_on)?;
+            let made = self.make_at(up, at, dir, &temp, new, caller, passes_on)?;
             if stand_in.is_some() {
                 renameat2(at, temp.as_os_str(), &up.work, temp.as_os_str(), RenameFlags::empty())
                     .during("take a new object out of its stand-in directory")?;
             }
             if opaque {
-                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let made = openat(&up.work, temp.as_os_str(), flags, Mode::empty())
-                    .during("reach a new directory")?;
-                up.set_opaque(made.as_fd())?;
+                up.set_opaque(made.fd.as_fd())?;
             }
             let replaces = matches!(slot, Slot::Whiteout).then_some(libc::S_IFCHR);
             up.swap_in(&temp, dir, name, replaces)?;
             if matches!(slot, Slot::Marker) {
                 up.remove_marker(dir, name)?;
             }
-            Ok(fd)
+            // Its new place has changed its time.
+            let stat = fstat(&made.fd).during("stat what was made")?;
+            Ok(Made { stat, ..made })
         })();
         if let Some((name, _)) = &stand_in {
             up.discard(name)?;
@@ -322,7 +332,7 @@ impl Overlay {
         new: &New<'_>,
         caller: Caller,
         passes_on: PassesOn,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Made> {
         let kept = self.options.permissions != Permissions::Inode;
         let kind = new.kind();
         let inherits = self.inheritance(passes_on, new, caller);
@@ -350,26 +360,25 @@ impl Overlay {
             }
             _ => return Err(Error::Invalid("no such type of file")),
         }
-        let finish = || -> Result<()> {
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let reached;
-            let object = match &fd {
-                Some(fd) => fd.as_fd(),
+        let finish = || -> Result<Made> {
+            let fd = match fd {
+                Some(fd) => fd,
                 None => {
-                    reached =
-                        openat(at, name, flags, Mode::empty()).during("reach what was made")?;
-                    reached.as_fd()
+                    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                    openat(at, name, flags, Mode::empty()).during("reach what was made")?
                 }
             };
-            let stat = fstat(object).during("stat what was made")?;
-            self.own_new(object, &stat, new, &inherits, caller, parent)
+            let mut stat = fstat(&fd).during("stat what was made")?;
+            if self.own_new(fd.as_fd(), &stat, new, &inherits, caller, parent)? {
+                stat = fstat(&fd).during("stat what was made")?;
+            }
+            Ok(Made { fd, stat })
         };
-        if let Err(e) = finish() {
+        finish().or_else(|e| {
             // The name must not stay behind half made.
             up.remove_entry(at, name, stat_kind(at, name).unwrap_or(kind))?;
-            return Err(e);
-        }
-        Ok(fd)
+            Err(e)
+        })
     }
 
     /// What becomes of the mode that was asked for.
@@ -387,7 +396,8 @@ impl Overlay {
         Inheritance { set_gid: passes_on.set_gid, mode, real_mode }
     }
 
-    /// Gives a new object its owner (and what follows from it).
+    /// Gives a new object its owner (and what follows from it); whether it had another,
+    /// so that its status has changed.
     fn own_new(
         &self,
         object: BorrowedFd<'_>,
@@ -396,7 +406,7 @@ impl Overlay {
         inherits: &Inheritance,
         caller: Caller,
         parent: BorrowedFd<'_>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (mode, kind) = (inherits.mode, new.kind());
         let rdev = if let New::Node(_, rdev) = new { *rdev } else { 0 };
         let owners = &self.options.owners;
@@ -416,13 +426,14 @@ impl Overlay {
                 kind: Some(kind),
                 rdev,
             };
-            return self.keep(object, kind, &kept);
+            self.keep(object, kind, &kept)?;
+            return Ok(true);
         }
         let uid = owners.maker_uid(caller.uid).filter(|uid| *uid != stat.st_uid);
         let gid = if inherits.set_gid { None } else { owners.maker_gid(caller.gid) };
         let gid = gid.filter(|gid| *gid != stat.st_gid);
         if uid.is_none() && gid.is_none() {
-            return Ok(());
+            return Ok(false);
         }
         fchownat(
             object,
@@ -438,7 +449,7 @@ impl Overlay {
             let mode = Mode::from_bits_truncate(bits & 0o1777 | mode & 0o6000);
             super::object::chmod_path(object, mode).during("set the mode of what was made")?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Keeps owner and mode in an attribute. Symbolic links cannot have one:
@@ -514,32 +525,6 @@ impl Overlay {
         }
         Ok(attr)
     }
-
-    /// Where the upper copy of a node is. The tree lock is held. Nobody may have
-    /// two of one node: who changes its name may be waiting in between.
-    pub(crate) fn upper_spot<'a>(&self, node: &'a Arc<Node>) -> Result<Option<NodeSpot<'a>>> {
-        let Some(up) = &self.upper else { return Ok(None) };
-        let named = node.named();
-        let (at, place) = {
-            let body = node.body();
-            (body.upper.clone(), body.place.clone())
-        };
-        let spot = match at {
-            UpperAt::None => None,
-            UpperAt::Held(fd) => Some(Spot::Fd(fd)),
-            UpperAt::Linked(key) => {
-                let links = up.links.try_clone().during("duplicate a descriptor")?;
-                Some(Spot::At(Arc::new(links), key))
-            }
-            UpperAt::Named => match place {
-                None => Some(Spot::Fd(Arc::clone(&up.root))),
-                Some((parent, name)) => {
-                    Some(Spot::At(self.upper_dir(&parent)?, name.to_os_string()))
-                }
-            },
-        };
-        Ok(spot.map(|spot| NodeSpot::new(spot, named)))
-    }
 }
 
 /// An object that was just made in the upper.
@@ -550,12 +535,13 @@ fn new_in_upper(
     upper: UpperAt,
     place: Option<(Arc<Node>, Arc<OsStr>)>,
 ) -> Found {
+    let lower = if kind == libc::S_IFDIR { Lower::Dirs(Arc::from([]), false) } else { Lower::None };
     let identity = Identity {
         kind,
         origin: dev_ino(&stat),
         upper_ino: Some(dev_ino(&stat)),
         upper,
-        lower: Lower::None,
+        lower,
         nlink_delta: 0,
         place,
         lower_links: false,

@@ -20,6 +20,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::Overlay;
 use super::inode::{Ino, Node, UpperAt};
+use super::metacopy::LowerFile;
 use crate::error::{During, Error, Result};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -44,9 +45,10 @@ impl OpenFile {
         Self { epoch, reads: false, writes: false, plain: false, elsewhere: false, fd }
     }
 
-    /// A file of the upper, opened for reading and writing.
-    pub(crate) fn of_upper(epoch: u32, fd: Arc<OwnedFd>) -> Self {
-        Self { epoch, reads: true, writes: true, plain: false, elsewhere: false, fd }
+    /// A file of the upper, opened for reading and writing. `plain`: it is known to have
+    /// no set-id bits.
+    pub(crate) fn of_upper(epoch: u32, fd: Arc<OwnedFd>, plain: bool) -> Self {
+        Self { epoch, reads: true, writes: true, plain, elsewhere: false, fd }
     }
 
     /// Whether it is of a file of the upper that has all of its data.
@@ -157,7 +159,7 @@ impl Overlay {
     fn open_node(&self, node: &Arc<Node>, writes: bool) -> Result<Opened> {
         let Some(spot) = self.upper_spot(node)? else {
             let (layer, path, name) = super::attr::lower_of(node)?;
-            let (fd, elsewhere) = self.open_lower(layer, &path, &name)?;
+            let LowerFile { fd, elsewhere, .. } = self.open_lower(layer, &path, &name)?;
             return Ok(Opened { fd, reads: true, elsewhere });
         };
         // Never O_APPEND (the kernel gives every write its offset), O_DIRECT (our

@@ -15,10 +15,17 @@
 //! Where names were removed before anything was copied up, `KEY.lost` is a symbolic
 //! link whose target is their number; an entry of that key makes it void.
 //!
+//! Before the last name of a copy in the index goes, its place is noted: in the work
+//! directory a symbolic link `last-KEY`, whose target is the name's path in the upper
+//! behind an `n`, or an `l` where only a lower has the name. Whoever finds one at the mount
+//! looks whether it came to that, and then empties the place in the index.
+//!
 //! What is written here may be anybody's: numbers that no file system has say nothing.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, RenameFlags, readlinkat, renameat2};
@@ -27,7 +34,10 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::object::Object;
 use super::upper::Upper;
+use super::whiteout::marker_name;
 use crate::error::{During, Error, Result};
+use crate::layer::open_beneath;
+use crate::sync::Arc;
 use crate::sys;
 
 /// The lower file an upper file was copied from.
@@ -168,6 +178,62 @@ impl Upper {
         self.remove_note(&record_name(ino), OP)
     }
 
+    /// Notes that the last name of the copy `key`, `path` in the upper, is about to go;
+    /// `named`: it is there, and not in a lower only. A path that a symbolic link cannot
+    /// hold is not noted: after a crash the copy would then stay in the index.
+    pub(crate) fn note_last(&self, key: &OsStr, path: &Path, named: bool) -> Result<()> {
+        let mut text = OsString::from(if named { "n" } else { "l" });
+        text.push(path);
+        self.forget_last(key)?;
+        match symlinkat(text.as_os_str(), &self.work, last_name(key).as_os_str()) {
+            Ok(()) | Err(Errno::ENAMETOOLONG) => Ok(()),
+            Err(errno) => Err(Error::Layer { op: "note that a last name goes", errno }),
+        }
+    }
+
+    /// Takes the note back: it came to nothing, or is done.
+    pub(crate) fn forget_last(&self, key: &OsStr) -> Result<()> {
+        match unlinkat(&self.work, last_name(key).as_os_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(Error::Layer { op: "forget that a last name goes", errno }),
+        }
+    }
+
+    /// Ends what the note `name` in the work directory says was begun, if it is one.
+    pub(super) fn settle_last(&self, name: &OsStr) -> Result<()> {
+        let key = name.to_str().and_then(|name| name.strip_prefix(LAST));
+        let Some(key) = key.filter(|key| Origin::parse_key(key).is_some()) else { return Ok(()) };
+        let Ok(text) = readlinkat(&self.work, name) else { return Ok(()) };
+        let named = match text.as_bytes().first() {
+            Some(b'n') => true,
+            Some(b'l') => false,
+            _ => return Ok(()),
+        };
+        let path = Path::new(OsStr::from_bytes(&text.as_bytes()[1..]));
+        let key = OsStr::new(key);
+        let (Ok(entry), Some(last)) =
+            (fstatat(&self.links, key, AtFlags::AT_SYMLINK_NOFOLLOW), path.file_name())
+        else {
+            return Ok(());
+        };
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => {
+                match open_beneath(self.root.as_fd(), dir) {
+                    Ok(dir) => Arc::new(dir),
+                    Err(_) => return Ok(()),
+                }
+            }
+            _ => Arc::clone(&self.root),
+        };
+        let at = |name: &OsStr| fstatat(&dir, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let gone = match at(last) {
+            Ok(stat) => (stat.st_dev, stat.st_ino) != (entry.st_dev, entry.st_ino),
+            Err(Errno::ENOENT) => named || at(&marker_name(last)).is_ok(),
+            Err(_) => false,
+        };
+        if gone { self.remove_link(key, entry.st_ino) } else { Ok(()) }
+    }
+
     /// How many names a lower file has lost that was never copied up.
     pub(crate) fn lost_names(&self, key: &OsStr) -> Result<i64> {
         match readlinkat(&self.links, lost_name(key).as_os_str()) {
@@ -212,6 +278,15 @@ impl Upper {
     }
 }
 
+/// What notes of last names begin with.
+const LAST: &str = "last-";
+
+fn last_name(key: &OsStr) -> OsString {
+    let mut name = OsString::from(LAST);
+    name.push(key);
+    name
+}
+
 fn lost_name(key: &OsStr) -> OsString {
     let mut name = key.to_owned();
     name.push(".lost");
@@ -238,8 +313,6 @@ fn parse_layer(text: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::ffi::OsStrExt;
-
     use super::*;
     use proptest::prelude::*;
 

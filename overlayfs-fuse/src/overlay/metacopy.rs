@@ -29,7 +29,7 @@ use nix::sys::time::TimeSpec;
 use super::inode::{Lower, Node, UpperAt};
 use super::redirect::{Redirect, has_lower_part, walk};
 use super::whiteout::REDIRECT_ATTRIBUTES;
-use super::{Overlay, copy_up};
+use super::{Overlay, data};
 use crate::error::{During, Error, Result};
 use crate::layer::Named;
 use crate::sync::Arc;
@@ -43,6 +43,15 @@ enum Data {
     Here,
     /// In the layers below, under its own name or where this says.
     Below(Option<Redirect>),
+}
+
+/// A lower file, opened.
+pub(super) struct LowerFile {
+    pub(super) fd: OwnedFd,
+    /// It is another one, which has the data.
+    pub(super) elsewhere: bool,
+    /// Names of the file's own attributes.
+    pub(super) attributes: Vec<OsString>,
 }
 
 /// What the attributes `names` of a file say, their values as `read` gives them.
@@ -72,20 +81,18 @@ fn data_of_open(fd: &OwnedFd) -> Result<Data> {
 }
 
 impl Overlay {
-    /// Opens the data of a lower file for reading; whether another file has it.
-    pub(super) fn open_lower(
-        &self,
-        layer: usize,
-        dir: &Path,
-        name: &OsStr,
-    ) -> Result<(OwnedFd, bool)> {
+    /// Opens the data of a lower file for reading.
+    pub(super) fn open_lower(&self, layer: usize, dir: &Path, name: &OsStr) -> Result<LowerFile> {
         let lower = &self.lowers[layer];
-        let names = lower.listxattr(dir, name)?;
-        match data_by(&names, |attribute| lower.getxattr(dir, name, attribute))? {
-            Data::Here => Ok((lower.open(dir, name)?, false)),
+        let attributes = lower.listxattr(dir, name)?;
+        match data_by(&attributes, |attribute| lower.getxattr(dir, name, attribute))? {
+            Data::Here => {
+                Ok(LowerFile { fd: lower.open(dir, name)?, elsewhere: false, attributes })
+            }
             Data::Below(redirect) => {
                 let walked = walk(lower.as_ref(), &dir.join(name))?;
-                Ok((self.open_below(layer + 1, walked.below, walked.last, redirect)?, true))
+                let fd = self.open_below(layer + 1, walked.below, walked.last, redirect)?;
+                Ok(LowerFile { fd, elsewhere: true, attributes })
             }
         }
     }
@@ -207,9 +214,9 @@ impl Overlay {
         if stat.st_size != before.st_size {
             return Err(Error::Stale);
         }
-        let room = self.room_for_copy(&stat, size)?;
-        let refused = copy_up::Refused::default();
-        let copied = copy_up::copy_data(data.as_fd(), file.as_fd(), &stat, size, &refused);
+        let room = self.room_for_copy(&stat, size, Some(&before))?;
+        let refused = data::Refused::default();
+        let copied = data::copy_data(data.as_fd(), file.as_fd(), &stat, size, &refused);
         // What was written stays, and takes space, however far it came.
         if let Some(room) = room {
             room.settle(file.as_fd())?;

@@ -27,8 +27,9 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod attr;
-pub mod copy_up;
+mod copy_up;
 mod create;
+pub mod data;
 mod directory;
 mod files;
 pub mod idmap;
@@ -140,7 +141,7 @@ pub struct Overlay {
     inodes: Inodes,
     files: files::Files,
     /// By lower: how data cannot be copied from it.
-    refused: Vec<copy_up::Refused>,
+    refused: Vec<data::Refused>,
     /// Copy-ups that succeeded.
     copied: AtomicU64,
     /// See the theory above.
@@ -199,7 +200,7 @@ impl Overlay {
             (Some(up), Some(limit)) => Some(quota::Quota::new(limit, up)?),
             _ => None,
         };
-        let refused = lowers.iter().map(|_| copy_up::Refused::default()).collect();
+        let refused = lowers.iter().map(|_| data::Refused::default()).collect();
         Ok(Self {
             lowers,
             lower_devices,

@@ -321,11 +321,17 @@ impl Overlay {
         quota.reserve(most(offset, len), || missing(file, offset, len)).map(Some)
     }
 
-    /// Room for the copy of the first `keep` bytes of a file of status `stat`.
-    pub(super) fn room_for_copy(&self, stat: &FileStat, keep: u64) -> Result<Option<Grant<'_>>> {
+    /// Room for the copy of the first `keep` bytes of a file of status `stat`. `begun`: the
+    /// status of what there is of it, and counted, from an attempt that did not end.
+    pub(super) fn room_for_copy(
+        &self,
+        stat: &FileStat,
+        keep: u64,
+        begun: Option<&FileStat>,
+    ) -> Result<Option<Grant<'_>>> {
         let Some(quota) = &self.quota else { return Ok(None) };
         let sparse = bytes_of(stat).checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX);
-        let need = most(0, keep).min(sparse);
+        let need = most(0, keep).min(sparse).saturating_sub(begun.map_or(0, bytes_of));
         quota.reserve(need, || Ok(need))?.in_full().map(Some)
     }
 

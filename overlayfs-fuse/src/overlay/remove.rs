@@ -5,7 +5,7 @@
 //! the last name of an upper object is exchanged for a descriptor, which also
 //! keeps its inode number from being used again; a lower object is where it was.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -66,12 +66,18 @@ impl Overlay {
             // What is shown from a lower is there.
             let hides = present.is_none() || self.lower_has(&lowers, name)?;
             let held = self.hold(&dir, name, &node, present.is_some())?;
+            let last =
+                self.announce_last(up, &node, &parent, name, present.is_some(), attr.nlink)?;
             let _naming = node.naming();
-            match present {
-                _ if hides => up.place_whiteout(dir.as_fd(), name, present)?,
-                Some(kind) => up.remove_entry(dir.as_fd(), name, kind)?,
-                None => {}
+            let removed = match present {
+                _ if hides => up.place_whiteout(dir.as_fd(), name, present),
+                Some(kind) => up.remove_entry(dir.as_fd(), name, kind),
+                None => Ok(()),
+            };
+            if let (Err(_), Some(key)) = (&removed, last) {
+                up.forget_last(&key)?;
             }
+            removed?;
             state.remove(name);
             self.name_gone(up, &node, &parent, name, held, attr.nlink)
         })();
@@ -106,6 +112,26 @@ impl Overlay {
         let fd = openat(dir.as_fd(), name, flags, Mode::empty()).during("hold what is removed")?;
         self.remember_data(node, &fd);
         Ok(Some(Arc::new(fd)))
+    }
+
+    /// `node` is about to lose the name `name` in `parent`, which the upper has or not. If
+    /// that is the last of a copy in the index, a crash is to leave none there: it is
+    /// noted, by the copy's key, until the name is gone or stays after all.
+    pub(crate) fn announce_last(
+        &self,
+        up: &Upper,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        in_upper: bool,
+        links: u32,
+    ) -> Result<Option<OsString>> {
+        let key = match &node.body().upper {
+            UpperAt::Linked(key) if links <= 1 => key.clone(),
+            _ => return Ok(None),
+        };
+        up.note_last(&key, &self.upper_path(parent)?.join(name), in_upper)?;
+        Ok(Some(key))
     }
 
     /// Notes that `node` has lost the name `name` in `parent`; `links` is how
@@ -192,6 +218,7 @@ impl Overlay {
         let object = Object::Path(Arc::new(fd));
         if shown <= 0 {
             up.remove_link(key, stat.st_ino)?;
+            up.forget_last(key)?;
             let mut body = node.body();
             body.upper = UpperAt::Held(Arc::clone(object.descriptor()));
             body.place = None;

@@ -182,18 +182,46 @@ impl Overlay {
             let links = self.attr(target)?.nlink;
             let present = upper_kind(&new.dir, new.name)?;
             let held = self.hold(&new.dir, new.name, target, present.is_some())?;
+            let in_upper = present.is_some();
+            let last = self.announce_last(up, target, &new.parent, new.name, in_upper, links)?;
+            gone = Some((held, links, last));
             if present == Some(libc::S_IFDIR) {
                 empty_for_good(up, new.dir.as_fd(), new.name)?;
             }
-            gone = Some((held, links));
         }
+        let _naming = match self.take_place(up, source, target, old, new) {
+            Ok(naming) => naming,
+            Err(e) => {
+                if let Some((_, _, Some(key))) = gone {
+                    up.forget_last(&key)?;
+                }
+                return Err(e);
+            }
+        };
+        moved(source, old, new);
+        up.remove_marker(new.dir.as_fd(), new.name)?;
+        if let (Some(target), Some((held, links, _))) = (target, gone) {
+            self.name_gone(up, target, &new.parent, new.name, held, links)?;
+        }
+        Ok(())
+    }
+
+    /// The rename itself, and what has to be on disk before. The names stay locked.
+    fn take_place<'a>(
+        &self,
+        up: &Upper,
+        source: &'a Arc<Node>,
+        target: Option<&'a Arc<Node>>,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<(Naming<'a>, Option<Naming<'a>>)> {
         self.say_what_is_below(up, source, old, new)?;
         let over_whiteout = match fstatat(new.dir.as_fd(), new.name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => whiteout::is_whiteout_device(&stat),
             Err(Errno::ENOENT) => false,
             Err(errno) => return Err(Error::Layer { op: "look up a name", errno }),
         };
-        let _naming = lock_names(source, target);
+        let naming = lock_names(source, target);
         if source.is_dir() && over_whiteout {
             // A directory cannot replace a device, but change places with it;
             // the whiteout then is where one is wanted, or superfluous.
@@ -207,12 +235,7 @@ impl Overlay {
         } else {
             self.plain_rename(up, old, new)?;
         }
-        moved(source, old, new);
-        up.remove_marker(new.dir.as_fd(), new.name)?;
-        if let (Some(target), Some((held, links))) = (target, gone) {
-            self.name_gone(up, target, &new.parent, new.name, held, links)?;
-        }
-        Ok(())
+        Ok(naming)
     }
 
     fn plain_rename(&self, up: &Upper, old: &End<'_>, new: &End<'_>) -> Result<()> {

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, RenameFlags, openat, renameat2};
@@ -18,7 +19,8 @@ use nix::sys::stat::{
 };
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::whiteout;
+use super::inode::{Node, UpperAt};
+use super::{Overlay, whiteout};
 use crate::error::{During, Error, Result};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, RwLockReadGuard};
@@ -38,12 +40,6 @@ pub(crate) enum Spot {
 pub(crate) struct NodeSpot<'a> {
     spot: Spot,
     _named: RwLockReadGuard<'a, ()>,
-}
-
-impl<'a> NodeSpot<'a> {
-    pub(crate) fn new(spot: Spot, named: RwLockReadGuard<'a, ()>) -> Self {
-        Self { spot, _named: named }
-    }
 }
 
 impl std::ops::Deref for NodeSpot<'_> {
@@ -94,13 +90,15 @@ impl Spot {
 #[derive(Debug)]
 pub struct Upper {
     pub(crate) root: Arc<OwnedFd>,
-    pub(crate) work: OwnedFd,
-    pub(crate) links: OwnedFd,
+    pub(crate) work: Arc<OwnedFd>,
+    pub(crate) links: Arc<OwnedFd>,
     /// `user` or `trusted`: the namespace of our attributes.
     namespace: &'static str,
     /// mknod of a whiteout device was refused: `.wh.NAME` files instead.
     marker_files: AtomicBool,
     counter: AtomicU64,
+    /// Our number: names in the work directory are made of it and the counter.
+    process: OnceLock<u32>,
     /// Held while a number of lost names is changed.
     pub(super) lost: Mutex<()>,
     _lock: Option<Flock<OwnedFd>>,
@@ -133,9 +131,6 @@ impl Upper {
             Err((_, Errno::EOPNOTSUPP | Errno::ENOLCK | Errno::ENOSYS)) => (None, false),
             Err((_, errno)) => return Err(Error::Layer { op: "lock the work directory", errno }),
         };
-        if !shared_work {
-            remove_contents(work_fd.as_fd())?;
-        }
         // `trusted.*` needs privilege over the whole machine; asking is the test.
         let probe = OsStr::new("trusted.overlay.coracle.probe");
         let namespace = match sys::setxattr(work_fd.as_fd(), probe, b"y", 0) {
@@ -145,23 +140,39 @@ impl Upper {
             }
             Err(_) => "user",
         };
-        Ok(Self {
+        let upper = Self {
             root: Arc::new(root),
-            work: work_fd,
-            links,
+            work: Arc::new(work_fd),
+            links: Arc::new(links),
             namespace,
             marker_files: AtomicBool::new(false),
             counter: AtomicU64::new(0),
+            process: OnceLock::new(),
             lost: Mutex::new(()),
             _lock: lock,
             shared_work,
-        })
+        };
+        if !shared_work {
+            upper.clean()?;
+        }
+        Ok(upper)
+    }
+
+    /// Ends what a crash interrupted, and removes what it left.
+    fn clean(&self) -> Result<()> {
+        for name in names_in(self.work.as_fd())? {
+            self.settle_last(&name)?;
+            self.discard(&name)?;
+        }
+        Ok(())
     }
 
     /// A name in the work directory that nobody uses.
     pub(crate) fn temp_name(&self) -> OsString {
         let n = self.counter.fetch_add(1, Ordering::Relaxed);
-        format!("#{}.{n:x}", std::process::id()).into()
+        // Not when the upper is opened: the process that serves is another one.
+        let process = self.process.get_or_init(std::process::id);
+        format!("#{process}.{n:x}").into()
     }
 
     /// Whiteouts are `.wh.NAME` files here: a name may be hidden beside an entry.
@@ -301,6 +312,31 @@ impl Upper {
             Ok(()) | Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(()),
             Err(errno) => Err(Error::Layer { op: "remove a whiteout file", errno }),
         }
+    }
+}
+
+impl Overlay {
+    /// Where the upper copy of a node is. The tree lock is held. Nobody may have
+    /// two of one node: who changes its name may be waiting in between.
+    pub(crate) fn upper_spot<'a>(&self, node: &'a Arc<Node>) -> Result<Option<NodeSpot<'a>>> {
+        let Some(up) = &self.upper else { return Ok(None) };
+        let named = node.named();
+        let (at, place) = {
+            let body = node.body();
+            (body.upper.clone(), body.place.clone())
+        };
+        let spot = match at {
+            UpperAt::None => None,
+            UpperAt::Held(fd) => Some(Spot::Fd(fd)),
+            UpperAt::Linked(key) => Some(Spot::At(Arc::clone(&up.links), key)),
+            UpperAt::Named => match place {
+                None => Some(Spot::Fd(Arc::clone(&up.root))),
+                Some((parent, name)) => {
+                    Some(Spot::At(self.upper_dir(&parent)?, name.to_os_string()))
+                }
+            },
+        };
+        Ok(spot.map(|spot| NodeSpot { spot, _named: named }))
     }
 }
 

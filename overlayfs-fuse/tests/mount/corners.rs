@@ -172,6 +172,46 @@ pub(crate) fn remembered_may_be_anything() {
     all();
 }
 
+/// The index refuses a note (something else has its place): who removes is told so, and
+/// nothing of it stays in the work directory.
+pub(crate) fn a_note_that_cannot_be_made_leaves_nothing() {
+    let options = layers();
+    sh("echo f >lower/f; ln lower/f lower/g");
+    drop(Mounted::new(&options, "union"));
+    let place = format!("work/links.coracle/0-{:x}.lost", stat("lower/f").ino());
+    fs::create_dir(&place).unwrap();
+    let union = Mounted::new(&options, "union");
+    assert_eq!(errno(fs::remove_file(union.path("f"))), libc::EISDIR);
+    assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
+    drop(union);
+    // The name is gone all the same; the next note finds its place.
+    fs::remove_dir(&place).unwrap();
+    let union = Mounted::new(&options, "union");
+    assert_eq!(errno(fs::metadata(union.path("f"))), libc::ENOENT);
+    fs::write(union.path("g"), "g").unwrap();
+    assert_eq!(fs::read_to_string(union.path("g")).unwrap(), "g");
+    assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
+}
+
+/// Where a file came from is an attribute, which only who may write the file can set: an
+/// ordinary user's server, which has no power over permissions, copies it up all the same.
+pub(crate) fn a_copy_of_what_nobody_may_write() {
+    let options = layers();
+    sh("cd lower; echo f >f; setfattr -n user.a -v b f; chmod 444 f; mkdir ../union");
+    let out = Command::new("setpriv")
+        .args(["--bounding-set", "-dac_override,-dac_read_search"])
+        .arg(program())
+        .args(["-o", &options, "union"])
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let _union = Mounted(fs::canonicalize("union").unwrap());
+    sh("chmod 440 union/f; cat union/f");
+    assert_eq!(mode("upper/f"), 0o440);
+    assert_eq!(sh("getfattr --only-values -n user.a upper/f"), "b");
+    assert!(sh("getfattr -d -m coracle upper/f").contains("origin"));
+}
+
 /// What can have no attributes of the user is one file all the same, and keeps its
 /// inode number, by a record in the index.
 pub(crate) fn links_without_attributes() {

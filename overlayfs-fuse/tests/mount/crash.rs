@@ -2,7 +2,8 @@
 //! for every n that an operation has, and the mount made again.
 //!
 //! What is then seen is the tree before the operation or the tree after it, never
-//! a mixture, and nothing is left in the work directory. strace(1) does the
+//! a mixture, and nothing is left in the work directory, nor in the index of hard links.
+//! strace(1) does the
 //! killing (`inject=…:signal=SIGKILL`): the program under test knows nothing of it.
 //!
 //! Left out of the comparison: times of directories, and the link count of a
@@ -30,12 +31,14 @@ const BEFORE: &str = "mkdir -p lower/d/sub lower/e lower/gone; for f in f g d/x 
     printf old-$f >lower/$f; done; chmod 4711 lower/f; chown 3:4 lower/f
     setfattr -n user.note -v kept lower/f; touch -d @1000000000.5 lower/f
     ln -s target lower/link; mkfifo lower/fifo; ln lower/g lower/g2
+    for f in h k l; do printf old-$f >lower/$f; ln lower/$f lower/${f}2; done
     chmod 2775 lower/d; mkdir lower/nodir";
 
 /// What was done to the upper before.
 const PREPARED: &str =
     "printf changed >u/d/x; rm u/d/y; rmdir u/gone; mkdir u/own; printf o >u/own/o
-    rm u/e/z; mkdir u/empty";
+    rm u/e/z; mkdir u/empty
+    for f in h k l; do printf +$f >>u/$f; done; rm u/h u/k2 u/l";
 
 /// Each is one system call on the mount.
 const OPERATIONS: &[&str] = &[
@@ -46,6 +49,10 @@ const OPERATIONS: &[&str] = &[
     "rm u/f",
     "rm u/d/x",
     "rm u/g2",
+    "rm u/h2",
+    "rm u/k",
+    "mv u/f u/k",
+    "mv u/f u/l2",
     "printf n >u/d/y",
     "mkdir u/gone",
     "mkdir u/new",
@@ -100,10 +107,25 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, String> {
     out
 }
 
+/// The copies that the index of hard links has.
+fn index() -> Vec<std::ffi::OsString> {
+    let names = fs::read_dir("work/links.coracle").unwrap().map(|e| e.unwrap().file_name());
+    let mut copies: Vec<_> = names
+        // Not notes about them.
+        .filter(|name| {
+            let name = name.to_str().unwrap();
+            name.contains('-') && !name.contains('.')
+        })
+        .collect();
+    copies.sort();
+    copies
+}
+
 /// Layers in their state before the operation.
 fn reset() {
-    sh("chmod -R u+rwx upper work 2>/dev/null || true; rm -rf upper work; cp -a upper.0 upper
-        cp -a work.0 work; mkdir -p u");
+    // By one cp: the index has hard links to what is in the upper.
+    sh("chmod -R u+rwx upper work 2>/dev/null || true; rm -rf upper work
+        cp -a prepared/upper prepared/work .; mkdir -p u");
 }
 
 /// Mounts, does the operation while the server is killed at its `n`-th change, and
@@ -152,9 +174,9 @@ pub(crate) fn at_every_step() {
         let _union = Mounted::new(options, "u");
         sh(PREPARED);
     }
-    sh("cp -a upper upper.0; cp -a work work.0");
+    sh("mkdir prepared; cp -a upper work prepared");
     let shown = || tree(&Mounted::new(options, "u").0);
-    let before = shown();
+    let before = (shown(), index());
     let mut crashes = 0;
     for operation in OPERATIONS {
         reset();
@@ -162,7 +184,7 @@ pub(crate) fn at_every_step() {
             let _union = Mounted::new(options, "u");
             sh(operation);
         }
-        let after = shown();
+        let after = (shown(), index());
         for n in 1..=MOST {
             assert!(n < MOST, "{operation}: does it never end?");
             reset();
@@ -171,12 +193,19 @@ pub(crate) fn at_every_step() {
             }
             crashes += 1;
             let found = shown();
-            if found != before && found != after {
-                let odd: Vec<_> = found.iter().filter(|(p, l)| before.get(*p) != Some(l)).collect();
-                let lost: Vec<_> = before.keys().filter(|p| !found.contains_key(*p)).collect();
+            if found != before.0 && found != after.0 {
+                let old = &before.0;
+                let odd: Vec<_> = found.iter().filter(|(p, l)| old.get(*p) != Some(l)).collect();
+                let lost: Vec<_> = old.keys().filter(|p| !found.contains_key(*p)).collect();
                 panic!(
                     "{operation}: killed at change {n}: neither old nor new: {odd:?}, gone {lost:?}"
                 );
+            }
+            // A copy that is not seen yet may be in the index, but none that is not any more.
+            let copies = index();
+            assert!(copies == after.1 || copies == before.1, "{operation}: {n}: {copies:?}");
+            if found != before.0 {
+                assert_eq!(copies, after.1, "{operation}: killed at change {n}");
             }
             assert_eq!(fs::read_dir("work/work").unwrap().count(), 0, "{operation}: {n}");
         }

@@ -33,6 +33,11 @@ const CASES: &[Case] = &[
     ("corners::hard_links_are_one_inode", corners::hard_links_are_one_inode),
     ("corners::links_without_attributes", corners::links_without_attributes),
     ("corners::what_is_remembered_may_be_anything", corners::remembered_may_be_anything),
+    (
+        "corners::a_note_that_cannot_be_made_leaves_nothing",
+        corners::a_note_that_cannot_be_made_leaves_nothing,
+    ),
+    ("corners::a_copy_of_what_nobody_may_write", corners::a_copy_of_what_nobody_may_write),
     ("corners::set_gid_directories_pass_on_their_group", corners::set_gid_directories),
     ("corners::open_files_outlive_their_names", corners::open_files_outlive_their_names),
     ("corners::whiteouts_and_opaque_marks_are_read", corners::whiteouts_are_read),
@@ -55,6 +60,7 @@ const CASES: &[Case] = &[
         promises::what_cannot_be_copied_fails_when_written,
     ),
     ("promises::started_in_every_way", promises::started_in_every_way),
+    ("promises::remounted_read_only_and_back", promises::remounted),
     ("promises::counters_on_request", promises::counters_on_request),
     ("together::many_at_once", together::many_at_once),
     ("together::renames_leave_nothing_behind", together::renames_leave_nothing),
@@ -76,6 +82,7 @@ const CASES: &[Case] = &[
 /// Cases that take the machine's root.
 const PRIVILEGED: &[Case] = &[
     ("corners::devices_are_copied_up", corners::devices_are_copied_up),
+    ("quota::a_copy_that_does_not_end_counts", quota::a_copy_that_does_not_end_counts),
     ("redirect::on_disk_as_the_kernels", redirect::on_disk_as_the_kernels),
     ("metacopy::files_without_data", metacopy::files_without_data),
     ("metacopy::data_that_is_not_there", metacopy::data_that_is_not_there),

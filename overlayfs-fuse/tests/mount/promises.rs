@@ -174,6 +174,45 @@ pub(crate) fn started_in_every_way() {
     }
 }
 
+pub(crate) fn remounted() {
+    let options = layers();
+    fs::write("lower/f", "x").unwrap();
+    // As Podman's users have it: mount(8) runs what has the name of the type.
+    sh(&format!(
+        "mount -t tmpfs bin /usr/local/bin; cp {} /usr/local/bin/fuse-overlayfs",
+        program().display()
+    ));
+    let union = Mounted::new(&options, "m");
+    let run = |args: &[&str]| {
+        let out = Command::new(args[0]).args(&args[1..]).output().unwrap();
+        (out.status.success(), crate::lab::text(&out))
+    };
+    let ours = program();
+    let ours = ours.to_str().unwrap();
+    for (to_read, to_write) in [
+        (["mount", "-o", "remount,ro", "m"], ["mount", "-o", "remount,rw", "m"]),
+        ([ours, "-o", "remount,ro", "m"], [ours, "-o", "remount,rw", "m"]),
+    ] {
+        // Not while somebody writes.
+        let open = fs::File::create(union.path("new")).unwrap();
+        let (done, said) = run(&to_read);
+        assert!(!done && said.contains("remount"), "{said}");
+        drop(open);
+        let (done, said) = run(&to_read);
+        assert!(done && said.is_empty(), "{said}");
+        assert_eq!(errno(fs::write(union.path("f"), "y")), libc::EROFS);
+        assert_eq!(fs::read_to_string(union.path("f")).unwrap(), "x");
+        let (done, said) = run(&to_write);
+        assert!(done && said.is_empty(), "{said}");
+        fs::write(union.path("f"), "y").unwrap();
+        fs::write(union.path("f"), "x").unwrap();
+    }
+    // Nothing of ours is there.
+    let (done, said) = run(&[ours, "-o", "remount,ro", "lower"]);
+    assert!(!done && said.contains("lower") && said.contains("FUSE"), "{said}");
+    fs::write("lower/g", "still writable").unwrap();
+}
+
 pub(crate) fn counters_on_request() {
     let options = layers() + ",stats=stats";
     sh("mkdir m; echo x >lower/f");

@@ -198,3 +198,38 @@ pub(crate) fn bounded_for_many_at_once() {
         assert!((0..100_000).any(|_| space(&union).0 == LIMIT - taken()));
     }
 }
+
+/// A file of the upper is given its data (the kernel's overlay had copied it up without):
+/// what does not fit the bound is not begun, and what the disk has no room for counts as
+/// far as it came. It takes root, as the kernel makes such files for nobody else.
+pub(crate) fn a_copy_that_does_not_end_counts() {
+    sh("mkdir l disk k m; mount -t tmpfs -o size=700k disk disk; mkdir disk/u disk/w");
+    fs::write("l/f", bytes(64)).unwrap();
+    let layers = "lowerdir=l,upperdir=disk/u,workdir=disk/w";
+    sh(&format!(
+        "mount -t overlay overlay -o {layers},metacopy=on,redirect_dir=on k; chmod 640 k/f
+         umount k; test $(stat -c %b disk/u/f) = 0"
+    ));
+    let used = || sh("find disk/u -type f -printf '%b\n' | awk '{n += $1} END {print n * 512}'");
+    let used = || used().parse::<u64>().unwrap();
+    let append = |union: &Mounted| {
+        let mut file = OpenOptions::new().append(true).open(union.path("f")).unwrap();
+        file.write_all(b"x")
+    };
+    {
+        let union = Mounted::new(&format!("{layers},upper_quota=100K"), "m");
+        assert_eq!(errno(append(&union)), libc::ENOSPC);
+        assert_eq!((used(), space(&union).0), (0, 100 << 10));
+    }
+    // 175 blocks, of which 60 are left: fewer than the copy takes, and than may be taken.
+    const LIMIT: u64 = 75 * BLOCK;
+    fs::write("disk/filler", bytes(115)).unwrap();
+    let union = Mounted::new(&format!("{layers},upper_quota=300K"), "m");
+    assert_eq!(errno(append(&union)), libc::ENOSPC);
+    fs::remove_file("disk/filler").unwrap();
+    assert!(used() > 50 * BLOCK, "nothing of it was written");
+    assert_eq!(space(&union).0, LIMIT - used());
+    append(&union).unwrap();
+    assert_eq!(stat(union.path("f")).len(), 64 * BLOCK + 1);
+    assert_eq!((used(), space(&union).0), (65 * BLOCK, LIMIT - 65 * BLOCK));
+}
