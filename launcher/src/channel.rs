@@ -81,10 +81,8 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 /// What a stage tells the monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToMonitor {
-    /// Storage: the user namespace waits for its maps.
-    Unshared,
-    /// Storage: the overlay was started as this process, a child of the monitor's.
-    Overlay(i32),
+    /// Storage: from here on it is the overlay.
+    Overlay,
     /// Storage: owners are kept by this process, a child of the monitor's.
     Owners(i32),
     /// Storage: the container's first process is this child of the monitor's.
@@ -104,9 +102,7 @@ pub enum ToMonitor {
 /// What the monitor tells a stage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToStage {
-    /// Storage: the maps are written.
-    Mapped,
-    /// Storage: beside this come a memory file with the plan, one with the
+    /// Storage: the maps are written; beside this come a memory file with the plan, one with the
     /// system call filter, the overlay's ends of its exit and error pipes, and
     /// the container's control group, if it has one.
     Plan,
@@ -243,11 +239,11 @@ mod tests {
     fn messages_and_descriptors_arrive_in_order() {
         let (here, there) = Channel::pair().unwrap();
         let (mut read, write) = io::pipe().unwrap();
-        here.send(&ToMonitor::Overlay(7), &[]).unwrap();
+        here.send(&ToMonitor::Init(7), &[]).unwrap();
         here.send(&ToMonitor::Tap, &[write.as_fd()]).unwrap();
         drop((here, write));
         let first = there.receive::<ToMonitor>().unwrap().unwrap();
-        assert!(matches!(first, (ToMonitor::Overlay(7), fds) if fds.is_empty()));
+        assert!(matches!(first, (ToMonitor::Init(7), fds) if fds.is_empty()));
         let (second, mut fds) = there.receive::<ToMonitor>().unwrap().unwrap();
         assert_eq!((second, fds.len()), (ToMonitor::Tap, 1));
         File::from(fds.remove(0)).write_all(b"x").unwrap();

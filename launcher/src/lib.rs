@@ -22,5 +22,6 @@ pub mod stage;
 pub mod store;
 pub mod sys;
 pub mod terminal;
+pub mod text;
 pub mod ulimit;
 pub mod usage;

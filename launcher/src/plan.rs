@@ -14,7 +14,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 pub use confine::{Confinement, Lack, unenforced};
-pub use steps::{InitStep, Kind, MonitorStep, Paths, Plan, PlanError, StorageStep, Workload};
+pub use steps::{
+    InitStep, Kind, MonitorStep, Paths, Plan, PlanError, StorageStep, Workload, merged, scratch,
+};
 
 use crate::policy;
 use crate::probe::{HostCaps, Place};
@@ -47,6 +49,9 @@ pub const MTU: u16 = 65520;
 pub const QUEUE: u16 = 10_000;
 /// Queues that tap0 has at most: beyond, nothing was measured.
 const QUEUES_MAX: usize = 4;
+
+/// As many lower directories as overlayfs-fuse joins.
+const MOST_LAYERS: usize = 500;
 
 /// Search path of programs in a container, unless `-e PATH=…` says otherwise.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -91,11 +96,11 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
         return Err(PlanError::NoEgress);
     }
     group(&mut plan, spec, host, name);
-    storage(&mut plan, spec, host, paths)?;
+    storage(&mut plan, spec, host, name, paths)?;
     network(&mut plan, spec, host, paths)?;
+    before_root(&mut plan, spec, name);
     file_systems(&mut plan, spec);
-    files(&mut plan, spec, host, name, paths);
-    plan.init.push(InitStep::Hostname(hostname(spec, name).to_owned()));
+    files(&mut plan, paths);
     plan.init.push(InitStep::Pivot);
     plan.init.extend(masked(&spec.security).into_iter().map(InitStep::Hide));
     plan.init.extend(protected(&spec.security).into_iter().map(InitStep::Protect));
@@ -247,7 +252,13 @@ fn settings(limits: &Limits) -> Vec<(&'static str, &'static str, String, &'stati
     all
 }
 
-fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Result<(), PlanError> {
+fn storage(
+    plan: &mut Plan,
+    spec: &Spec,
+    host: &HostCaps,
+    name: &str,
+    paths: &Paths,
+) -> Result<(), PlanError> {
     let program = host.overlay.clone().ok_or(PlanError::NoProgram("overlayfs-fuse"))?;
     if !host.fuse {
         return Err(PlanError::NoDevice {
@@ -255,20 +266,24 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
             advice: "load the kernel's fuse module and let every user read and write the device",
         });
     }
-    let merged = paths.dir.join("merged");
-    plan.monitor.push(MonitorStep::MakeDirectory(merged.clone()));
+    let scratch = paths.scratch();
+    let (merged, base) = (merged(&paths.store), scratch.join("base"));
+    plan.storage.push(StorageStep::Scratch(scratch.clone()));
+    plan.storage.push(StorageStep::ScratchDirectory(merged.clone()));
+    // Below everything else: what is missing of the places that are mounted over. To make
+    // them in the upper layer would be several messages to the overlay for each.
+    for place in ["", "proc", "dev", "sys", "etc"] {
+        plan.storage.push(StorageStep::ScratchDirectory(base.join(place)));
+    }
+    for (name, content) in texts(spec, host, name) {
+        plan.storage.push(StorageStep::ScratchFile { path: base.join("etc").join(name), content });
+    }
     let lowers = match &spec.root {
         Root::Dir(dir) => vec![dir.clone()],
-        Root::Image(image) if !image.layers.is_empty() => image.layers.clone(),
-        // An image of no layers: nothing, in a directory of its own.
-        Root::Image(_) => {
-            let lower = paths.dir.join("lower");
-            plan.monitor.push(MonitorStep::MakeDirectory(lower.clone()));
-            vec![lower]
-        }
+        Root::Image(image) => image.layers.clone(),
         Root::Host => {
-            let lower = paths.dir.join("lower");
-            plan.monitor.push(MonitorStep::MakeDirectory(lower.clone()));
+            let lower = scratch.join("lower");
+            plan.storage.push(StorageStep::ScratchDirectory(lower.clone()));
             plan.storage.push(StorageStep::BindTree { source: "/".into(), target: lower.clone() });
             for hidden in hidden(spec, host, paths) {
                 let mode = match hidden.to_str() {
@@ -303,9 +318,13 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
         Some(rest) => escape(rest),
         None => escape(lower),
     };
+    let mut layers: Vec<String> = lowers.iter().map(relative).collect();
+    if layers_below(&spec.root) > 0 {
+        layers.push(escape(&base));
+    }
     let mut options = format!(
         "lowerdir={},upperdir={},workdir={}",
-        lowers.iter().map(relative).collect::<Vec<_>>().join(":"),
+        layers.join(":"),
         escape(&upper),
         escape(&work)
     );
@@ -323,6 +342,18 @@ fn storage(plan: &mut Plan, spec: &Spec, host: &HostCaps, paths: &Paths) -> Resu
     plan.storage.push(StorageStep::Overlay { program, options, dir, target: merged.clone() });
     plan.init.push(InitStep::Root(merged));
     Ok(())
+}
+
+/// How many layers the overlay has below those of the root itself: one with the places
+/// that are mounted over. The host's root has them, and of many layers there is no room for
+/// one more.
+#[must_use]
+pub fn layers_below(root: &Root) -> usize {
+    match root {
+        Root::Host => 0,
+        Root::Dir(_) => 1,
+        Root::Image(image) => usize::from(image.layers.len() < MOST_LAYERS),
+    }
 }
 
 /// What of the host's root is hidden, none below another.
@@ -400,6 +431,23 @@ fn published(publish: &Publish) -> String {
     format!("{address}{}:{}/{protocol}", publish.host_port, publish.container_port)
 }
 
+/// What needs no root is done while that is mounted.
+fn before_root(plan: &mut Plan, spec: &Spec, name: &str) {
+    let mut steps = Vec::new();
+    // The capability does not count in a nested namespace.
+    let low_ports = spec.security.capabilities & NET_BIND_SERVICE != 0;
+    if plan.own_network && low_ports && confine::nested(spec) {
+        steps.push(InitStep::LowPorts);
+    }
+    if plan.own_network {
+        steps.push(InitStep::PingGroups(plan.map.last_gid()));
+    }
+    steps.push(InitStep::Hostname(hostname(spec, name).to_owned()));
+    let root = plan.init.iter().position(|step| matches!(step, InitStep::Root(_)));
+    let root = root.unwrap_or(plan.init.len());
+    plan.init.splice(root..root, steps);
+}
+
 fn file_systems(plan: &mut Plan, spec: &Spec) {
     let mut mount =
         |kind, target: &str| plan.init.push(InitStep::Mount { kind, target: target.into() });
@@ -431,17 +479,12 @@ fn file_systems(plan: &mut Plan, spec: &Spec) {
     ] {
         plan.init.push(InitStep::Link { path: path.into(), target: target.into() });
     }
-    // The capability does not count in a nested namespace.
-    let low_ports = spec.security.capabilities & NET_BIND_SERVICE != 0;
-    if plan.own_network && low_ports && confine::nested(spec) {
-        plan.init.push(InitStep::LowPorts);
-    }
     if spec.tty {
         plan.init.push(InitStep::Console);
     }
     if spec.root == Root::Host {
         for (target, mode) in [("/run", 0o755), ("/tmp", 0o1777)] {
-            plan.init.push(in_memory(target.into(), scratch(mode)));
+            plan.init.push(in_memory(target.into(), plain_memory(mode)));
         }
     }
     if let Root::Image(image) = &spec.root {
@@ -452,15 +495,12 @@ fn file_systems(plan: &mut Plan, spec: &Spec) {
             }
             let target = volume.clone();
             plan.init.push(if spec.read_only {
-                in_memory(target, scratch(0o755))
+                in_memory(target, plain_memory(0o755))
             } else {
                 InitStep::Directory(target)
             });
         }
         plan.init.extend(image.workdir.clone().map(InitStep::Directory));
-    }
-    if plan.own_network {
-        plan.init.push(InitStep::PingGroups(plan.map.last_gid()));
     }
     plan.init.extend(mounts(spec));
     if !spec.memory.secrets.is_empty() {
@@ -487,7 +527,7 @@ fn mounts(spec: &Spec) -> Vec<InitStep> {
             let there = spec.root == Root::Host && path != "/var/tmp";
             let path = PathBuf::from(path);
             if !there && !mounts.iter().any(|(target, _)| *target == path) {
-                mounts.push((path.clone(), in_memory(path, scratch(mode))));
+                mounts.push((path.clone(), in_memory(path, plain_memory(mode))));
             }
         }
     }
@@ -500,35 +540,43 @@ fn in_memory(target: PathBuf, options: TmpfsOptions) -> InitStep {
 }
 
 /// Memory for whatever programs keep in such places.
-fn scratch(mode: u32) -> TmpfsOptions {
+fn plain_memory(mode: u32) -> TmpfsOptions {
     TmpfsOptions { mode, size: None, read_only: false, programs: true }
 }
 
 /// The files of /etc that tell a container who and where it is. A volume over
 /// one of them has precedence.
-fn files(plan: &mut Plan, spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) {
+fn texts(spec: &Spec, host: &HostCaps, name: &str) -> Vec<(&'static str, String)> {
     let hostname = hostname(spec, name);
-    let mut file = |name: &str, content: String| {
+    let mut all =
+        vec![("hostname", format!("{hostname}\n")), ("hosts", names::hosts(spec, host, hostname))];
+    all.extend(names::resolv_conf(spec, host).map(|content| ("resolv.conf", content)));
+    all.retain(|(name, _)| {
         let target = Path::new("/etc").join(name);
-        if spec.volumes.iter().any(|volume| volume.target == target) {
-            return;
-        }
-        let source = paths.dir.join(name);
-        plan.monitor.push(MonitorStep::WriteFile { path: source.clone(), content });
-        plan.init.push(InitStep::File { source, target });
-    };
-    file("hostname", format!("{hostname}\n"));
-    file("hosts", names::hosts(spec, host, hostname));
-    if let Some(content) = names::resolv_conf(spec, host) {
-        file("resolv.conf", content);
-    }
-    if host.map.is_single() {
+        !spec.volumes.iter().any(|volume| volume.target == target)
+    });
+    all
+}
+
+/// Shows them.
+fn files(plan: &mut Plan, paths: &Paths) {
+    let etc = paths.scratch().join("base/etc");
+    let shown = plan.storage.iter().filter_map(|step| match step {
+        StorageStep::ScratchFile { path, .. } => Some(InitStep::File {
+            source: path.clone(),
+            target: Path::new("/etc").join(path.strip_prefix(&etc).ok()?),
+        }),
+        _ => None,
+    });
+    plan.init.extend(shown);
+    if plan.map.is_single() {
         // apt checks that it has become someone else, whom there is none here:
         // apt.conf(5), APT::Sandbox::User.
-        let source = paths.dir.join("apt.conf");
+        let source = paths.scratch().join("apt.conf");
         let content = "// Only root exists in this container.\nAPT::Sandbox::User \"root\";\n";
-        let step = MonitorStep::WriteFile { path: source.clone(), content: content.to_owned() };
-        plan.monitor.push(step);
+        let step = StorageStep::ScratchFile { path: source.clone(), content: content.to_owned() };
+        let overlay = plan.storage.len() - 1;
+        plan.storage.insert(overlay, step);
         let target = "/etc/apt/apt.conf.d/99coracle".into();
         plan.init.push(InitStep::FileBeside { source, target });
     }

@@ -28,8 +28,8 @@ use crate::idmap::IdMap;
 use crate::plan::{self, MonitorStep, Paths, Plan};
 use crate::policy::seccomp::Source;
 use crate::probe;
-use crate::spec::{self, Root, Spec, Upper};
-use crate::stage::monitor::{self, Console, Orders, Streams, say};
+use crate::spec::{self, Network, Root, Spec, Upper};
+use crate::stage::monitor::{self, Console, Cradle, Orders, Streams, say};
 use crate::store::log::Log;
 use crate::store::{Container, Process, State, Status};
 use crate::sys::fd;
@@ -60,19 +60,60 @@ pub enum Mode {
 /// signal n ended it, 126 or 127 when it could not be executed (said on
 /// standard error), 0 when it is left in the background.
 ///
+/// `early` is what was begun for it before.
+///
 /// Must be called by a single-threaded process.
 ///
 /// # Errors
 /// [`RunError`]: the container did not come to run, or one of its services
 /// died under it.
-pub fn run(spec: Spec, container: Container, mode: Mode) -> Result<u8, RunError> {
-    let map = probe::id_map();
-    let state = State::new(spec, map.clone(), clock::unix_seconds());
-    let life = match Life::planned(state, container) {
-        Ok(life) => life,
-        Err(unplanned) => return Err(undone(*unplanned, &map)),
+pub fn run(
+    spec: Spec,
+    container: Container,
+    mode: Mode,
+    early: Option<Early>,
+) -> Result<u8, RunError> {
+    let (map, cradle) = match early {
+        Some(Early { map, cradle }) => (map, Some(cradle)),
+        None => (probe::id_map(), None),
     };
-    life.begin(mode)
+    let state = State::new(spec, map.clone(), clock::unix_seconds());
+    match Life::planned(state, container) {
+        Ok(life) => Life { cradle, ..life }.begin(mode),
+        Err(unplanned) => Err(undone(*unplanned, &map)),
+    }
+}
+
+/// A container that was begun before it was known what it will be.
+#[derive(Debug)]
+pub struct Early {
+    map: IdMap,
+    cradle: Cradle,
+}
+
+impl Early {
+    /// Begins one that will run in the foreground without a terminal, `input` being passed
+    /// on or not.
+    ///
+    /// Must be called by a single-threaded process.
+    ///
+    /// # Errors
+    /// As of [`Cradle::start`].
+    pub fn begin(input: bool) -> Result<Self, RunError> {
+        let map = probe::id_map();
+        let cradle = Cradle::start(&map, &in_front(input)?)?;
+        Ok(Self { map, cradle })
+    }
+}
+
+/// The streams of a workload in front without a terminal.
+fn in_front(input: bool) -> Result<Streams, RunError> {
+    let input = if input { None } else { Some(null()?) };
+    Ok(Streams { input, output: None })
+}
+
+fn null() -> Result<OwnedFd, RunError> {
+    File::open("/dev/null").map(OwnedFd::from).map_err(RunError::os("cannot open /dev/null"))
 }
 
 /// Makes a container of `spec` in `container`'s directory, to be started later.
@@ -98,8 +139,10 @@ pub fn create(spec: Spec, container: Container) -> Result<(), RunError> {
 /// # Errors
 /// As of [`run`]; the container stays as it was when it cannot even be tried.
 pub fn start(state: State, container: Container, mode: Mode) -> Result<u8, RunError> {
+    // The ids may be others by now.
+    let map = probe::id_map();
     let state =
-        State { kept: true, started: None, finished: None, error: None, restarts: 0, ..state };
+        State { kept: true, map, started: None, finished: None, error: None, restarts: 0, ..state };
     Life::planned(state, container).map_err(|unplanned| unplanned.0)?.begin(mode)
 }
 
@@ -139,7 +182,8 @@ pub fn dry_run(spec: &Spec, dir: &Path, store: &Path) -> Result<Plan, RunError> 
     };
     let name = dir.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = name.as_deref().unwrap_or("coracle");
-    Ok(plan::plan(&inputs(spec.clone(), false)?, &probe::probe(), name, &paths)?)
+    let host = probe::probe(probe::id_map(), spec.network == Network::Netstack);
+    Ok(plan::plan(&inputs(spec.clone(), false)?, &host, name, &paths)?)
 }
 
 fn resolved(path: &Path) -> PathBuf {
@@ -192,6 +236,8 @@ struct Life {
     state: State,
     container: Container,
     plan: Plan,
+    /// What was begun for the first run.
+    cradle: Option<Cradle>,
     /// The workload has run since the command began.
     ran: bool,
 }
@@ -201,7 +247,8 @@ const STEADY: Duration = Duration::from_secs(10);
 
 impl Life {
     fn planned(mut state: State, container: Container) -> Result<Self, Unplanned> {
-        let host = probe::probe();
+        let network = state.spec.network == Network::Netstack;
+        let host = probe::probe(state.map.clone(), network);
         let paths = Paths {
             dir: container.dir.clone(),
             store: resolved(&container.store),
@@ -213,9 +260,8 @@ impl Life {
         match prepared {
             Ok((plan, spec)) => {
                 state.spec = spec;
-                state.map = plan.map.clone();
                 state.confinement = plan.workload.confinement.clone();
-                Ok(Self { state, container, plan, ran: false })
+                Ok(Self { state, container, plan, cradle: None, ran: false })
             }
             Err(error) => Err(Box::new((error, container))),
         }
@@ -270,7 +316,7 @@ impl Life {
     ) -> Result<u8, RunError> {
         let lived = self.runs(front, &mut console, started);
         let code = lived.as_ref().map_or_else(RunError::code, |code| *code);
-        let Self { mut state, container, plan, ran } = self;
+        let Self { mut state, container, plan, ran, .. } = self;
         let left = container.leave_code(Some(code));
         let tidied = if state.kept && !(ran && state.spec.remove) {
             state.status = Status::Exited { code };
@@ -344,24 +390,31 @@ impl Life {
         signals: &SignalFd,
         started: &mut dyn FnMut(i32) -> Result<(), RunError>,
     ) -> Result<u8, RunError> {
-        let Self { state, container, plan, ran } = self;
+        let Self { state, container, plan, cradle, ran } = self;
         state.status = Status::Starting;
         state.group = plan.monitor.iter().find_map(|step| match step {
             MonitorStep::Group { parent, name, .. } => Some(parent.join(name)),
             _ => None,
         });
         container.record(state)?;
-        let null = || File::open("/dev/null").map(OwnedFd::from);
-        let streams = match front {
-            _ if state.spec.tty => null().and_then(|input| {
-                let output = File::options().write(true).open("/dev/null")?;
-                Ok(Streams { input: Some(input), output: Some(output.into()) })
-            }),
-            None => console.streams(state.spec.interactive),
-            Some(true) => Ok(Streams::default()),
-            Some(false) => null().map(|input| Streams { input: Some(input), output: None }),
+        let cradle = match cradle.take() {
+            Some(early) => early,
+            None => {
+                let streams = match front {
+                    _ if state.spec.tty => {
+                        let output = File::options().write(true).open("/dev/null");
+                        let output = output.map_err(RunError::os("cannot open /dev/null"))?;
+                        Streams { input: Some(null()?), output: Some(output.into()) }
+                    }
+                    None => console
+                        .streams(state.spec.interactive)
+                        .map_err(RunError::os("cannot make input and output"))?,
+                    Some(input) => in_front(input)?,
+                };
+                // Theirs alone from here on: what they print has an end.
+                Cradle::start(&plan.map, &streams)?
+            }
         };
-        let streams = streams.map_err(RunError::os("cannot make input and output"))?;
         let cache = container.store.join("cache");
         let security = state.spec.security.clone();
         let source = Source {
@@ -372,9 +425,11 @@ impl Life {
         };
         let filter = || Ok(source.cached(&cache)?);
         let log = container.log();
-        let ended = monitor::supervise(Orders {
+        let discard = state.spec.remove && !matches!(state.spec.upper, Upper::Dir(_));
+        let orders = Orders {
             plan,
             filter: &filter,
+            discard,
             started: &mut |init, overlay| {
                 state.init = Process::of(init).ok();
                 state.overlay = overlay.and_then(|overlay| Process::of(overlay).ok());
@@ -393,15 +448,14 @@ impl Life {
                 container.record(state)?;
                 started(init)
             },
-            streams,
             console,
             signals,
             background: &mut |console| {
                 console.log_to(background(&log)?);
                 Ok(())
             },
-        })?;
-        Ok(ended.code)
+        };
+        Ok(monitor::supervise(orders, cradle)?.code)
     }
 
     fn in_background(self) -> Result<u8, RunError> {

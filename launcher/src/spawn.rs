@@ -5,7 +5,7 @@ use std::env;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -77,13 +77,18 @@ impl Pipes {
     }
 }
 
-/// How a service is made: as a child, or as a sibling of this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kinship {
-    /// A child of this process.
-    Child,
-    /// A child of this process's parent.
-    Sibling,
+/// A service to be started.
+#[derive(Debug, Clone, Copy)]
+pub struct Service<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its arguments but for its descriptors.
+    pub arguments: &'a [String],
+    /// Its working directory.
+    pub dir: &'a Path,
+    /// Descriptors that it inherits, for each of which its option and number are added
+    /// to the arguments, as for `--ready-fd` and `--exit-fd`.
+    pub inherited: &'a [(&'a str, BorrowedFd<'a>)],
 }
 
 /// A service that has been started, and may not be ready yet.
@@ -95,95 +100,66 @@ pub struct Started {
     pub ready: io::PipeReader,
 }
 
-/// Starts `program` with `arguments` in the directory `dir`, an empty environment, no standard input
-/// or output, and the descriptors `inherited`, for each of which its option
-/// and number are added to the arguments, as for `--ready-fd` and `--exit-fd`.
-/// It dies with its parent.
-///
-/// # Errors
-/// As of fork(2), and ENOMEM. That the program cannot be executed shows as a
-/// ready pipe that hangs up, with the reason on its standard error.
-pub fn start(
-    kinship: Kinship,
-    program: &Path,
-    arguments: &[String],
-    dir: &Path,
-    inherited: &[(&str, BorrowedFd<'_>)],
-    pipes: &Theirs,
-) -> io::Result<Started> {
-    let (ready, tell_ready) = io::pipe()?;
-    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    let parent = match kinship {
-        Kinship::Child => std::process::id() as i32,
-        Kinship::Sibling => nix::unistd::getppid().as_raw(),
-    };
-    let forked = match kinship {
-        Kinship::Child => process::fork()?,
-        Kinship::Sibling => process::fork_sibling(0, None)?,
-    };
-    let pid = match forked {
-        process::Forked::Parent(pid) => pid,
-        process::Forked::Child => {
-            let why = become_service(
-                parent,
-                program,
-                arguments,
-                dir,
-                inherited,
-                pipes,
-                null.as_fd(),
-                tell_ready.as_fd(),
-            );
-            eprintln!("cannot start {}: {why}", program.display());
-            process::exit_now(1);
+impl Service<'_> {
+    /// Starts it as a child with an empty environment and no standard input or output. It
+    /// dies with its parent.
+    ///
+    /// # Errors
+    /// As of fork(2), and ENOMEM. That the program cannot be executed shows as a
+    /// ready pipe that hangs up, with the reason on its standard error.
+    pub fn start(&self, pipes: &Theirs) -> io::Result<Started> {
+        let (ready, tell_ready) = io::pipe()?;
+        let parent = std::process::id() as i32;
+        match process::fork()? {
+            process::Forked::Parent(pid) => Ok(Started { pid, ready }),
+            process::Forked::Child => {
+                let why = self.execute(parent, pipes, tell_ready.as_fd());
+                eprintln!("cannot start {}: {why}", self.program.display());
+                process::exit_now(1);
+            }
         }
-    };
-    Ok(Started { pid, ready })
-}
+    }
 
-#[expect(clippy::too_many_arguments, reason = "they are what a process is made of")]
-fn become_service(
-    parent: i32,
-    program: &Path,
-    arguments: &[String],
-    dir: &Path,
-    inherited: &[(&str, BorrowedFd<'_>)],
-    pipes: &Theirs,
-    null: BorrowedFd<'_>,
-    ready: BorrowedFd<'_>,
-) -> io::Error {
-    let prepare = || -> io::Result<(CString, Vec<CString>)> {
+    /// Executes it in this process's place, a child of `parent`. `ready` is where it tells
+    /// that it is. Returns only on failure.
+    pub fn execute(&self, parent: i32, pipes: &Theirs, ready: BorrowedFd<'_>) -> io::Error {
+        match self.prepare(parent, pipes, ready) {
+            Ok((path, argv)) => match nix::unistd::execve(&path, &argv, &[] as &[CString]) {
+                Ok(never) => match never {},
+                Err(errno) => errno.into(),
+            },
+            Err(error) => error,
+        }
+    }
+
+    fn prepare(
+        &self,
+        parent: i32,
+        pipes: &Theirs,
+        ready: BorrowedFd<'_>,
+    ) -> io::Result<(CString, Vec<CString>)> {
         process::die_with_parent(parent)?;
         // Nothing else of the caller's goes along: neither a descriptor nor a
         // directory that could not be unmounted while the service runs.
         fd::close_all_on_exec()?;
-        nix::unistd::chdir(dir)?;
-        fd::become_standard(null, 0)?;
-        fd::become_standard(null, 1)?;
+        let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        nix::unistd::chdir(self.dir)?;
+        fd::become_standard(null.as_fd(), 0)?;
+        fd::become_standard(null.as_fd(), 1)?;
         fd::become_standard(pipes.stderr.as_fd(), 2)?;
         process::reset_signals();
-        let mut argv = vec![c_string(program.as_os_str())?];
-        if let Some(name) = program.file_name() {
-            argv[0] = c_string(name)?;
-        }
+        let program = self.program.as_os_str();
+        let mut argv = vec![c_string(self.program.file_name().unwrap_or(program))?];
         let own = [("--ready-fd", ready), ("--exit-fd", pipes.exit.as_fd())];
-        for (option, passed) in own.iter().chain(inherited) {
+        for (option, passed) in own.iter().chain(self.inherited) {
             fd::set_inherited(*passed, true)?;
-            use std::os::fd::AsRawFd;
             argv.push(c_string(OsStr::new(option))?);
             argv.push(c_string(OsStr::new(&passed.as_raw_fd().to_string()))?);
         }
-        for argument in arguments {
+        for argument in self.arguments {
             argv.push(c_string(OsStr::new(argument))?);
         }
-        Ok((c_string(program.as_os_str())?, argv))
-    };
-    match prepare() {
-        Ok((path, argv)) => match nix::unistd::execve(&path, &argv, &[] as &[CString]) {
-            Ok(never) => match never {},
-            Err(errno) => errno.into(),
-        },
-        Err(error) => error,
+        Ok((c_string(program)?, argv))
     }
 }
 

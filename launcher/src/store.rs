@@ -6,6 +6,8 @@
 //!
 //! ```text
 //! lock                     taken for as long as names are given out or taken away
+//! mnt/                     empty: where each container, in its own mount namespace, has
+//!                          memory of its own, see [`crate::plan::scratch`]
 //! cache/                   what can be computed again (compiled seccomp filters)
 //! containers/NAME/         mode 0700
 //!   lock                   held by the monitor for its whole life; has the exit code
@@ -15,8 +17,6 @@
 //!                          replaced as a whole (rename)
 //!   log log.times          what a detached workload printed, and when, see [`log`]
 //!   upper work             for the root filesystem, when kept here
-//!   merged lower           mount points for it; lower for the host's root only
-//!   hostname hosts resolv.conf apt.conf  what is shown in its /etc
 //! containers/.gone-*       on its way out: renamed first, so that the name is free at once
 //! ```
 //!
@@ -43,7 +43,8 @@ use std::path::{Path, PathBuf};
 
 use crate::cgroup;
 use crate::idmap::IdMap;
-use crate::spec::{Root, Spec, Upper, is_name};
+use crate::plan::scratch;
+use crate::spec::{Spec, Upper, is_name};
 
 mod entry;
 mod files;
@@ -161,6 +162,13 @@ impl Store {
         let containers = store.containers();
         if !containers.is_dir() {
             private_dir().recursive(true).create(&containers).map_err(at("make", &containers))?;
+        }
+        let mnt = scratch(&store.root);
+        match private_dir().create(&mnt) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists && !mnt.is_dir() => {
+                return Err(at("make", &mnt)(error));
+            }
+            _ => {}
         }
         Ok(store)
     }
@@ -379,24 +387,17 @@ impl Container {
     }
 
     fn fill(&self, spec: &Spec) -> Result<()> {
-        let mut dirs = vec![self.merged()];
-        if spec.root == Root::Host {
-            dirs.push(self.lower());
+        if spec.upper != Upper::Own {
+            return Ok(());
         }
-        if spec.upper == Upper::Own {
-            dirs.extend([self.upper(), self.work()]);
-        }
-        for path in dirs {
+        for path in [self.upper(), self.work()] {
             private_dir().create(&path).map_err(at("make", &path))?;
         }
         // The upper's root is the container's root directory, which everyone
         // in there may read, whatever the umask says.
-        if spec.upper == Upper::Own {
-            let upper = self.upper();
-            fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))
-                .map_err(at("change the mode of", &upper))?;
-        }
-        Ok(())
+        let upper = self.upper();
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755))
+            .map_err(at("change the mode of", &upper))
     }
 
     /// Upper layer, when kept here ([`Upper::Own`]); it exists then.
@@ -409,18 +410,6 @@ impl Container {
     #[must_use]
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
-    }
-
-    /// Mount point of the root filesystem; it exists.
-    #[must_use]
-    pub fn merged(&self) -> PathBuf {
-        self.dir.join("merged")
-    }
-
-    /// Mount point below which the host's root is shown as the lower layer.
-    #[must_use]
-    pub fn lower(&self) -> PathBuf {
-        self.dir.join("lower")
     }
 
     /// Output of a detached container.
@@ -443,8 +432,11 @@ impl Container {
     pub fn leave_code(&self, code: Option<u8>) -> Result<()> {
         let write = || {
             let mut file = File::from(self.lock.try_clone()?);
-            file.set_len(0)?;
-            file.rewind()?;
+            // ext4 writes what was cut off back to the disk at once: only where there is any.
+            if file.metadata()?.len() > 0 {
+                file.set_len(0)?;
+                file.rewind()?;
+            }
             code.map_or(Ok(()), |code| write!(file, "{code}"))
         };
         write().map_err(at("write", &self.dir.join("lock")))

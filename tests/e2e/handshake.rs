@@ -51,22 +51,21 @@ const fn row(role: Role, deed: Deed, sides: &'static [When], victims: &'static [
 }
 
 const SETTING_UP: &[Row] = &[
-    row(Monitor, Renames("state.json"), SIDES, &[Monitor]),
-    row(Storage, Says("Unshared"), SIDES, &[Monitor, Storage]),
-    row(Monitor, Says("Mapped"), SIDES, &[Monitor, Storage]),
+    row(Storage, Executes, &[After], &[Monitor, Storage]),
+    row(Monitor, Renames("state.json"), SIDES, &[Monitor, Storage]),
     row(Monitor, Says("Plan"), SIDES, &[Monitor, Storage]),
-    row(Storage, Says("Overlay"), SIDES, &[Monitor, Storage, Overlay]),
-    row(Storage, Says("Owners"), SIDES, &[Monitor, Storage, Overlay, Owners]),
-    row(Storage, Says("Init"), SIDES, &[Monitor, Storage, Overlay, Owners, Init]),
-    row(Init, Says("Tap"), SIDES, &[Monitor, Overlay, Init]),
+    row(Storage, Says("Owners"), SIDES, &[Monitor, Storage, Owners]),
+    row(Storage, Says("Init"), SIDES, &[Monitor, Storage, Owners, Init]),
+    row(Storage, Says("Overlay"), &[Before], &[Monitor, Storage, Owners, Init]),
+    row(Storage, Says("Overlay"), &[After], &[Monitor, Owners, Init]),
+    row(Init, Says("Tap"), SIDES, &[Monitor, Init]),
 ];
 
 const COMING_TO_RUN: &[Row] = &[
-    row(Overlay, Executes, &[After], &[Monitor, Storage, Overlay]),
-    row(Overlay, Signals, SIDES, &[Monitor, Overlay]),
-    row(Netstack, Executes, &[After], &[Monitor, Overlay, Init, Netstack]),
-    row(Netstack, Signals, SIDES, &[Monitor, Overlay, Init, Netstack]),
-    row(Storage, Signals, SIDES, &[Monitor, Storage, Overlay, Init]),
+    row(Overlay, Executes, &[After], &[Monitor, Overlay, Init]),
+    row(Overlay, Signals, SIDES, &[Monitor, Overlay, Init]),
+    row(Netstack, Executes, &[After], &[Monitor, Init, Netstack]),
+    row(Netstack, Signals, SIDES, &[Monitor, Init, Netstack]),
     row(Init, Says("Ready"), SIDES, &[Monitor, Overlay, Owners, Init]),
     row(Monitor, Says("Go"), SIDES, &[Monitor, Overlay, Owners, Init, Netstack]),
     row(Workload, Says("device"), SIDES, &[Monitor, Overlay, Owners, Init, Netstack, Workload]),
@@ -91,8 +90,8 @@ const TERMINAL: &[Row] = &[row(Init, Says("Console"), SIDES, &[Monitor, Overlay,
 /// report the command has nothing to tell any more.
 const DETACHED: &[Row] = &[
     row(Monitor, Renames("state.json"), SIDES, &[Monitor]),
-    row(Storage, Says("Unshared"), SIDES, &[Monitor, Storage]),
-    row(Init, Says("Tap"), SIDES, &[Monitor, Overlay, Init]),
+    row(Storage, Executes, &[After], &[Monitor, Storage]),
+    row(Init, Says("Tap"), SIDES, &[Monitor, Init]),
     row(Init, Says("Ready"), SIDES, &[Monitor, Overlay, Init]),
     row(Monitor, Says("Go"), &[Before], &[Monitor, Overlay, Init, Netstack]),
 ];

@@ -112,6 +112,7 @@ const CASES: &[Case] = &[
     case(&["image", "save"], Wants("<IMAGE>"), &[(&["-o", "out", "nobody"], 1, "'nobody'")]),
     case(&["image", "verify"], Works, ONE),
     case(&["image", "gc"], Works, &[]),
+    case(&["images"], Works, &[]),
     case(&["doctor"], Works, &[]),
     case(&["policy"], Wants("which command"), &[]),
     case(&["policy", "explain"], Wants("<FILE>"), &[(&["nobody.toml"], 1, "nobody.toml")]),

@@ -334,14 +334,15 @@ impl Lab {
         if self.outside.as_ref().is_some_and(|outside| path.starts_with(&outside.www)) {
             return true;
         }
-        // Directories, the store's lock, and below its cache what can be computed again.
-        const BASES: [&str; 6] = [
+        // Directories (one to mount at), the store's lock, and below its cache what can be computed again.
+        const BASES: [&str; 7] = [
             ".local",
             ".local/share",
             ".local/share/coracle",
             ".local/share/coracle/lock",
             ".local/share/coracle/containers",
             ".local/share/coracle/cache",
+            ".local/share/coracle/mnt",
         ];
         self.users.iter().any(|(_, user)| {
             path.strip_prefix(&user.home).is_ok_and(|rest| {

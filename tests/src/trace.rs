@@ -121,7 +121,6 @@ struct Tracer {
     command: i32,
     monitor_made: bool,
     storage_made: bool,
-    overlay_made: bool,
     step: Step,
     victim: Role,
     /// The process stopped at the step, and the victim whose end it awaits.
@@ -164,7 +163,6 @@ pub fn run(world: &World<'_>, args: &[&str], step: Step, victim: Role) -> Result
             command,
             monitor_made: role == Role::Monitor,
             storage_made: false,
-            overlay_made: false,
             step,
             victim,
             held: None,
@@ -296,9 +294,8 @@ impl Tracer {
             // Number one of a PID namespace of its own.
             ([_, "1"], true) => Role::Init,
             ([_, _], true) => Role::Workload,
-            // The overlay is made first.
-            ([_], true) if std::mem::replace(&mut self.overlay_made, true) => Role::Owners,
-            ([_], true) => Role::Overlay,
+            // The overlay is what storage becomes.
+            ([_], true) => Role::Owners,
             ([_], false) if !std::mem::replace(&mut self.monitor_made, true) => Role::Monitor,
             ([_], false) if !std::mem::replace(&mut self.storage_made, true) => Role::Storage,
             // One that cleans up, or becomes netstack.
@@ -368,9 +365,9 @@ fn field(pid: i32, name: &str) -> Option<String> {
 /// What a process that stopped before this call is about to do, as far as a
 /// [`Deed`] has a name for it. Which of the names is asked for is compared later.
 fn deed(pid: i32, number: u64, args: [u64; 6]) -> Option<Deed> {
-    const MESSAGES: [&str; 13] = [
-        "Unshared", "Mapped", "Plan", "Overlay", "Owners", "Init", "Tap", "Console", "Ready", "Go",
-        "Started", "Failed", "device",
+    const MESSAGES: [&str; 11] = [
+        "Plan", "Overlay", "Owners", "Init", "Tap", "Console", "Ready", "Go", "Started", "Failed",
+        "device",
     ];
     let number = i64::try_from(number).ok()?;
     match number {

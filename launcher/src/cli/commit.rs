@@ -139,7 +139,7 @@ pub(super) fn commit(args: CommitArgs) -> anyhow::Result<u8> {
     let note = Note { author, message, changes: args.changes, ..note("commit", &args.name) };
     let paused = if args.pause { Paused::new(&held)? } else { None };
     held.settle()?;
-    let ground = Ground::of(&store, &held)?;
+    let ground = Ground::of(&held)?;
     let changes = base.is_some() && !args.squash;
     let done = ground
         .enter(|| {
@@ -222,7 +222,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<u8> {
     };
     let output = if to_dir { None } else { Some(Output::open(args.output.as_deref())?) };
     held.settle()?;
-    let ground = Ground::of(&store, &held)?;
+    let ground = Ground::of(&held)?;
     let note = note("export", &args.name);
     let write = |tree: Tree| -> Result<(), ImageError> {
         let place = output.as_ref().map(|output| BufWriter::with_capacity(256 << 10, &output.file));

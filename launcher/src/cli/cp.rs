@@ -119,7 +119,7 @@ impl Side {
         if matches!(held.state.spec.upper, Upper::Ram(_)) {
             anyhow::bail!("the changes of container '{name}' were in memory, and are gone with it");
         }
-        let plan = Box::new(held.plan(store)?);
+        let plan = Box::new(held.plan()?);
         Ok(Self::Ended(held, plan, path))
     }
 
@@ -143,7 +143,7 @@ impl Side {
                 work(root()?).and_then(told)
             })),
             Self::Ended(held, plan, _) => {
-                let merged = held.entry.dir().join("merged");
+                let merged = crate::plan::merged(&held.store);
                 Some(userns::start_with_map(&held.state.map, || {
                     work::prepare();
                     mounted::with_root(plan, &merged, work).and_then(told)

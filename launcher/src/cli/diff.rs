@@ -4,9 +4,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::ground::{self, Ground};
-use super::printable;
 use crate::diff::{Change, changes, decode, encode};
 use crate::store::Store;
+use crate::text::printable;
 
 /// List what was changed in a container's root filesystem.
 ///
@@ -21,7 +21,7 @@ pub(super) struct Args {
 pub(super) fn diff(args: &Args) -> anyhow::Result<u8> {
     let store = Store::open()?;
     let held = ground::hold(&store, &args.name)?;
-    let ground = Ground::of(&store, &held)?;
+    let ground = Ground::of(&held)?;
     let listed =
         ground.enter(|| Ok(encode(&changes(&ground.upper, &ground.lower, &ground.made)?)))?;
     let Some(changes) = decode(&listed) else { anyhow::bail!("the list of changes is damaged") };

@@ -5,9 +5,10 @@ use std::io::{self, IsTerminal as _};
 
 use serde_json::json;
 
-use super::{print, printable};
+use super::print;
 use crate::doctor::{Degree, Finding, diagnose};
 use crate::probe::health::health;
+use crate::text::{self, printable};
 
 /// Find out what on this host is in the way of containers, and what to do about it.
 ///
@@ -27,7 +28,7 @@ pub(super) fn doctor(args: &Args) -> anyhow::Result<u8> {
     let works = findings.iter().all(|finding| finding.degree < Degree::Problem);
     if args.json {
         let all = json!({ "works": works, "findings": findings });
-        print(&(serde_json::to_string_pretty(&all)? + "\n"))?;
+        print(&text::json(&all)?)?;
     } else {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         print(&told(&findings, io::stdout().is_terminal() && !plain))?;

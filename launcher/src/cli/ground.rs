@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use super::lifecycle;
 use crate::diff::Lower;
 use crate::image::pack::{Copies, Layer, PackError, Tree};
-use crate::plan::{InitStep, Paths, Plan, StorageStep, plan};
-use crate::spec::{Root, Upper};
+use crate::plan::{self, InitStep, Paths, Plan, StorageStep, plan};
+use crate::probe;
+use crate::spec::{Network, Root, Upper};
 use crate::store::{Claim, Container, Entry, State, Status, Store};
 use crate::sys::userns::{self, UsernsError};
 
@@ -18,6 +19,8 @@ use crate::sys::userns::{self, UsernsError};
 pub(super) struct Held {
     pub(super) entry: Entry,
     pub(super) state: State,
+    /// The store it lies in, free of links.
+    pub(super) store: PathBuf,
     /// Of one that does not run: nobody can start or remove it meanwhile.
     lock: Option<Container>,
 }
@@ -32,7 +35,7 @@ pub(super) fn hold(store: &Store, name: &str) -> anyhow::Result<Held> {
     let Some((state, _)) = entry.state()? else {
         anyhow::bail!("container '{name}' is just being made: try again");
     };
-    Ok(Held { entry, state, lock })
+    Ok(Held { entry, state, store: std::fs::canonicalize(store.root())?, lock })
 }
 
 impl Held {
@@ -49,22 +52,24 @@ impl Held {
 
     /// The plan as it was for the container: what was hidden and mounted is
     /// decided anew.
-    pub(super) fn plan(&self, store: &Store) -> anyhow::Result<Plan> {
+    pub(super) fn plan(&self) -> anyhow::Result<Plan> {
         let dir = self.entry.dir();
         let paths = Paths {
             dir: dir.to_owned(),
-            store: std::fs::canonicalize(store.root())?,
+            store: self.store.clone(),
             upper: dir.join("upper"),
             work: dir.join("work"),
         };
-        Ok(plan(&self.state.spec, &crate::probe::probe(), self.entry.name(), &paths)?)
+        let spec = &self.state.spec;
+        let host = probe::probe(self.state.map.clone(), spec.network == Network::Netstack);
+        Ok(plan(spec, &host, self.entry.name(), &paths)?)
     }
 
     /// Has what programs in the container wrote through mappings written to the
     /// upper layer.
     pub(super) fn settle(&self) -> anyhow::Result<()> {
         let Some(overlay) = self.overlay()? else { return Ok(()) };
-        let merged = self.entry.dir().join("merged");
+        let merged = plan::merged(&self.store);
         let synced = userns::enter_process(overlay.as_fd(), || {
             let root = File::open(&merged).map_err(|error| error.to_string())?;
             nix::unistd::syncfs(root.as_fd()).map_err(|errno| errno.to_string())?;
@@ -97,14 +102,14 @@ impl<'a> Ground<'a> {
     ///
     /// # Errors
     /// When its changes are gone.
-    pub(super) fn of(store: &Store, held: &'a Held) -> anyhow::Result<Self> {
+    pub(super) fn of(held: &'a Held) -> anyhow::Result<Self> {
         let Held { entry, state, .. } = held;
-        let plan = held.plan(store)?;
+        let plan = held.plan()?;
         let (layers, hidden) = match &state.spec.root {
             Root::Dir(root) => (vec![root.clone()], BTreeSet::new()),
             Root::Image(image) => (image.layers.clone(), BTreeSet::new()),
             Root::Host => {
-                let shown_at = entry.dir().join("lower");
+                let shown_at = plan::scratch(&held.store).join("lower");
                 let hidden = plan.storage.iter().filter_map(|step| match step {
                     StorageStep::Hide { path, .. } => path.strip_prefix(&shown_at).ok(),
                     _ => None,
@@ -153,7 +158,8 @@ impl<'a> Ground<'a> {
             layers.push(Layer { public, hidden, ..layer });
         }
         let single = self.held.state.map.is_single();
-        let copies = Copies::open(&self.upper.with_file_name("work"))?;
+        let below = plan::layers_below(&self.held.state.spec.root);
+        let copies = Copies::open(&self.upper.with_file_name("work"), below)?;
         Ok(Tree { without: self.made.clone(), copies, ..Tree::of(layers, changes, single) })
     }
 }

@@ -13,6 +13,7 @@ use crate::spec::{
     Network, Protocol, Restart, Root, Seccomp, Spec, Tmpfs, TmpfsOptions, Ulimit, Upper,
 };
 use crate::store::{Entry, State, Status, Store};
+use crate::text;
 
 /// Print all that is known of containers, as JSON.
 ///
@@ -35,7 +36,7 @@ pub(super) fn inspect(args: &Args) -> anyhow::Result<u8> {
         all.push(describe(&entry, &state));
         Ok(())
     });
-    print(&(serde_json::to_string_pretty(&all)? + "\n"))?;
+    print(&text::json(&all)?)?;
     Ok(code)
 }
 

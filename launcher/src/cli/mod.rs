@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::sys::fd;
+use crate::text::printable;
 
 mod choose;
 mod commit;
@@ -80,10 +81,25 @@ enum Command {
     Cp(cp::Args),
     Gc(gc::Args),
     Image(image::Args),
+    Images(image::LsArgs),
     Doctor(doctor::Args),
     Policy(policy::Args),
     Setup(setup::Args),
     Completion(completion::Args),
+}
+
+/// `run` alone. The whole command line has hundreds of options, and a start would wait for
+/// all of them to be made.
+#[derive(Debug, Parser)]
+#[command(name = "coracle")]
+struct Usual {
+    #[command(subcommand)]
+    command: UsualCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum UsualCommand {
+    Run(Box<run::RunArgs>),
 }
 
 /// The definition of the command line, as manual pages and completions need it.
@@ -140,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => (commit::export(&args), 1),
         Command::Cp(args) => (cp::cp(&args), 1),
         Command::Image(args) => (image::image(&args), 1),
+        Command::Images(args) => (image::images(&args), 1),
         Command::Doctor(args) => (doctor::doctor(&args), 1),
         Command::Policy(args) => (policy::policy(&args), 1),
         Command::Completion(args) => (completion::completion(&args), 1),
@@ -165,6 +182,12 @@ enum Unread {
 fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Unread> {
     use clap::error::ErrorKind;
     let args: Vec<OsString> = args.into_iter().collect();
+    // Whatever is wrong with it, or asked for instead, the whole one says better.
+    if args.get(1).is_some_and(|word| word == "run")
+        && let Ok(Usual { command: UsualCommand::Run(args) }) = Usual::try_parse_from(&args)
+    {
+        return Ok(Cli { command: Command::Run(args) });
+    }
     Cli::try_parse_from(&args).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unread::Asked(error.to_string()),
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -226,19 +249,6 @@ fn complain(error: impl std::fmt::Display) {
     let line = printable(&error.to_string());
     // There is nowhere to tell that standard error is gone.
     drop(writeln!(io::stderr().lock(), "coracle: {line}"));
-}
-
-/// Text that stays on its line and does nothing to a terminal.
-fn printable(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-    line
 }
 
 /// Writes to standard output, all of it.

@@ -11,11 +11,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::channel::Fault;
 use crate::plan::Plan;
-use crate::spawn::{self, Kinship, Theirs};
+use crate::spawn::{self, Service, Theirs};
 use crate::stage::in_root::InRoot;
-use crate::stage::storage::carry_out;
+use crate::stage::storage::{self, carry_out};
 
 /// Mounts it at `merged` as `plan` says, does `work` with it, and has what was changed
 /// written back. To be called as root of a user namespace with the container's ids, in
@@ -35,13 +34,17 @@ pub(super) fn with_root<T>(
         .map_err(|errno| told("cannot make a file in memory", errno.into()))?;
     let stderr = said.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     let pipes = Theirs { exit: exit.into(), stderr };
-    let mut overlay = None;
     for step in &plan.storage {
-        let started = carry_out(step, &pipes, Kinship::Child);
-        overlay = started.map_err(|fault: Fault| fault.to_string())?.or(overlay);
+        carry_out(step).map_err(|fault| fault.to_string())?;
     }
+    let Some((program, arguments, dir)) = storage::overlay(plan) else {
+        return Err("no overlay was to be started".to_owned());
+    };
+    let service = Service { program, arguments: &arguments, dir, inherited: &[] };
+    let mut overlay = service
+        .start(&pipes)
+        .map_err(|error| told(&format!("cannot start {}", program.display()), error))?;
     drop(pipes);
-    let Some(mut overlay) = overlay else { return Err("no overlay was to be started".to_owned()) };
     let mounted = spawn::wait_ready(&mut overlay.ready).map_err(|_| String::new());
     let done = mounted.and_then(|()| {
         InRoot::open_root(merged)

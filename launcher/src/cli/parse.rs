@@ -202,6 +202,19 @@ pub fn label(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// Reads a file of labels: a `KEY[=VALUE]` a line; empty lines and those that begin with
+/// `#` mean nothing.
+///
+/// # Errors
+/// A reason, with the number of the line.
+pub fn label_file(text: &str) -> Result<Vec<(String, String)>, String> {
+    let lines = text.lines().map(str::trim_start).enumerate();
+    lines
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(number, line)| label(line).map_err(|why| format!("line {}: {why}", number + 1)))
+        .collect()
+}
+
 /// Checks a container's name, see [`is_name`].
 ///
 /// # Errors

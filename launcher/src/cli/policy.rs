@@ -10,6 +10,7 @@ use crate::plan;
 use crate::policy::{self, profile};
 use crate::probe;
 use crate::spec::Security;
+use crate::text::printable_lines;
 
 /// Look at policies, which `coracle run --policy` puts into force.
 #[derive(Debug, clap::Args)]
@@ -32,8 +33,8 @@ enum Command {
 pub(super) fn policy(args: &Args) -> anyhow::Result<u8> {
     let Command::Explain { file } = &args.command;
     let security = apply(Security::default(), file, Vec::new(), Vec::new())?;
-    let host = probe::probe();
-    print(&explain(&security, host.landlock))?;
+    let host = probe::probe(probe::id_map(), true);
+    print(&printable_lines(&explain(&security, host.landlock)))?;
     let mut code = 0;
     for lack in plan::unenforced(&security, host.landlock) {
         complain(&lack.what);

@@ -8,10 +8,11 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::filter::{self, Filter};
-use super::{complain, print, printable};
+use super::{complain, print};
 use crate::clock;
 use crate::spec::{Network, Protocol, Publish, Root};
 use crate::store::{State, Status, Store, StoreError};
+use crate::text::{self, printable};
 
 /// List containers.
 #[derive(Debug, clap::Args)]
@@ -93,7 +94,7 @@ pub(super) fn ps(args: &Args) -> anyhow::Result<u8> {
     let text = match args.format {
         _ if args.quiet => rows.iter().fold(String::new(), |text, row| text + &row.name + "\n"),
         Format::Table => table(&rows, clock::now(), args.no_trunc),
-        Format::Json => serde_json::to_string_pretty(&rows)? + "\n",
+        Format::Json => text::json(&rows)?,
     };
     print(&text)?;
     Ok(code)

@@ -18,9 +18,10 @@ use super::security::{LONGEST, SecurityArgs, read_text};
 use super::{complain, image, lifecycle, limits, parse, print};
 use crate::image::config;
 use crate::image::store::{Image, Images};
-use crate::run::Mode;
-use crate::spec::{Network, Protocol, Publish, Restart, Root, Spec, Upper};
+use crate::run::{Early, Mode};
+use crate::spec::{Limits, Network, Protocol, Publish, Restart, Root, Spec, Upper};
 use crate::store::{Container, Store};
+use crate::text::printable_lines;
 
 /// Run a command in a new container.
 ///
@@ -139,6 +140,10 @@ struct Args {
     #[arg(short, long = "label", value_name = "KEY[=VALUE]", value_parser = parse::label)]
     labels: Vec<(String, String)>,
 
+    /// Labels that FILE has, a line each; --label goes before
+    #[arg(long = "label-file", value_name = "FILE")]
+    label_files: Vec<PathBuf>,
+
     /// Working directory in the container [default: /]
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -163,6 +168,10 @@ struct Args {
     )]
     publish: Vec<Publish>,
 
+    /// Name ports that --publish-all publishes besides those of the image
+    #[arg(long, value_name = "PORT[-PORT][/tcp|udp]", value_parser = exposed)]
+    expose: Vec<Exposed>,
+
     /// Network of the container
     #[arg(long, alias = "net", value_enum, default_value = "netstack", value_name = "NETWORK")]
     network: NetworkArg,
@@ -180,7 +189,7 @@ struct Args {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
 
-    /// Publish all ports that the image exposes, on free ports of the host
+    /// Publish all ports that the image or --expose names, on free ports of the host
     #[arg(short = 'P', long)]
     publish_all: bool,
 
@@ -202,6 +211,16 @@ struct Args {
     /// The image, then command and arguments [default: the image's, or a shell]
     #[arg(trailing_var_arg = true, value_name = "IMAGE")]
     command: Vec<String>,
+}
+
+/// Ports of one `--expose`.
+#[derive(Debug, Clone)]
+struct Exposed(Vec<(u16, Protocol)>);
+
+fn exposed(text: &str) -> Result<Exposed, String> {
+    config::ports(text).map(Exposed).ok_or_else(|| {
+        format!("'{text}' names no ports: use PORT, PORT-PORT, or either with /tcp or /udp")
+    })
 }
 
 /// Variables of the environment.
@@ -260,6 +279,11 @@ enum NetworkArg {
 /// Runs a container; returns the command's exit code.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { detach, keys, make } = args;
+    // This process is the monitor then; what it takes in any case is begun at once. Bounds
+    // may take a control group that this process has to be alone in.
+    let bounded = make.limits.limits() != Limits::default();
+    let in_front = !(detach || make.tty || make.dry_run || bounded);
+    let early = in_front.then(|| Early::begin(make.interactive)).transpose()?;
     let Some((mut spec, container, cidfile)) = prepare(make)? else { return Ok(0) };
     spec.detach = detach;
     let name = container.name.clone();
@@ -268,7 +292,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<u8> {
     } else {
         Mode::Foreground { input: spec.interactive, keys: keys.keys }
     };
-    let code = crate::run::run(spec, container, mode)?;
+    let code = crate::run::run(spec, container, mode, early)?;
     cidfile.into_iter().for_each(Fresh::keep);
     if detach && code == 0 {
         print(&format!("{name}\n"))?;
@@ -307,13 +331,13 @@ fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container, Option<Fre
         spec = config::apply(spec, &found.image, wanted, found.lowers, &options)
             .map_err(anyhow::Error::msg)?;
         spec.stop_signal = spec.stop_signal.or(stop_signal(&found.image)?);
-        choose_ports(&mut spec)?;
         based = Some((images, found.image, lock));
     }
+    choose_ports(&mut spec)?;
     if dry_run {
         let name = spec.name.clone().unwrap_or_else(|| "NAME".to_owned());
         let plan = crate::run::dry_run(&spec, &store.dir_of(&name), store.root())?;
-        print(&plan.to_string())?;
+        print(&printable_lines(&plan.to_string()))?;
         return Ok(None);
     }
     sweep(&store)?;
@@ -445,8 +469,9 @@ impl Args {
         let words = self.command.len();
         let escaped = argv.len() > words && argv[argv.len() - words - 1] == "--";
         if words == 0 || escaped || self.rootfs.is_some() {
+            let unnamed = self.publish_all && self.expose.is_empty();
             for (given, option) in
-                [(self.entrypoint.is_some(), "--entrypoint"), (self.publish_all, "--publish-all")]
+                [(self.entrypoint.is_some(), "--entrypoint"), (unnamed, "--publish-all")]
             {
                 if given {
                     anyhow::bail!("{option} needs an image");
@@ -508,6 +533,18 @@ impl Args {
                 "--rm and --restart contradict each other: what is removed is not run again"
             );
         }
+        let mut labels = BTreeMap::new();
+        for file in &self.label_files {
+            let what = || format!("--label-file {}", file.display());
+            let text = read_text(file, LONGEST).with_context(what)?;
+            labels.extend(parse::label_file(&text).map_err(anyhow::Error::msg).with_context(what)?);
+        }
+        labels.extend(self.labels);
+        let mut publish = self.publish;
+        if self.publish_all {
+            let ports = self.expose.into_iter().flat_map(|Exposed(ports)| ports);
+            config::publish_free(&mut publish, ports);
+        }
         Ok(Spec {
             name: self.name,
             root: self.rootfs.map_or(Root::Host, |dir| Root::Dir(cwd.join(dir))),
@@ -522,7 +559,7 @@ impl Args {
             user: self.user,
             volumes,
             hostname: self.hostname,
-            publish: self.publish,
+            publish,
             network,
             command: self.command,
             stop_signal: self.stop_signal.map(|signal| signal as i32),
@@ -532,7 +569,7 @@ impl Args {
             ulimits: self.limits.ulimits,
             no_init: self.no_init && !self.init,
             memory: self.memory.into_memory(tmpfs, cwd)?,
-            labels: self.labels.into_iter().collect(),
+            labels,
             names: self.names.into_names(network)?,
             stop_timeout: self.stop_timeout,
             pid_file: self.pidfile.map(|file| cwd.join(file)),
@@ -634,6 +671,36 @@ mod tests {
     }
 
     #[test]
+    fn files_of_labels_come_before_labels() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("labels");
+        fs::write(&file, "# ours\na=file\n\n  b=x=y\nalone\n").unwrap();
+        let file = file.to_str().unwrap();
+        let read = spec(&["-l", "a=given", "--label-file", file]).unwrap();
+        let labels: Vec<_> = read.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(labels, ["a=given", "alone=", "b=x=y"]);
+        fs::write(file, "a=1\n=2\n").unwrap();
+        let error = spec(&["--label-file", file]).unwrap_err();
+        assert!(error.contains("labels"), "{error}");
+    }
+
+    #[test]
+    fn exposed_ports_are_published_when_asked_for() {
+        let ports = |args: &[&str]| -> Vec<_> {
+            let publish = spec(args).unwrap().publish.into_iter();
+            publish.map(|p| (p.host_port, p.container_port, p.protocol)).collect()
+        };
+        let exposed = ["--expose", "80-81", "--expose", "53/udp", "-p", "8080:80"];
+        assert_eq!(ports(&exposed), [(8080, 80, Protocol::Tcp)]);
+        let all = [&exposed[..], &["-P"]].concat();
+        let free = [(8080, 80, Protocol::Tcp), (0, 81, Protocol::Tcp), (0, 53, Protocol::Udp)];
+        assert_eq!(ports(&all), free);
+        for bad in ["", "0", "http", "80/sctp", "9-8", "70000"] {
+            assert!(spec(&["--expose", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn options_after_the_command_are_the_commands() {
         let spec = spec(&["--rm", "ls", "--name", "x", "--", "-d"]).unwrap();
         assert!(spec.remove);
@@ -660,6 +727,7 @@ mod tests {
         assert_eq!(image("run --rootfs d ls"), none("ls"));
         assert_eq!(image("run --rootfs d -- ls"), none("ls"));
         assert_eq!(image("run"), none(""));
+        assert_eq!(image("run -P --expose 80 -- ls"), none("ls"));
         assert!(image("run -P -- ls").is_err() && image("run --entrypoint x -- ls").is_err());
     }
 

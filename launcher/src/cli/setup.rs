@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
-use super::{print, printable};
+use super::print;
 use crate::setup::{Edit, File, database, expanded, line_diff, other_store};
 use crate::spawn;
 use crate::store::Store;
+use crate::text::printable;
 
 /// Make another engine use the network and the overlay of these programs.
 ///

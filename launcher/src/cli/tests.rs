@@ -58,11 +58,6 @@ fn a_cause_is_told_once() {
     assert_eq!(reason(&context), format!("no luck: cannot open /y: {missing}"));
 }
 
-#[test]
-fn messages_do_nothing_to_a_terminal() {
-    assert_eq!(printable("a\x1b[2J\nb\u{9b}ä"), "a\\u{1b}[2J\\nb\\u{9b}ä");
-}
-
 proptest! {
     #[test]
     fn any_command_line_is_read_or_refused_in_one_line(

@@ -10,10 +10,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::ps::{Format, age, columns};
-use super::{for_each, print, printable};
+use super::{for_each, print};
 use crate::clock;
 use crate::spec::Network;
 use crate::store::{State, Status, Store};
+use crate::text::{self, printable};
 use crate::usage::{self, Task, Usage};
 
 /// List the processes of a container, with their numbers inside and on the host.
@@ -58,7 +59,7 @@ pub(super) fn top(args: &TopArgs) -> anyhow::Result<u8> {
         .with_context(|| format!("container '{}' has just ended", args.name))?;
     print(&match args.format {
         Format::Table => table(&tasks),
-        Format::Json => serde_json::to_string_pretty(&tasks)? + "\n",
+        Format::Json => text::json(&tasks)?,
     })?;
     Ok(0)
 }
@@ -137,7 +138,7 @@ pub(super) fn stats(args: &StatsArgs) -> anyhow::Result<u8> {
             Format::Table => format!("{clear}{}", amounts(&rows)),
             // A line each time, so that a reader of the stream finds its ends.
             Format::Json if streams => serde_json::to_string(&rows)? + "\n",
-            Format::Json => serde_json::to_string_pretty(&rows)? + "\n",
+            Format::Json => text::json(&rows)?,
         })?;
         let none_left = rows.is_empty() && !args.names.is_empty();
         if !streams || none_left || !pause(Duration::from_secs(args.interval.into()))? {

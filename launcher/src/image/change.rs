@@ -89,7 +89,8 @@ impl Change {
             }
             What::Expose => {
                 for port in value.split_whitespace() {
-                    super::config::ports(port)?;
+                    super::config::ports(port)
+                        .ok_or_else(|| format!("'{port}' names no port of TCP or UDP"))?;
                     config.exposed_ports.get_or_insert_default().insert(port.to_owned(), json!({}));
                 }
                 given().ok_or("EXPOSE needs a port, as in EXPOSE 80/tcp")?;

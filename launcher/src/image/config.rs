@@ -61,15 +61,10 @@ pub fn apply(
     }
     if options.publish_all {
         for text in config.exposed_ports.iter().flatten().map(|(port, _)| port) {
-            for (container_port, protocol) in ports(text)? {
-                let taken =
-                    |p: &Publish| p.container_port == container_port && p.protocol == protocol;
-                if !spec.publish.iter().any(taken) {
-                    // 0: to be chosen.
-                    let publish = Publish { host_ip: None, host_port: 0, container_port, protocol };
-                    spec.publish.push(publish);
-                }
-            }
+            let ports = ports(text).ok_or_else(|| {
+                format!("the image exposes '{text}', which is no port, or none of tcp and udp")
+            })?;
+            publish_free(&mut spec.publish, ports);
         }
     }
     let mut volumes = BTreeSet::new();
@@ -108,18 +103,30 @@ pub(super) fn inside(text: &str) -> Option<PathBuf> {
     sound.then(|| path.components().collect())
 }
 
-/// `PORT[-PORT][/PROTOCOL]`.
-pub(super) fn ports(text: &str) -> Result<Vec<(u16, Protocol)>, String> {
-    let bad = || format!("the image exposes '{text}', which is no port");
+/// Publishes ports that are not published yet, on ports that are to be chosen.
+pub fn publish_free(publish: &mut Vec<Publish>, ports: impl IntoIterator<Item = (u16, Protocol)>) {
+    for (container_port, protocol) in ports {
+        let taken = |p: &Publish| p.container_port == container_port && p.protocol == protocol;
+        if !publish.iter().any(taken) {
+            // 0: to be chosen.
+            publish.push(Publish { host_ip: None, host_port: 0, container_port, protocol });
+        }
+    }
+}
+
+/// Reads `PORT[-PORT][/PROTOCOL]`, of TCP and UDP; `None` when it is nothing of the kind.
+#[must_use]
+pub fn ports(text: &str) -> Option<Vec<(u16, Protocol)>> {
     let (ports, protocol) = match text.split_once('/') {
-        None | Some((_, "tcp")) => (text.split('/').next().unwrap_or_default(), Protocol::Tcp),
+        None => (text, Protocol::Tcp),
+        Some((ports, "tcp")) => (ports, Protocol::Tcp),
         Some((ports, "udp")) => (ports, Protocol::Udp),
-        Some(_) => return Err(format!("the image exposes '{text}': only tcp and udp are known")),
+        Some(_) => return None,
     };
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(bad);
+    let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
     let (first, last) = (number(first)?, number(last)?);
-    Ok((first..=last).map(|port| (port, protocol)).collect())
+    (first <= last).then(|| (first..=last).map(|port| (port, protocol)).collect())
 }
 
 #[cfg(test)]

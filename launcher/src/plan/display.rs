@@ -61,6 +61,11 @@ impl fmt::Display for StorageStep {
                 write!(f, "show {} and all below it at {}", source.display(), target.display())
             }
             Self::Hide { path, mode } => write!(f, "hide {} (mode {mode:o})", path.display()),
+            Self::Scratch(path) => write!(f, "mount memory of its own at {}", path.display()),
+            Self::ScratchDirectory(path) => write!(f, "make directory {}", path.display()),
+            Self::ScratchFile { path, content } => {
+                write!(f, "write {} ({} bytes)", path.display(), content.len())
+            }
             Self::Ram { target, size: Some(size) } => {
                 write!(f, "mount {size} bytes of memory at {}", target.display())
             }

@@ -1,7 +1,7 @@
 //! What a plan consists of.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,26 @@ pub struct Paths {
     pub upper: PathBuf,
     /// The overlay's work directory for that.
     pub work: PathBuf,
+}
+
+impl Paths {
+    /// Where each container has memory of its own mounted, which no other sees.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        scratch(&self.store)
+    }
+}
+
+/// As [`Paths::scratch`], in this store.
+#[must_use]
+pub fn scratch(store: &Path) -> PathBuf {
+    store.join("mnt")
+}
+
+/// Where a container's root is mounted, seen by its overlay.
+#[must_use]
+pub fn merged(store: &Path) -> PathBuf {
+    scratch(store).join("root")
 }
 
 /// Why what the user wants cannot be done here.
@@ -54,7 +74,7 @@ pub enum PlanError {
 pub enum MonitorStep {
     /// Makes a directory, unless it is there.
     MakeDirectory(PathBuf),
-    /// Writes a file that the container will see.
+    /// Writes a file for netstack.
     WriteFile {
         /// Its path on the host.
         path: PathBuf,
@@ -100,6 +120,18 @@ pub enum StorageStep {
         path: PathBuf,
         /// Its permissions.
         mode: u32,
+    },
+    /// Mounts memory of the stage's own here: for mount points, and for files that the
+    /// container will see.
+    Scratch(PathBuf),
+    /// Makes a directory there that everybody may look into (0755).
+    ScratchDirectory(PathBuf),
+    /// Writes a file there that everybody may read (0644).
+    ScratchFile {
+        /// Its path on the host.
+        path: PathBuf,
+        /// All of it.
+        content: String,
     },
     /// Mounts a file system in memory.
     Ram {
@@ -269,4 +301,12 @@ pub struct Plan {
     pub workload: Workload,
     /// What was asked for and cannot be had here, in words.
     pub lacking: Vec<String>,
+}
+
+impl Plan {
+    /// The container starts only when netstack is ready, too.
+    #[must_use]
+    pub fn has_netstack(&self) -> bool {
+        self.monitor.iter().any(|step| matches!(step, MonitorStep::Netstack { .. }))
+    }
 }

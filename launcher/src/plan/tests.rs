@@ -78,15 +78,11 @@ fn part(plan: &Plan, heading: &str) -> Vec<String> {
 fn golden_host_root() {
     let plan = plan(&spec(), &host(false), "boat", &paths()).unwrap();
     let d = "/home/ada/.local/share/coracle/c";
+    let m = "/home/ada/.local/share/coracle/mnt";
     assert_eq!(
         part(&plan, "monitor"),
         [
-            format!("make directory {d}/merged"),
-            format!("make directory {d}/lower"),
             "start /opt/netstack --mtu 65520 --disable-host-loopback --enable-sandbox --enable-seccomp --enable-ipv6".to_owned(),
-            format!("write {d}/hostname (5 bytes)"),
-            format!("write {d}/hosts (77 bytes)"),
-            format!("write {d}/resolv.conf (66 bytes)"),
         ]
     );
     assert_eq!(
@@ -101,22 +97,33 @@ fn golden_host_root() {
     assert_eq!(
         part(&plan, "storage"),
         [
-            format!("show / and all below it at {d}/lower"),
-            format!("hide {d}/lower/dev (mode 755)"),
-            format!("hide {d}/lower/home (mode 755)"),
-            format!("hide {d}/lower/media (mode 755)"),
-            format!("hide {d}/lower/proc (mode 755)"),
-            format!("hide {d}/lower/root (mode 700)"),
-            format!("hide {d}/lower/run (mode 755)"),
-            format!("hide {d}/lower/srv/people/bob (mode 755)"),
-            format!("hide {d}/lower/sys (mode 755)"),
-            format!("hide {d}/lower/tmp (mode 1777)"),
-            format!("hide {d}/lower/var/tmp (mode 1777)"),
+            format!("mount memory of its own at {m}"),
+            format!("make directory {m}/root"),
+            format!("make directory {m}/base/"),
+            format!("make directory {m}/base/proc"),
+            format!("make directory {m}/base/dev"),
+            format!("make directory {m}/base/sys"),
+            format!("make directory {m}/base/etc"),
+            format!("write {m}/base/etc/hostname (5 bytes)"),
+            format!("write {m}/base/etc/hosts (77 bytes)"),
+            format!("write {m}/base/etc/resolv.conf (66 bytes)"),
+            format!("make directory {m}/lower"),
+            format!("show / and all below it at {m}/lower"),
+            format!("hide {m}/lower/dev (mode 755)"),
+            format!("hide {m}/lower/home (mode 755)"),
+            format!("hide {m}/lower/media (mode 755)"),
+            format!("hide {m}/lower/proc (mode 755)"),
+            format!("hide {m}/lower/root (mode 700)"),
+            format!("hide {m}/lower/run (mode 755)"),
+            format!("hide {m}/lower/srv/people/bob (mode 755)"),
+            format!("hide {m}/lower/sys (mode 755)"),
+            format!("hide {m}/lower/tmp (mode 1777)"),
+            format!("hide {m}/lower/var/tmp (mode 1777)"),
             format!("make directory {d}/upper"),
             format!("make directory {d}/work"),
             format!(
-                "start /opt/overlayfs-fuse -f -o lowerdir={d}/lower,upperdir={d}/upper,\
-                 workdir={d}/work,unmapped_root,public_lower {d}/merged"
+                "start /opt/overlayfs-fuse -f -o lowerdir={m}/lower,upperdir={d}/upper,\
+                 workdir={d}/work,unmapped_root,public_lower {m}/root"
             ),
         ]
     );
@@ -124,7 +131,10 @@ fn golden_host_root() {
     let start = [
         "make tap0 10.0.2.100/24 fd00::100/64 with 2 queues, send it to the monitor".to_owned(),
         "bring up lo".to_owned(),
-        format!("take {d}/merged as the root"),
+        "let everybody listen on ports below 1024".to_owned(),
+        "let groups 0 to 65536 ping".to_owned(),
+        "set the host name boat".to_owned(),
+        format!("take {m}/root as the root"),
         "mount proc at /proc".to_owned(),
         "mount tmpfs at /dev".to_owned(),
         "mount devpts at /dev/pts".to_owned(),
@@ -137,11 +147,9 @@ fn golden_host_root() {
     let middle = [
         "mount tmpfs (mode 755) at /run".to_owned(),
         "mount tmpfs (mode 1777) at /tmp".to_owned(),
-        "let groups 0 to 65536 ping".to_owned(),
-        format!("show {d}/hostname at /etc/hostname"),
-        format!("show {d}/hosts at /etc/hosts"),
-        format!("show {d}/resolv.conf at /etc/resolv.conf"),
-        "set the host name boat".to_owned(),
+        format!("show {m}/base/etc/hostname at /etc/hostname"),
+        format!("show {m}/base/etc/hosts at /etc/hosts"),
+        format!("show {m}/base/etc/resolv.conf at /etc/resolv.conf"),
         "make the root the root".to_owned(),
     ];
     let at = init.iter().position(|line| *line == middle[0]).unwrap();
@@ -168,16 +176,18 @@ fn golden_directory_in_memory_without_network() {
     };
     let plan = plan(&spec, &host(true), "boat", &paths()).unwrap();
     let d = "/home/ada/.local/share/coracle/c";
+    let m = "/home/ada/.local/share/coracle/mnt";
     assert_eq!(
-        part(&plan, "storage"),
+        part(&plan, "storage")[8..],
         [
             format!("mount 1048576 bytes of memory at {d}/ram"),
             format!("make directory {d}/ram/upper"),
             format!("make directory {d}/ram/work"),
+            format!("write {m}/apt.conf (66 bytes)"),
             format!(
-                "start /opt/overlayfs-fuse -f -o lowerdir=/srv/a\\:b\\054c\\134d,\
+                "start /opt/overlayfs-fuse -f -o lowerdir=/srv/a\\:b\\054c\\134d:{m}/base,\
                  upperdir={d}/ram/upper,workdir={d}/ram/work,unmapped_root,xattr_permissions=2,kept_owners \
-                 {d}/merged"
+                 {m}/root"
             ),
         ]
     );
@@ -186,7 +196,7 @@ fn golden_directory_in_memory_without_network() {
     assert_eq!(init.last().unwrap(), "make / read-only");
     // The volume takes the place of the generated file; no name server to name.
     assert!(init.contains(&"show /srv/data at /etc/hosts, read-only".to_owned()));
-    assert!(!plan.to_string().contains("c/hosts ("));
+    assert!(!plan.to_string().contains("etc/hosts ("));
     assert!(!plan.to_string().contains("resolv.conf"));
     let memory = "mount tmpfs (mode 1777) at /tmp".to_owned();
     assert!(init.contains(&memory) && !init.contains(&"mount tmpfs (mode 755) at /etc".to_owned()));
@@ -237,13 +247,13 @@ fn host_network_keeps_the_hosts_names() {
     let plan = plan(&spec, &host(false), "boat", &paths()).unwrap();
     assert!(!plan.own_network);
     let written = |name: &str| {
-        plan.monitor.iter().find_map(|step| match step {
-            MonitorStep::WriteFile { path, content } if path.ends_with(name) => Some(content),
+        plan.storage.iter().find_map(|step| match step {
+            StorageStep::ScratchFile { path, content } if path.ends_with(name) => Some(content),
             _ => None,
         })
     };
-    assert_eq!(written("c/resolv.conf").unwrap(), &host(false).resolv_conf);
-    assert_eq!(written("c/hosts").unwrap(), "127.0.0.1 localhost\n127.0.1.1\tother\n");
+    assert_eq!(written("etc/resolv.conf").unwrap(), &host(false).resolv_conf);
+    assert_eq!(written("etc/hosts").unwrap(), "127.0.0.1 localhost\n127.0.1.1\tother\n");
     assert!(plan.init.contains(&InitStep::HostSysfs));
     assert!(!plan.to_string().contains("ping"));
 }
@@ -278,15 +288,26 @@ fn many_layers_are_named_shortly() {
         workdir: None,
         volumes: Vec::new(),
     };
-    let spec = Spec { root: Root::Image(image), ..spec() };
+    let spec = Spec { root: Root::Image(image.clone()), ..spec() };
     let plan = plan(&spec, &host(false), "box", &paths()).unwrap();
     let step = plan.storage.iter().find_map(|step| match step {
         StorageStep::Overlay { options, dir, .. } => Some((options.clone(), dir.clone())),
         _ => None,
     });
     let (options, dir) = step.unwrap();
-    assert!(options.starts_with("lowerdir=b.single/fs:a.single/fs,upperdir=/"), "{options}");
+    let lowers =
+        "lowerdir=b.single/fs:a.single/fs:/home/ada/.local/share/coracle/mnt/base,upperdir=/";
+    assert!(options.starts_with(lowers), "{options}");
     assert_eq!(dir, Path::new("/data/layers"));
+    // The overlay joins no more than 500.
+    for (count, below) in [(0, 1), (1, 1), (499, 1), (500, 0)] {
+        let image = crate::spec::ImageRoot {
+            layers: vec!["/data/layers/a".into(); count],
+            ..image.clone()
+        };
+        assert_eq!(layers_below(&Root::Image(image)), below, "{count}");
+    }
+    assert_eq!((layers_below(&Root::Host), layers_below(&Root::Dir("/x".into()))), (0, 1));
 }
 
 #[test]

@@ -102,7 +102,7 @@ pub struct Health {
 
 /// Looks, and tries.
 pub fn health() -> Health {
-    let caps = super::probe();
+    let caps = super::probe(super::id_map(), true);
     let single = IdMap { uids: caps.map.uids[..1].to_vec(), gids: caps.map.gids[..1].to_vec() };
     let namespace = enter_with_map(&single, namespaces).err().map(|error| in_words(&error));
     // Without namespaces there is nothing to be told of their ids.

@@ -59,11 +59,11 @@ pub struct Place {
     pub leave: bool,
 }
 
-/// Looks.
-pub fn probe() -> HostCaps {
+/// Looks, for containers with the ids of `map`; at what netstack takes only with `network`.
+pub fn probe(map: IdMap, network: bool) -> HostCaps {
     let usable = |device: &str| fs::OpenOptions::new().read(true).write(true).open(device).is_ok();
     HostCaps {
-        map: id_map(),
+        map,
         homes: homes(&fs::read_to_string("/etc/passwd").unwrap_or_default()),
         resolv_conf: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         hosts: fs::read_to_string("/etc/hosts").unwrap_or_default(),
@@ -71,12 +71,17 @@ pub fn probe() -> HostCaps {
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default(),
         ipv6: Path::new("/proc/net/if_inet6").exists(),
-        processors: std::thread::available_parallelism().map_or(1, usize::from),
+        processors: if network {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        } else {
+            1
+        },
         term: env::var("TERM").ok(),
         overlay: spawn::find("overlayfs-fuse"),
-        netstack: spawn::find("netstack"),
+        netstack: if network { spawn::find("netstack") } else { None },
         fuse: usable("/dev/fuse"),
-        tun: usable("/dev/net/tun"),
+        // To open it makes a socket, which is not had for nothing.
+        tun: network && usable("/dev/net/tun"),
         landlock: crate::sys::landlock::version(),
         groups: cgroup::places(),
     }

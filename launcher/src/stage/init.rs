@@ -1,11 +1,12 @@
 //! The container's first process: makes its network and its mounts, starts the
 //! workload, reaps, forwards signals, and ends as the workload does.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -44,7 +45,7 @@ pub fn main(
     owners: Option<Channel>,
 ) -> u8 {
     let started = set_up(channel, plan, mounted)
-        .and_then(|slave| start(channel, plan, Filter { code: filter, owners }, slave));
+        .and_then(|ready| start(channel, plan, Filter { code: filter, owners }, ready));
     match started {
         Ok(workload) => supervise(channel, workload),
         Err(fault) => {
@@ -58,49 +59,68 @@ pub fn main(
     }
 }
 
-fn set_up(
-    channel: &Channel,
-    plan: &Plan,
-    mounted: io::PipeReader,
-) -> Result<Option<OwnedFd>, Fault> {
+/// What [`start`] goes on with.
+struct Ready {
+    slave: Option<OwnedFd>,
+    nest: Option<nest::Helper>,
+}
+
+fn set_up(channel: &Channel, plan: &Plan, mounted: io::PipeReader) -> Result<Ready, Fault> {
     // Its parent, the monitor, lies outside of its pid namespace: number 0. If
     // it has died already, the channel has hung up, which is looked at below.
     process::die_with_parent(0).context(|| "the monitor is gone")?;
     nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the container's init")?;
     nix::sys::prctl::set_name(c"coracle-init").context(|| "cannot name the process")?;
     setsid().context(|| "cannot make a session")?;
-    // Its own group is the root of what it sees: it has been in it from the start.
-    unshare(CloneFlags::CLONE_NEWCGROUP).context(|| "cannot make a cgroup namespace")?;
+    // Its own control group is the root of what it sees: it has been in it from the start.
+    let mut namespaces =
+        CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
+    namespaces.set(CloneFlags::CLONE_NEWNET, plan.own_network);
+    unshare(namespaces).context(|| "cannot make the container's namespaces")?;
     umask(Mode::from_bits_truncate(0o022));
-    let mut stage = Stage { channel, plan, mounted, root: None, slave: None };
+    let mut stage = Stage {
+        channel,
+        plan,
+        mounted,
+        root: None,
+        made: BTreeMap::new(),
+        empty: None,
+        null: None,
+        hides: false,
+        slave: None,
+        nest: None,
+    };
     for step in &plan.init {
         stage.carry_out(step)?;
     }
     process::new_session_keyring().context(|| "cannot make a keyring")?;
-    Ok(stage.slave)
+    Ok(Ready { slave: stage.slave, nest: stage.nest })
 }
 
 fn start(
     channel: &Channel,
     plan: &Plan,
     filter: Filter<'_>,
-    slave: Option<OwnedFd>,
+    Ready { slave, nest }: Ready,
 ) -> Result<i32, Fault> {
     let identity = workload::identity(&plan.workload)?;
     secrets::hand_over(&plan.init, &identity)?;
     // Blocked from here on, so that none is lost between two reads of the signalfd.
     SigSet::all().thread_set_mask().context(|| "cannot block signals")?;
-    if plan.workload.confinement.nested {
-        nest::enter(&plan.map)?;
+    if let Some(nest) = nest {
+        nest.enter()?;
         // Credentials have changed, which may have cost the request.
         process::die_with_parent(0).context(|| "the monitor is gone")?;
     }
     process::bound_capabilities(plan.workload.capabilities)
         .context(|| "cannot give up capabilities")?;
     channel.send(&ToMonitor::Ready, &[]).context(|| "cannot reach the monitor")?;
-    match channel.receive().context(|| "cannot reach the monitor")? {
-        Some((ToStage::Go, _)) => {}
-        _ => return Err(Fault::said("the monitor is gone")),
+    // There is nobody else to be ready.
+    if plan.has_netstack() {
+        match channel.receive().context(|| "cannot reach the monitor")? {
+            Some((ToStage::Go, _)) => {}
+            _ => return Err(Fault::said("the monitor is gone")),
+        }
     }
     if plan.workload.no_init {
         let fault = workload::become_first(&plan.workload, &identity, &filter, slave.as_ref());
@@ -195,9 +215,18 @@ fn reap(workload: Pid) -> Option<u8> {
 struct Stage<'a> {
     channel: &'a Channel,
     plan: &'a Plan,
+    /// Gives a byte when the overlay is mounted.
     mounted: io::PipeReader,
     root: Option<InRoot>,
+    /// Mounts that have not been put in their places yet, by these.
+    made: BTreeMap<PathBuf, OwnedFd>,
+    /// The directory that hides others, and the device that hides files.
+    empty: Option<OwnedFd>,
+    null: Option<OwnedFd>,
+    /// The empty directory is in a place.
+    hides: bool,
     slave: Option<OwnedFd>,
+    nest: Option<nest::Helper>,
 }
 
 impl Stage<'_> {
@@ -216,7 +245,7 @@ impl Stage<'_> {
                 self.channel.send(&ToMonitor::Tap, &taps).context(|| "cannot reach the monitor")?;
             }
             InitStep::Root(path) => self.take_root(path)?,
-            InitStep::Mount { kind, target } => self.mount(*kind, target)?,
+            InitStep::Mount { target, .. } => self.mount(target)?,
             InitStep::HostSysfs => {
                 let attributes = mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC;
                 self.bind(c"/sys", "/sys".as_ref(), Make::Directory, true, attributes)
@@ -275,8 +304,32 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// Makes what can be made without the root, while the overlay starts.
+    fn make_ahead(&mut self) -> Result<(), Fault> {
+        if self.plan.workload.confinement.nested {
+            self.nest = Some(nest::Helper::start(&self.plan.map)?);
+        }
+        for step in &self.plan.init {
+            let (target, made) = match step {
+                InitStep::Mount { kind, target } => {
+                    (target.clone(), self.new_mount(*kind, target)?)
+                }
+                InitStep::Device(name) => {
+                    let source = Path::new("/dev").join(name);
+                    let device = host_device(&source)?;
+                    (source, device)
+                }
+                _ => continue,
+            };
+            self.made.insert(target, made);
+        }
+        self.empty = Some(empty_directory(0o755).context(|| "cannot make an empty directory")?);
+        Ok(())
+    }
+
     fn take_root(&mut self, path: &Path) -> Result<(), Fault> {
-        // Storage says itself what kept it from mounting.
+        self.make_ahead()?;
+        // The overlay says itself what kept it from mounting.
         self.mounted.read_exact(&mut [0]).map_err(|_| Fault::said(storage::NO_ROOT))?;
         unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace")?;
         let root = InRoot::open_root(path)
@@ -290,7 +343,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn mount(&self, kind: Kind, target: &Path) -> Result<(), Fault> {
+    /// A file system of the container's own, not in its place yet.
+    fn new_mount(&self, kind: Kind, target: &Path) -> Result<OwnedFd, Fault> {
         use mount::{NODEV, NOEXEC, NOSUID, RDONLY};
         let number = |text: String| CString::new(text).expect("digits have no NUL");
         let (mode, size);
@@ -321,13 +375,24 @@ impl Stage<'_> {
             }
             Kind::Secrets => (c"ramfs", vec![(c"mode", Some(c"0755"))], NOSUID | NODEV | NOEXEC),
         };
-        let what = || format!("cannot mount {} at {}", name.to_string_lossy(), target.display());
+        mount::new(name, &options, attributes)
+            .context(|| format!("cannot mount {} at {}", name.to_string_lossy(), target.display()))
+    }
+
+    /// What was made ahead for this place.
+    fn take_made(&mut self, target: &Path) -> Result<OwnedFd, Fault> {
+        let made = self.made.remove(target);
+        made.ok_or_else(|| Fault::said(format!("nothing was made for {}", target.display())))
+    }
+
+    fn mount(&mut self, target: &Path) -> Result<(), Fault> {
+        let what = || format!("cannot mount at {}", target.display());
+        let made = self.take_made(target)?;
         let root = self.root()?;
         root.ensure(target, Make::Directory).context(what)?;
         // A root that has a link in place of /proc or /sys could put them where
         // its programs do not expect them: refused.
         let place = root.open_plain(target, OFlag::O_PATH | OFlag::O_DIRECTORY).context(what)?;
-        let made = mount::new(name, &options, attributes).context(what)?;
         mount::attach(made.as_fd(), place.as_fd()).context(what)
     }
 
@@ -349,16 +414,12 @@ impl Stage<'_> {
         mount::attach(copy.as_fd(), place.as_fd())
     }
 
-    fn device(&self, name: &str) -> Result<(), Fault> {
-        let source = Path::new("/dev").join(name);
-        let what = || format!("cannot show {}", source.display());
-        let copy = c_path(&source).and_then(|s| mount::copy_path(&s, false)).context(what)?;
-        let kind = fstat(&copy).context(what)?.st_mode;
-        if kind & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() {
-            return Err(Fault::said(format!("{} is no device on this host", source.display())));
-        }
-        let place = self.root()?.ensure(&source, Make::File).context(what)?;
-        mount::attach(copy.as_fd(), place.as_fd()).context(what)
+    fn device(&mut self, name: &str) -> Result<(), Fault> {
+        let target = Path::new("/dev").join(name);
+        let what = || format!("cannot show {}", target.display());
+        let made = self.take_made(&target)?;
+        let place = self.root()?.ensure(&target, Make::File).context(what)?;
+        mount::attach(made.as_fd(), place.as_fd()).context(what)
     }
 
     fn console(&mut self) -> Result<(), Fault> {
@@ -403,17 +464,28 @@ impl Stage<'_> {
         chdir("/").context(what)
     }
 
-    fn hide(&self, path: &Path) -> Result<(), Fault> {
+    fn hide(&mut self, path: &Path) -> Result<(), Fault> {
         let what = || format!("cannot hide {}", path.display());
         let Some(place) = existing(path).context(what)? else { return Ok(()) };
         let kind = fstat(&place).context(what)?.st_mode & SFlag::S_IFMT.bits();
-        let cover = if kind == SFlag::S_IFDIR.bits() {
-            empty_directory(0o755).context(what)?
-        } else {
-            let null = null_device().context(|| "cannot find /dev/null, which hides files")?;
-            mount::copy(null.as_fd(), c"", false).context(what)?
-        };
-        mount::attach(cover.as_fd(), place.as_fd()).context(what)
+        if kind != SFlag::S_IFDIR.bits() {
+            if self.null.is_none() {
+                let null = null_device().context(|| "cannot find /dev/null, which hides files")?;
+                self.null = Some(null);
+            }
+            let null = self.null.as_ref().ok_or_else(|| Fault::said(what()))?;
+            let cover = mount::copy(null.as_fd(), c"", false).context(what)?;
+            return mount::attach(cover.as_fd(), place.as_fd()).context(what);
+        }
+        // The first is put in its place, and copied to the others from there.
+        let empty = self.empty.as_ref().ok_or_else(|| Fault::said(what()))?;
+        if self.hides {
+            let cover = mount::copy(empty.as_fd(), c"", false).context(what)?;
+            return mount::attach(cover.as_fd(), place.as_fd()).context(what);
+        }
+        mount::attach(empty.as_fd(), place.as_fd()).context(what)?;
+        self.hides = true;
+        Ok(())
     }
 
     fn protect(&self, path: &Path) -> Result<(), Fault> {
@@ -424,6 +496,17 @@ impl Stage<'_> {
         mount::restrict(copy.as_fd(), attributes, true).context(what)?;
         mount::attach(copy.as_fd(), place.as_fd()).context(what)
     }
+}
+
+/// A device of the host's, not in its place yet.
+fn host_device(source: &Path) -> Result<OwnedFd, Fault> {
+    let what = || format!("cannot show {}", source.display());
+    let copy = c_path(source).and_then(|s| mount::copy_path(&s, false)).context(what)?;
+    let kind = fstat(&copy).context(what)?.st_mode;
+    if kind & SFlag::S_IFMT.bits() != SFlag::S_IFCHR.bits() {
+        return Err(Fault::said(format!("{} is no device on this host", source.display())));
+    }
+    Ok(copy)
 }
 
 /// The null device. What a volume has put in its place is refused: all that is

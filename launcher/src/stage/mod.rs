@@ -4,8 +4,7 @@
 //!
 //! ```text
 //! monitor (M)            host namespaces; the command itself, or its background part
-//!   ├ storage            new user and mount namespace; ends once its children run
-//!   ├ overlayfs-fuse (S) in storage's namespaces, started by it as its sibling
+//!   ├ storage            new user and mount namespace; becomes overlayfs-fuse (S)
 //!   ├ owners             where only one id exists: keeps the others, see [`owners`]
 //!   ├ init (I)           made by storage as its sibling, in all the other namespaces
 //!   │   └ workload
@@ -15,13 +14,16 @@
 //! Everything is a child of the monitor's, which so learns of every end.
 //! Storage executes this program anew with an empty environment, from a
 //! read-only copy of the mount that holds it: so neither init nor the workload
-//! has ever held the caller's environment in its memory, and what the
-//! container sees as `/proc/1/exe` cannot be written.
+//! has ever held the caller's environment in its memory, what the
+//! container sees as `/proc/1/exe` cannot be written, and the memory of both
+//! belongs to the container's user namespace, not the host's.
 //!
-//! Order: M forks storage → storage makes its namespaces (`Unshared`) → M
-//! writes the id maps (`Mapped`) → storage executes itself → M sends the plan
-//! → storage prepares the layers, starts S (`Overlay`) and I (`Init`) → I makes
-//! its network (`Tap`, M starts N) while S mounts → storage ends, which lets I
+//! Order: M forks storage into its namespaces and starts the map helpers. While those
+//! write, storage executes itself (its capabilities go along as ambient ones: it may not
+//! be root yet), and M makes the container's directory ([`monitor::Cradle`]) → M
+//! sends the plan (`Plan`) → storage prepares the layers, makes I (`Init`) and becomes S
+//! (`Overlay`) → I makes its namespaces, its network (`Tap`, M starts N) and whatever
+//! needs no root while S mounts → S is ready, which lets I
 //! go on → I mounts, pivots, moves into the [nested](nest) user namespace (`Ready`)
 //! → M has heard from N and I (`Go`) → I starts the workload (`Started`), which puts
 //! itself under Landlock and the filter before it is executed.

@@ -16,6 +16,7 @@
 
 mod children;
 mod console;
+mod cradle;
 mod end;
 mod prepare;
 
@@ -32,12 +33,14 @@ use super::storage;
 use crate::channel::{Channel, Fault, ToMonitor, ToStage};
 use crate::plan::{MonitorStep, Plan};
 use crate::run::RunError;
-use crate::spawn::{self, Kinship, Ours, Pipes, Theirs};
-use crate::sys::process::{self, Forked};
-use crate::sys::userns;
+use crate::spawn::{self, Ours, Pipes, Theirs};
+use crate::sys::process;
+use crate::sys::userns::Maps;
+use crate::text::printable;
 use children::{End, Process, Service};
 pub use console::{Console, Streams};
 use console::{Deed, Slot, is_request_to_end};
+pub use cradle::Cradle;
 
 /// The signals that are passed on to the workload.
 pub const FORWARDED: [Signal; 6] = [
@@ -52,14 +55,14 @@ pub const FORWARDED: [Signal; 6] = [
 pub struct Orders<'a> {
     /// What to do.
     pub plan: &'a Plan,
-    /// Builds the system call filter; called while the id maps are written.
+    /// Builds the system call filter.
     pub filter: &'a dyn Fn() -> Result<Vec<u8>, RunError>,
     /// Called once the workload runs, with init's process number and the overlay's.
     pub started: &'a mut dyn FnMut(i32, Option<i32>) -> Result<(), RunError>,
-    /// What the workload gets for its standard streams.
-    pub streams: Streams,
     /// Who may be attached to it.
     pub console: &'a mut Console,
+    /// What the container changed in its root goes with it.
+    pub discard: bool,
     /// Where signals arrive, see [`signals`].
     pub signals: &'a SignalFd,
     /// Called when the command in front goes and the container is to live on.
@@ -93,18 +96,24 @@ pub fn signals() -> Result<SignalFd, RunError> {
 ///
 /// # Errors
 /// [`RunError`]: it did not come to run, or a service died under it.
-pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
+pub fn supervise(orders: Orders<'_>, cradle: Cradle) -> Result<Ended, RunError> {
+    let (storage, channels, maps) = cradle.open();
+    let (storage_channel, init_channel, overlay_pipes) = channels.map_or_else(
+        || (None, None, None),
+        |channels| (Some(channels.storage), Some(channels.init), Some(channels.overlay)),
+    );
     let mut monitor = Monitor {
         orders,
-        storage: None,
-        storage_channel: None,
+        storage,
+        maps,
+        storage_channel,
         owners: None,
         init: None,
-        init_channel: None,
+        init_channel,
         overlay: None,
         netstack: None,
         taps: Vec::new(),
-        overlay_pipes: None,
+        overlay_pipes,
         group: None,
         group_fd: None,
         progress: Progress::default(),
@@ -123,7 +132,7 @@ pub fn supervise(orders: Orders<'_>) -> Result<Ended, RunError> {
 
 /// Prints a line on standard error, where there may be nobody any more.
 pub fn say(line: &str) {
-    drop(writeln!(io::stderr(), "coracle: {line}"));
+    drop(writeln!(io::stderr(), "coracle: {}", printable(line)));
 }
 
 /// How far the start-up has come.
@@ -154,6 +163,8 @@ enum Source {
 struct Monitor<'a> {
     orders: Orders<'a>,
     storage: Option<Process>,
+    /// Until the plan is sent.
+    maps: Option<Maps>,
     storage_channel: Option<Channel>,
     owners: Option<Process>,
     init: Option<Process>,
@@ -173,7 +184,7 @@ impl Monitor<'_> {
         for step in &self.orders.plan.monitor {
             self.prepare(step)?;
         }
-        self.start_storage()?;
+        self.send_plan()?;
         loop {
             for source in self.wait()? {
                 if let Some(ended) = self.handle(source)? {
@@ -184,31 +195,6 @@ impl Monitor<'_> {
                 && let Some(ended) = self.abandon()
             {
                 return Ok(ended);
-            }
-        }
-    }
-
-    fn start_storage(&mut self) -> Result<(), RunError> {
-        let channel = RunError::os("cannot make a channel");
-        let (own, theirs) = Channel::pair().map_err(channel)?;
-        let (init_own, init_theirs) =
-            Channel::pair().map_err(RunError::os("cannot make a channel"))?;
-        let Pipes { ours, theirs: overlay_theirs } =
-            Pipes::new().map_err(RunError::os("cannot make a pipe"))?;
-        // Theirs alone from here on: what they print has an end.
-        let streams = std::mem::take(&mut self.orders.streams);
-        let monitor = std::process::id() as i32;
-        match process::fork().map_err(RunError::os("cannot fork"))? {
-            Forked::Child => {
-                drop((own, init_own, ours, overlay_theirs));
-                storage::enter(monitor, &streams, &theirs, &init_theirs)
-            }
-            Forked::Parent(pid) => {
-                self.storage = Some(Process::open("storage", pid)?);
-                self.storage_channel = Some(own);
-                self.init_channel = Some(init_own);
-                self.overlay_pipes = Some((ours, overlay_theirs));
-                Ok(())
             }
         }
     }
@@ -288,9 +274,7 @@ impl Monitor<'_> {
             Source::StorageEnd => {
                 if let Some(storage) = &mut self.storage {
                     storage.reap(PollTimeout::NONE)?;
-                    if storage.ended != Some(End::Exited(0)) {
-                        return Err(RunError::StageDied("storage stage"));
-                    }
+                    return Err(RunError::StageDied("storage stage"));
                 }
             }
             Source::OwnersEnd => {
@@ -365,10 +349,11 @@ impl Monitor<'_> {
             .map_err(RunError::os("cannot hear the storage stage"))?;
         match message.map(|(message, _)| message) {
             None => self.storage_channel = None,
-            Some(ToMonitor::Unshared) => self.send_plan()?,
-            Some(ToMonitor::Overlay(pid)) => {
-                let process = Process::open("overlayfs-fuse", pid)?;
-                if let Some((ours, _)) = self.overlay_pipes.take() {
+            Some(ToMonitor::Overlay) => {
+                if let (Some(process), Some((ours, _))) =
+                    (self.storage.take(), self.overlay_pipes.take())
+                {
+                    let process = Process { name: "overlayfs-fuse", ..process };
                     self.overlay = Some(Service::new(process, ours, None)?);
                 }
             }
@@ -381,11 +366,6 @@ impl Monitor<'_> {
     }
 
     fn send_plan(&mut self) -> Result<(), RunError> {
-        let (Some(channel), Some(storage)) = (&self.storage_channel, &self.storage) else {
-            return Ok(());
-        };
-        userns::write_maps(storage.pid, &self.orders.plan.map)?;
-        channel.send(&ToStage::Mapped, &[]).map_err(RunError::os("cannot reach storage"))?;
         let plan = serde_json::to_vec(self.orders.plan)
             .map_err(io::Error::from)
             .map_err(RunError::os("cannot write the plan (are all paths valid UTF-8?)"))?;
@@ -395,15 +375,25 @@ impl Monitor<'_> {
                 .map_err(RunError::os("cannot make a file in memory"))
         };
         let (plan, filter) = (memory(&plan)?, memory(&filter)?);
-        if let Some((_, theirs)) = &self.overlay_pipes {
-            let mut fds =
-                vec![plan.as_fd(), filter.as_fd(), theirs.exit.as_fd(), theirs.stderr.as_fd()];
-            fds.extend(self.group_fd.as_ref().map(AsFd::as_fd));
-            channel
-                .send(&ToStage::Plan, &fds)
-                .map_err(RunError::os("cannot reach the storage stage"))?;
+        if let Some(maps) = self.maps.take()
+            && let Err(error) = maps.finish()
+        {
+            // Of a process that has ended nothing can be mapped: what it says is the cause.
+            let ended = self.storage.as_mut().map(|storage| storage.reap(PollTimeout::ZERO));
+            return if let Some(Ok(true)) = ended { Ok(()) } else { Err(error.into()) };
         }
-        Ok(())
+        let (Some(channel), Some((_, theirs))) = (&self.storage_channel, &self.overlay_pipes)
+        else {
+            return Ok(());
+        };
+        let mut fds =
+            vec![plan.as_fd(), filter.as_fd(), theirs.exit.as_fd(), theirs.stderr.as_fd()];
+        fds.extend(self.group_fd.as_ref().map(AsFd::as_fd));
+        match channel.send(&ToStage::Plan, &fds) {
+            // It is gone: why comes next.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            sent => sent.map_err(RunError::os("cannot reach the storage stage")),
+        }
     }
 
     fn hear_init(&mut self) -> Result<Option<Ended>, RunError> {
@@ -461,7 +451,8 @@ impl Monitor<'_> {
         let Pipes { ours, theirs } = Pipes::new().map_err(RunError::os("cannot make a pipe"))?;
         let inherited: Vec<_> = taps.iter().map(|tap| ("--tap-fd", tap.as_fd())).collect();
         let started =
-            spawn::start(Kinship::Child, program, arguments, "/".as_ref(), &inherited, &theirs)
+            spawn::Service { program, arguments, dir: "/".as_ref(), inherited: &inherited }
+                .start(&theirs)
                 .map_err(RunError::os(format!("cannot start {}", program.display())))?;
         let process = Process::open("netstack", started.pid)?;
         self.netstack = Some(Service::new(process, ours, Some(started.ready))?);
@@ -479,18 +470,14 @@ impl Monitor<'_> {
 
     /// Lets the workload start when everything it needs is there.
     fn go(&mut self) -> Result<(), RunError> {
-        let network = self
-            .orders
-            .plan
-            .monitor
-            .iter()
-            .any(|step| matches!(step, MonitorStep::Netstack { .. }));
+        let network = self.orders.plan.has_netstack();
         let ready = self.progress.init_ready && (self.progress.network_ready || !network);
         if !ready || self.progress.gone {
             return Ok(());
         }
         self.progress.gone = true;
-        if let Some(channel) = &self.init_channel {
+        // Without a network init has gone on by itself.
+        if network && let Some(channel) = &self.init_channel {
             channel.send(&ToStage::Go, &[]).map_err(RunError::os("cannot reach init"))?;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! The storage stage: makes the user namespace, puts the layers together,
-//! starts the overlay and the container's first process, and ends.
+//! The storage stage: born in the user namespace, it puts the layers together,
+//! makes the container's first process, and goes on as the overlay.
 
 use std::env;
 use std::ffi::{CStr, CString};
@@ -7,18 +7,17 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::monitor::Streams;
 use super::{STAGE, init, owners};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::{Plan, StorageStep};
-use crate::spawn::{self, Kinship, Started, Theirs};
+use crate::spawn::{Service, Theirs};
 use crate::sys::process::{self, Forked};
 use crate::sys::{fd, mount as tree};
 
@@ -46,6 +45,7 @@ fn prepare(
     own: &Channel,
     init: &Channel,
 ) -> Result<std::convert::Infallible, Fault> {
+    process::die_with_parent(monitor).context(|| "the monitor is gone")?;
     fd::close_all_on_exec().context(|| "cannot mark descriptors close-on-exec")?;
     for (number, stream) in [(0, &streams.input), (1, &streams.output), (2, &streams.output)] {
         if let Some(stream) = stream {
@@ -53,19 +53,11 @@ fn prepare(
                 .context(|| "cannot replace standard input and output")?;
         }
     }
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).context(|| {
-        "cannot make a user namespace (allow them with sysctl user.max_user_namespaces, \
-         kernel.unprivileged_userns_clone or kernel.apparmor_restrict_unprivileged_userns)"
-    })?;
-    process::die_with_parent(monitor).context(|| "the monitor is gone")?;
-    own.send(&ToMonitor::Unshared, &[]).context(|| "cannot reach the monitor")?;
-    match own.receive().context(|| "cannot reach the monitor")? {
-        Some((ToStage::Mapped, _)) => {}
-        _ => return Err(Fault::said("the monitor sent no id maps")),
-    }
     let program = unwritable_self().context(|| "cannot copy the running program")?;
     fd::set_inherited(own.as_fd(), true).context(|| "cannot pass on the channel")?;
     fd::set_inherited(init.as_fd(), true).context(|| "cannot pass on the channel")?;
+    // Whether it is root yet when it comes to that is for the helpers to say.
+    process::hand_on_capabilities().context(|| "cannot hand on capabilities")?;
     let numbers = [monitor, own.as_fd().as_raw_fd(), init.as_fd().as_raw_fd()];
     let error = execute_self(program.as_fd(), "storage", &numbers);
     Err(Fault::new("cannot execute the running program anew", error))
@@ -128,48 +120,45 @@ pub fn main(monitor: i32, own: RawFd, init: RawFd) -> u8 {
     let Ok(own) = Channel::adopt(own) else { return 125 };
     let Ok(init) = Channel::adopt(init) else { return 125 };
     let mut own = Some(own);
-    match (work(monitor, &mut own, init), own) {
-        (Ok(Kind::Storage), _) => 0,
-        (Ok(Kind::Other(code)), _) => code,
-        (Err(fault), Some(own)) => match own.send(&ToMonitor::Failed(fault), &[]) {
-            Ok(()) => 125,
-            Err(_) => 1,
-        },
-        (Err(_), None) => 1,
+    let fault = match work(monitor, &mut own, init) {
+        Ok(Kind::Other(code)) => return code,
+        Ok(Kind::Overlay(why)) => Fault::new("cannot start overlayfs-fuse", why),
+        Err(fault) => fault,
+    };
+    match own.map(|own| own.send(&ToMonitor::Failed(fault), &[])) {
+        Some(Ok(())) => 125,
+        Some(Err(_)) | None => 1,
     }
 }
 
 /// Which process came out of [`work`].
 enum Kind {
-    Storage,
     /// One that it made; its exit code.
     Other(u8),
+    /// The overlay, but for what kept it from being executed.
+    Overlay(io::Error),
 }
 
 fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Result<Kind, Fault> {
     let Some(own) = shared.as_ref() else { return Err(Fault::said("no channel")) };
-    nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the storage stage")?;
+    process::keep_capabilities().context(|| "cannot keep capabilities")?;
     process::die_with_parent(monitor).context(|| "the monitor is gone")?;
-    let (plan, filter, pipes, group) = receive_plan(own)?;
     // Nothing that is mounted here may show in the host's mount namespace.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context(|| "cannot make mounts private")?;
-    let mut overlay = None;
+    let (plan, filter, pipes, group) = receive_plan(own)?;
+    // Before, the map helpers could not have told whose it is.
+    nix::sys::prctl::set_dumpable(false).context(|| "cannot hide the storage stage")?;
     for step in &plan.storage {
-        if let Some(started) = carry_out(step, &pipes, Kinship::Sibling)? {
-            own.send(&ToMonitor::Overlay(started.pid), &[])
-                .context(|| "cannot reach the monitor")?;
-            overlay = Some(started);
-        }
+        carry_out(step)?;
     }
-    // The overlay's alone now: their hang-up tells.
-    drop(pipes);
     let mut listening = None;
     if plan.map.is_single() {
         let (theirs, ours) = Channel::pair().context(|| "cannot make a channel")?;
         match process::fork_sibling(0, None).context(|| "cannot fork")? {
             Forked::Child => {
-                drop((ours, overlay, init_channel, filter));
+                // The overlay's alone: their hang-up tells.
+                drop((ours, pipes, init_channel, filter));
                 shared.take();
                 return Ok(Kind::Other(owners::main(monitor, &theirs)));
             }
@@ -180,15 +169,12 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
         }
     }
     let (mounted, tell_mounted) = io::pipe().context(|| "cannot make a pipe")?;
-    let mut namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if plan.own_network {
-        namespaces |= libc::CLONE_NEWNET;
-    }
-    let forked = process::fork_sibling(namespaces, group.as_ref().map(AsFd::as_fd))
-        .context(|| "cannot make the container's namespaces")?;
+    // Its other namespaces it makes itself, while the overlay starts.
+    let forked = process::fork_sibling(libc::CLONE_NEWPID, group.as_ref().map(AsFd::as_fd))
+        .context(|| "cannot make the container's PID namespace")?;
     match forked {
         Forked::Child => {
-            drop((tell_mounted, overlay, group));
+            drop((tell_mounted, pipes, group));
             // The monitor must see the end of storage's channel with storage.
             shared.take();
             Ok(Kind::Other(init::main(&init_channel, &plan, &filter, mounted, listening)))
@@ -196,14 +182,25 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
         Forked::Parent(pid) => {
             own.send(&ToMonitor::Init(pid), &[]).context(|| "cannot reach the monitor")?;
             drop((init_channel, mounted, listening));
-            if let Some(mut overlay) = overlay {
-                spawn::wait_ready(&mut overlay.ready).map_err(|_| Fault::said(NO_ROOT))?;
-            }
-            let mut tell_mounted = tell_mounted;
-            tell_mounted.write_all(&[1]).context(|| "cannot reach the container's init")?;
-            Ok(Kind::Storage)
+            own.send(&ToMonitor::Overlay, &[]).context(|| "cannot reach the monitor")?;
+            let Some((program, arguments, dir)) = overlay(&plan) else {
+                return Err(Fault::said("no overlay was to be started"));
+            };
+            let service = Service { program, arguments: &arguments, dir, inherited: &[] };
+            Ok(Kind::Overlay(service.execute(monitor, &pipes, tell_mounted.as_fd())))
         }
     }
+}
+
+/// The overlay's program, arguments and directory.
+pub fn overlay(plan: &Plan) -> Option<(&Path, [String; 4], &Path)> {
+    plan.storage.iter().find_map(|step| match step {
+        StorageStep::Overlay { program, options, dir, target } => {
+            let arguments = ["-f", "-o", options, &target.to_string_lossy()].map(str::to_owned);
+            Some((program.as_path(), arguments, dir.as_path()))
+        }
+        _ => None,
+    })
 }
 
 type Received = (Plan, Vec<u8>, Theirs, Option<OwnedFd>);
@@ -225,15 +222,12 @@ fn receive_plan(own: &Channel) -> Result<Received, Fault> {
     Ok((plan, bytes, Theirs { exit, stderr }, group))
 }
 
-/// Carries out one step; the overlay, when it is the one that starts it.
+/// Carries out one step; the overlay, whose process is another in each case, is left to
+/// the caller.
 ///
 /// # Errors
 /// What failed, and why.
-pub fn carry_out(
-    step: &StorageStep,
-    pipes: &Theirs,
-    kinship: Kinship,
-) -> Result<Option<Started>, Fault> {
+pub fn carry_out(step: &StorageStep) -> Result<(), Fault> {
     match step {
         StorageStep::BindTree { source, target } => {
             let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
@@ -241,6 +235,19 @@ pub fn carry_out(
                 .context(|| format!("cannot show {} in the container", source.display()))?;
         }
         StorageStep::Hide { path, mode } => hide(path, *mode)?,
+        StorageStep::Scratch(path) => {
+            // Files in there can be written by the container's root: not without bound.
+            let options = [(c"mode", Some(c"0755")), (c"size", Some(c"16m"))];
+            tree::new(c"tmpfs", &options, tree::NOSUID | tree::NODEV | tree::NOEXEC)
+                .and_then(|memory| attach_at(&memory, path))
+                .context(|| format!("cannot mount memory at {}", path.display()))?;
+        }
+        StorageStep::ScratchDirectory(path) => fs::create_dir(path)
+            .and_then(|()| public(path, 0o755))
+            .context(|| format!("cannot make the directory {}", path.display()))?,
+        StorageStep::ScratchFile { path, content } => fs::write(path, content)
+            .and_then(|()| public(path, 0o644))
+            .context(|| format!("cannot write {}", path.display()))?,
         StorageStep::Ram { target, size } => {
             let size = size.map(|size| CString::new(size.to_string()));
             let size = size.transpose().map_err(io::Error::from).context(|| "bad size")?;
@@ -257,14 +264,14 @@ pub fn carry_out(
             fs::create_dir_all(path)
                 .context(|| format!("cannot make the directory {}", path.display()))?;
         }
-        StorageStep::Overlay { program, options, dir, target } => {
-            let arguments = ["-f", "-o", options, &target.to_string_lossy()].map(str::to_owned);
-            let started = spawn::start(kinship, program, &arguments, dir, &[], pipes)
-                .context(|| format!("cannot start {}", program.display()))?;
-            return Ok(Some(started));
-        }
+        StorageStep::Overlay { .. } => {}
     }
-    Ok(None)
+    Ok(())
+}
+
+/// Whatever the caller's umask says.
+fn public(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 fn hide(path: &Path, mode: u32) -> Result<(), Fault> {

@@ -29,6 +29,20 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
+/// Forks a child that starts in new namespaces, given as `CLONE_NEW*` flags. The calling
+/// process must have one thread only.
+///
+/// # Errors
+/// As of clone(2).
+pub fn fork_into(namespaces: libc::c_int) -> io::Result<Forked> {
+    // SAFETY: plain old data; all zero asks for nothing.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: there is no pointer in `args`.
+    unsafe { clone(args) }
+}
+
 /// Forks a *sibling*: a child of the caller's parent (`CLONE_PARENT`), which
 /// starts in new namespaces given as `CLONE_NEW*` flags, and in the control
 /// group behind the descriptor `group`. The calling process must have one thread
@@ -39,31 +53,16 @@ pub fn fork() -> io::Result<Forked> {
 pub fn fork_sibling(namespaces: libc::c_int, group: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
     /// linux/sched.h; libc's does not fit its type.
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    let into = if group.is_some() { CLONE_INTO_CGROUP } else { 0 };
-    let mut args: libc::clone_args = libc::clone_args {
-        flags: (libc::CLONE_PARENT | namespaces) as u64 | into,
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
-        // Inherited from the caller with CLONE_PARENT, and must be zero here.
-        exit_signal: 0,
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-        cgroup: group.map_or(0, |group| group.as_raw_fd() as u64),
-    };
-    // SAFETY: without CLONE_VM and with no stack given, clone3 is fork: the
-    // child goes on here with a copy of the memory. One thread, as in `fork`.
-    let pid = check(unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &mut args as *mut libc::clone_args,
-            size_of::<libc::clone_args>(),
-        )
-    })?;
-    Ok(if pid == 0 { Forked::Child } else { Forked::Parent(pid as i32) })
+    // SAFETY: plain old data; all zero asks for nothing. So is the exit signal, which is
+    // inherited from the caller with CLONE_PARENT.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (libc::CLONE_PARENT | namespaces) as u64;
+    if let Some(group) = group {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = group.as_raw_fd() as u64;
+    }
+    // SAFETY: there is no pointer in `args`.
+    unsafe { clone(args) }
 }
 
 /// Forks a child that gets the number `number` in this process's pid namespace, which
@@ -78,7 +77,15 @@ pub fn fork_numbered(number: i32) -> io::Result<Forked> {
     args.exit_signal = libc::SIGCHLD as u64;
     args.set_tid = &raw const number as u64;
     args.set_tid_size = 1;
-    // SAFETY: as in `fork_sibling`; `set_tid` points to one number that outlives the call.
+    // SAFETY: `set_tid` points to one number that outlives the call.
+    unsafe { clone(args) }
+}
+
+/// # Safety
+/// What `args` points to must be there. It must not ask for shared memory or a stack.
+unsafe fn clone(mut args: libc::clone_args) -> io::Result<Forked> {
+    // SAFETY: without CLONE_VM and with no stack given, clone3 is fork: the
+    // child goes on here with a copy of the memory. One thread, as in `fork`.
     let pid = check(unsafe {
         libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>())
     })?;
@@ -187,6 +194,9 @@ pub fn bound_capabilities(keep: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two halves.
+const CAP_VERSION: u32 = 0x2008_0522;
+
 #[repr(C)]
 struct CapHeader {
     version: u32,
@@ -220,20 +230,62 @@ pub fn set_capabilities(keep: u64) -> io::Result<()> {
 /// # Errors
 /// EPERM when `permitted` has one that is not permitted now.
 pub fn capset(effective: u64, permitted: u64) -> io::Result<()> {
-    /// `_LINUX_CAPABILITY_VERSION_3`: 64 bits in two halves.
-    const VERSION: u32 = 0x2008_0522;
+    put_capabilities(effective, permitted, 0)
+}
+
+fn put_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     let half = |shift: u32| CapData {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
-        inheritable: 0,
+        inheritable: (inheritable >> shift) as u32,
     };
-    let mut header = CapHeader { version: VERSION, pid: 0 };
+    let mut header = CapHeader { version: CAP_VERSION, pid: 0 };
     let data = [half(0), half(32)];
     // SAFETY: version 3 reads a header and two data elements, as laid out here.
     check(unsafe {
         libc::syscall(libc::SYS_capset, &mut header as *mut CapHeader, data.as_ptr())
     })?;
     Ok(())
+}
+
+/// The permitted capabilities of this process.
+fn permitted_capabilities() -> io::Result<u64> {
+    let mut header = CapHeader { version: CAP_VERSION, pid: 0 };
+    let mut data = [CapData { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: version 3 reads a header and writes two data elements, as laid out here.
+    check(unsafe {
+        libc::syscall(libc::SYS_capget, &mut header as *mut CapHeader, data.as_mut_ptr())
+    })?;
+    Ok(u64::from(data[0].permitted) | u64::from(data[1].permitted) << 32)
+}
+
+/// Hands the permitted capabilities on to the program executed next, as whatever user
+/// (`ambient` of capabilities(7)): as root it would have them anyway.
+///
+/// # Errors
+/// As of capset(2), prctl(2).
+pub fn hand_on_capabilities() -> io::Result<()> {
+    let permitted = permitted_capabilities()?;
+    put_capabilities(permitted, permitted, permitted)?;
+    for capability in (0..64u64).filter(|capability| permitted & (1 << capability) != 0) {
+        // SAFETY: prctl with integers only.
+        let raised = unsafe {
+            libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+        };
+        check(raised.into())?;
+    }
+    Ok(())
+}
+
+/// Undoes [`hand_on_capabilities`] for the programs after this one; the permitted
+/// capabilities stay, and count.
+///
+/// # Errors
+/// As of capset(2).
+pub fn keep_capabilities() -> io::Result<()> {
+    let permitted = permitted_capabilities()?;
+    // What is not inheritable is not ambient either.
+    put_capabilities(permitted, permitted, 0)
 }
 
 /// Puts this process (and all it will execute) under a seccomp filter, given

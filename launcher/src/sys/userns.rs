@@ -52,6 +52,19 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> UsernsError {
 /// # Errors
 /// [`UsernsError::Helper`] when newuidmap or newgidmap refuse.
 pub fn write_maps(pid: i32, map: &IdMap) -> Result<(), UsernsError> {
+    start_maps(pid, map)?.finish()
+}
+
+/// Id maps that are being written.
+#[derive(Debug)]
+pub struct Maps(Vec<(&'static str, Child)>);
+
+/// As [`write_maps`], without waiting for the helpers.
+///
+/// # Errors
+/// When one cannot be started, or a map of one id not be written.
+pub fn start_maps(pid: i32, map: &IdMap) -> Result<Maps, UsernsError> {
+    let mut helpers = Maps(Vec::new());
     if map.is_single() {
         // gid_map can be written without privilege only once setgroups(2) is
         // denied, or leaving a group could be a way to gain access.
@@ -63,13 +76,36 @@ pub fn write_maps(pid: i32, map: &IdMap) -> Result<(), UsernsError> {
             let path = format!("/proc/{pid}/{file}");
             fs::write(&path, content).map_err(io_error(format!("cannot write {path}")))?;
         }
-        return Ok(());
+        return Ok(helpers);
     }
-    let uid = start_helper("newuidmap", pid, &map.uids)?;
-    let gid = start_helper("newgidmap", pid, &map.gids)?;
-    let uid = finish_helper("newuidmap", uid);
-    finish_helper("newgidmap", gid)?;
-    uid
+    for (program, ranges) in [("newuidmap", &map.uids), ("newgidmap", &map.gids)] {
+        helpers.0.push((program, start_helper(program, pid, ranges)?));
+    }
+    Ok(helpers)
+}
+
+impl Maps {
+    /// Waits until they are written.
+    ///
+    /// # Errors
+    /// [`UsernsError::Helper`] as of [`write_maps`].
+    pub fn finish(mut self) -> Result<(), UsernsError> {
+        // Each is waited for, whatever the first says.
+        let finished = std::mem::take(&mut self.0).into_iter();
+        let finished: Vec<_> =
+            finished.map(|(program, child)| finish_helper(program, child)).collect();
+        finished.into_iter().collect()
+    }
+}
+
+impl Drop for Maps {
+    /// Nobody is interested any more: no process is left behind.
+    fn drop(&mut self) {
+        for (_, child) in &mut self.0 {
+            // Set-user-id programs cannot be killed, but come to their end.
+            drop(child.wait());
+        }
+    }
 }
 
 fn lines(ranges: &[Range]) -> String {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::ps::Format;
-use super::{complain, parse, print, printable};
+use super::{complain, parse, print};
 use crate::clock;
 use crate::idmap::IdMap;
 use crate::image::ImageError;
@@ -25,6 +25,7 @@ use crate::image::unpack::Limits;
 use crate::image::work;
 use crate::probe;
 use crate::store::Store;
+use crate::text::{self, printable};
 
 /// Members of a layer that are unpacked at most.
 const MOST_MEMBERS: u64 = 10_000_000;
@@ -163,7 +164,7 @@ struct PullArgs {
 
 /// List images.
 #[derive(Debug, clap::Args)]
-struct LsArgs {
+pub(super) struct LsArgs {
     /// Print ids only
     #[arg(short, long, conflicts_with = "format")]
     quiet: bool,
@@ -228,6 +229,11 @@ pub(super) fn image(args: &Args) -> anyhow::Result<u8> {
         Command::Verify(args) => verify(&images, args),
         Command::Gc(GcArgs {}) => gc(&images),
     }
+}
+
+/// `coracle images`.
+pub(super) fn images(args: &LsArgs) -> anyhow::Result<u8> {
+    ls(&Images::open(Store::open()?.root())?, args)
 }
 
 /// Runs an import in the process for it, and says what came of it.
@@ -371,7 +377,7 @@ fn ls(images: &Images, args: &LsArgs) -> anyhow::Result<u8> {
     let text = match args.format {
         _ if args.quiet => rows.iter().fold(String::new(), |text, row| text + &row.id + "\n"),
         Format::Table => table(&rows, clock::unix_seconds()),
-        Format::Json => serde_json::to_string_pretty(&rows)? + "\n",
+        Format::Json => text::json(&rows)?,
     };
     print(&text)?;
     Ok(0)
@@ -443,7 +449,7 @@ fn inspect(images: &Images, args: &InspectArgs) -> anyhow::Result<u8> {
         }));
         Ok(())
     });
-    print(&(serde_json::to_string_pretty(&all)? + "\n"))?;
+    print(&text::json(&all)?)?;
     Ok(code)
 }
 

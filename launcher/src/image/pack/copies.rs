@@ -21,21 +21,26 @@ const INDEX: &str = "links.coracle";
 
 /// The index.
 #[derive(Debug)]
-pub struct Copies(OwnedFd);
+pub struct Copies {
+    index: OwnedFd,
+    /// Layers of the overlay below those that are packed.
+    below: usize,
+}
 
 /// A copy: what the index calls it, and its status.
 type Copied = (OsString, FileStat);
 
 impl Copies {
-    /// That in a work directory; `None` where nothing was ever copied.
+    /// That in a work directory of an overlay which has `below` more layers than those that
+    /// are packed, below them; `None` where nothing was ever copied.
     ///
     /// # Errors
     /// As of open(2).
-    pub fn open(work: &Path) -> Result<Option<Self>, PackError> {
+    pub fn open(work: &Path, below: usize) -> Result<Option<Self>, PackError> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let path = work.join(INDEX);
         match open(&path, flags, Mode::empty()) {
-            Ok(index) => Ok(Some(Self(index))),
+            Ok(index) => Ok(Some(Self { index, below })),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(PackError { path, source: errno.into() }),
         }
@@ -43,13 +48,13 @@ impl Copies {
 
     /// Its directory.
     pub(super) fn index(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.index.as_fd()
     }
 
     /// The copy of the file `ino` of a layer.
     pub(super) fn find(&self, from_bottom: usize, ino: u64) -> io::Result<Option<Copied>> {
-        let key = OsString::from(format!("{from_bottom}-{ino:x}"));
-        match fstatat(&self.0, key.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+        let key = OsString::from(format!("{}-{ino:x}", from_bottom + self.below));
+        match fstatat(&self.index, key.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some((key, stat))),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),

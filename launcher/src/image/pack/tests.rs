@@ -190,7 +190,7 @@ fn what_was_changed_by_one_name_is_changed_by_all() {
     fs::hard_link(upper.join("b"), &key).unwrap();
     let packed = |changes| {
         let layers: [&Path; 3] = [&upper, &top, &base];
-        let copies = Copies::open(&work).unwrap();
+        let copies = Copies::open(&work, 0).unwrap();
         pack(&Tree { copies, ..tree(&layers, changes) }, Vec::new()).unwrap()
     };
     let all = packed(false);
@@ -209,5 +209,5 @@ fn what_was_changed_by_one_name_is_changed_by_all() {
     assert_eq!(listed(&packed(true)), ["./", ".wh.b", ".wh.gone", "a", "d/e/c = a"]);
     fs::remove_file(&key).unwrap();
     assert_eq!(listed(&packed(true)), ["./", ".wh.b", ".wh.gone"]);
-    assert!(Copies::open(&upper).unwrap().is_none());
+    assert!(Copies::open(&upper, 0).unwrap().is_none());
 }

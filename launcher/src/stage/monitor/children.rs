@@ -113,13 +113,21 @@ impl Process {
     /// # Errors
     /// As of waitid(2).
     pub(super) fn kill(&mut self) -> Result<(), RunError> {
-        if self.ended.is_none() {
-            // ESRCH cannot be: it has not been waited for. EPERM cannot either.
-            process::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL)
-                .map_err(RunError::os("cannot kill a process"))?;
-            self.reap(PollTimeout::NONE)?;
+        self.doom()?;
+        self.reap(PollTimeout::NONE).map(drop)
+    }
+
+    /// Kills it; its end is to be waited for.
+    ///
+    /// # Errors
+    /// As of pidfd_send_signal(2).
+    pub(super) fn doom(&self) -> Result<(), RunError> {
+        if self.ended.is_some() {
+            return Ok(());
         }
-        Ok(())
+        // ESRCH cannot be: it has not been waited for. EPERM cannot either.
+        process::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL)
+            .map_err(RunError::os("cannot kill a process"))
     }
 }
 

@@ -83,11 +83,16 @@ impl Monitor<'_> {
             drop((theirs, ours.exit));
             note(hung_up(ours.stderr.as_fd()));
         }
-        // Both end side by side.
+        // Both end side by side. What nobody will see need not be written back.
+        if let Some(overlay) = self.overlay.as_mut().filter(|_| self.orders.discard) {
+            note(overlay.process.doom());
+        }
         for service in [&mut self.overlay, &mut self.netstack].into_iter().flatten() {
             service.hang_up();
         }
-        for (service, loses_changes) in [(&mut self.overlay, true), (&mut self.netstack, false)] {
+        for (service, loses_changes) in
+            [(&mut self.overlay, !self.orders.discard), (&mut self.netstack, false)]
+        {
             let Some(service) = service else { continue };
             // One that has died before is known to have.
             let known = service.process.ended.is_some();

@@ -1,9 +1,6 @@
 //! What the monitor makes on the host before anything else starts.
 
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::io;
 
 use super::{Monitor, say};
 use crate::cgroup;
@@ -16,7 +13,7 @@ impl Monitor<'_> {
             MonitorStep::MakeDirectory(path) => std::fs::create_dir_all(path).map_err(|e| {
                 RunError::os(format!("cannot make the directory {}", path.display()))(e)
             }),
-            MonitorStep::WriteFile { path, content } => write_public(path, content)
+            MonitorStep::WriteFile { path, content } => std::fs::write(path, content)
                 .map_err(|e| RunError::os(format!("cannot write {}", path.display()))(e)),
             MonitorStep::Group { .. } => {
                 if let Err(error) = self.make_group(step) {
@@ -45,12 +42,4 @@ impl Monitor<'_> {
         self.group_fd = Some(group?);
         Ok(())
     }
-}
-
-/// Writes a file that every user of the container may read, whatever the
-/// caller's umask says.
-fn write_public(path: &Path, content: &str) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content.as_bytes())?;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
 }
