@@ -240,15 +240,25 @@ impl Clients {
 
     /// Accepts a connection. Gives its id, of 32 bits, and its descriptor, to be watched
     /// for input; [`Clients::read`] is called when there is some.
-    pub fn accept(&mut self) -> Option<(u64, BorrowedFd<'_>)> {
-        let stream = File::from(self.listener.accept().ok()?);
+    ///
+    /// # Errors
+    /// There is none, or the process has no descriptor left.
+    pub fn accept(&mut self) -> std::io::Result<(u64, BorrowedFd<'_>)> {
+        let stream = File::from(self.listener.accept()?);
         if self.clients.len() >= CLIENTS_MAX {
             self.clients.pop_front();
         }
         let id = self.next;
         self.next = (self.next + 1) & 0xffff_ffff;
-        self.clients.push_back(Client { id, stream, request: Vec::new(), waits: false });
-        self.clients.back().map(|client| (id, client.stream.as_fd()))
+        let client = Client { id, stream, request: Vec::new(), waits: false };
+        self.clients.push_back(client);
+        let client = self.clients.back().expect("it was put there");
+        Ok((id, client.stream.as_fd()))
+    }
+
+    /// Closes the connection that has been there the longest. Gives whether there was one.
+    pub fn forget_oldest(&mut self) -> bool {
+        self.clients.pop_front().is_some()
     }
 
     /// Reads from a connection; None when there is nothing new to look at.

@@ -22,6 +22,7 @@
 mod frames;
 mod observe;
 mod published;
+mod rest;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -135,7 +136,7 @@ fn os(what: &'static str) -> impl Fn(Errno) -> Error {
 pub fn run(inputs: Inputs) -> Result<(), Error> {
     let Inputs { config, queues, offloads, ready, exit, api, egress, .. } = inputs;
     let Inputs { capture, metrics, reader, confine, guest_mac, maker, .. } = inputs;
-    raise_descriptor_limit();
+    let flows = raise_descriptor_limit(config.publishes.len());
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGINT);
@@ -158,8 +159,8 @@ pub fn run(inputs: Inputs) -> Result<(), Error> {
     for (index, tap) in queues.into_iter().enumerate() {
         let seed = random::seed().map_err(os("asking for random bytes"))?;
         let mut stack = Netstack::new(config.clone(), offloads, seed);
+        stack.set_share(index, count, flows);
         if count > 1 {
-            stack.set_share(index, count);
             stack.share_ports(Arc::clone(&ports), index);
         }
         if let Some(mac) = guest_mac {
@@ -293,8 +294,9 @@ struct Driver {
     clock: Clock,
     datagram: Vec<u8>,
     deferred: Vec<(FlowId, EpollFlags)>,
-    /// Given up to turn a connection away when descriptors are exhausted.
+    /// Given up to take a connection when descriptors are exhausted.
     spare: Option<Epoll>,
+    rest: rest::Rest,
     api: Option<Clients>,
     /// The main worker watches the host's name servers.
     reader: Option<Reader>,
@@ -309,12 +311,16 @@ struct Driver {
     inboxes: Arc<[Inbox]>,
 }
 
-/// A flow costs a descriptor: takes as many as the hard limit allows. Without
-/// them there are only fewer flows.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok();
-    }
+/// Descriptors that flows leave for all else.
+const OTHERS: usize = 128;
+
+/// A flow costs a descriptor: takes as many as the hard limit allows. Gives how many flows
+/// there may be, so that the guest leaves some for the `others` and for those who ask.
+fn raise_descriptor_limit(others: usize) -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return usize::MAX };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let limit = usize::try_from(if raised { hard } else { soft }).unwrap_or(usize::MAX);
+    limit.saturating_sub(OTHERS + others).max(limit / 4)
 }
 
 /// Why the loop ends without an error.
@@ -346,6 +352,7 @@ impl Driver {
             datagram: vec![0; 65536],
             deferred: Vec::new(),
             spare: spare_descriptor(),
+            rest: rest::Rest::default(),
             api: None,
             reader: None,
             egress: None,
@@ -389,8 +396,8 @@ impl Driver {
                     }
                     EXIT => return Ok(()),
                     SIGNAL if self.is_ended_by_signal()? => return Ok(()),
-                    API => self.api_accept(),
-                    METRICS => self.metrics_accept(),
+                    API => self.api_accept(now),
+                    METRICS => self.metrics_accept(now),
                     INBOX => messages = true,
                     NEWS => self.read_news(now)?,
                     token if token & FLOW_TOKEN != 0 => {
@@ -422,6 +429,7 @@ impl Driver {
             if self.stack.poll_timeout().is_some_and(|at| at <= now) {
                 self.stack.handle_timeout(now);
             }
+            self.rested(now);
             self.host.begin_turn(&mut self.stack, now);
             self.execute(now);
             let mut deferred = std::mem::take(&mut self.deferred);
@@ -465,7 +473,7 @@ impl Driver {
 
     /// How long to sleep at most.
     fn patience(&mut self) -> EpollTimeout {
-        match self.stack.poll_timeout() {
+        match self.stack.poll_timeout().into_iter().chain(self.rest.over()).min() {
             None => EpollTimeout::NONE,
             Some(at) => {
                 let left = at.saturating_sub(self.clock.now());

@@ -19,6 +19,7 @@ use nix::sys::socket::{
 };
 
 use crate::config::{Proto, Publish};
+use crate::host::RECEIVE_BUFFER;
 
 /// Marks an epoll token as a published port's; the id is below it.
 pub(crate) const PUBLISH_TOKEN: u64 = 1 << 62;
@@ -121,7 +122,11 @@ impl Table {
                 listen(&fd, Backlog::MAXCONN)?;
                 Listener::Tcp(fd.into())
             }
-            Proto::Udp => Listener::Udp(fd.into()),
+            Proto::Udp => {
+                // A smaller one does as well, only not as long.
+                setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER).ok();
+                Listener::Udp(fd.into())
+            }
         })
     }
 }

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::command::readable;
@@ -13,7 +14,7 @@ use tests::lab::Outside;
 use tests::servers::{ECHO_PORT, HELLO};
 
 use crate::fixtures::blob;
-use crate::slirp::{Guest, LIMIT, request, start};
+use crate::slirp::{Guest, LIMIT, request, start, start_with};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("observe/pcap", pcap).lab(),
@@ -21,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("observe/metrics-and-flows", metrics).lab(),
     Test::new("observe/bad-places", bad_places),
     Test::new("observe/socket-files", socket_files).each_user(),
+    Test::new("observe/descriptors", descriptors).lab(),
 ];
 
 /// The frames of a capture with nanoseconds, in this machine's byte order.
@@ -242,4 +244,81 @@ fn socket_files(world: &World<'_>) -> Result<()> {
         ensure!(output.code == 1 && there() == [false, false], "{bad:?}: {}", output.describe());
     }
     Ok(())
+}
+
+/// Descriptors that are used up, by ports and by the guest, keep nobody from asking, and
+/// keep the loop from nothing but what needs one.
+fn descriptors(world: &World<'_>) -> Result<()> {
+    let guest = Guest::start(world)?;
+    let socket = world.dir().join("api");
+    let path = socket.to_str().context("path")?.to_owned();
+    let script = "ulimit -n 80; exec \"$@\"";
+    let command = world.cmd("sh").args(["-c", script, "sh"]).arg(world.lab.bin.join("netstack"));
+    let net =
+        start_with(command, &["-c", "-a", &path, &guest.pid(), "tap0"], Vec::new(), || Ok(()))?;
+    let add = |port: u16| -> Result<serde_json::Value> {
+        let host = r#""proto":"tcp","host_addr":"127.0.0.1""#;
+        let ports = format!(r#""host_port":{port},"guest_port":80"#);
+        request(&socket, &format!(r#"{{"execute":"add_hostfwd","arguments":{{{host},{ports}}}}}"#))
+    };
+    let mut added = 0;
+    let refusal = loop {
+        let answer = add(18300 + added)?;
+        if answer.get("error").is_some() {
+            break answer;
+        }
+        added += 1;
+        ensure!(added < 80, "more ports than descriptors");
+    };
+    let why = refusal["error"]["desc"].as_str().unwrap_or_default();
+    ensure!(added > 20 && why.contains("open files"), "{added}: {refusal}");
+
+    // Whoever asks is answered still, one who says nothing notwithstanding; whoever
+    // connects is turned away.
+    let silent = UnixStream::connect(&socket)?;
+    for _ in 0..3 {
+        let list = request(&socket, r#"{"execute":"list_hostfwd"}"#)?;
+        ensure!(
+            list["entries"].as_array().is_some_and(|e| e.len() == usize::from(added)),
+            "{list}"
+        );
+        let mut stream = TcpStream::connect(("127.0.0.1", 18300))?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        let end = stream.read(&mut [0]);
+        ensure!(
+            matches!(&end, Ok(0))
+                || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset),
+            "not turned away"
+        );
+    }
+    drop(silent);
+    // The guest wants sockets that there are none for.
+    let script = format!(
+        "exec python3 -u -c \"import socket\n\
+         for port in range(20000, 20100):\n\
+         \x20 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         \x20 s.sendto(b'x', ('{}', port))\n\
+         print('done')\"",
+        Outside::V4
+    );
+    guest.cmd(world, &script).run()?.ok()?.stdout_has("done")?;
+    let stat = format!("/proc/{}/stat", net.running.pid());
+    let ticks = || -> Result<u64> {
+        let stat = std::fs::read_to_string(&stat)?;
+        let (_, rest) = stat.rsplit_once(')').context("stat")?;
+        let fields: Vec<_> = rest.split_whitespace().collect();
+        let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        Ok(number(11).context("utime")? + number(12).context("stime")?)
+    };
+    let before = ticks()?;
+    ensure!(!net.running.ends_within(Duration::from_secs(1))?, "it has ended");
+    let spent = ticks()? - before;
+    ensure!(spent < 20, "spends {spent} of 100 ticks on nothing");
+    // One descriptor becomes the spare one again, one is for who asks, one for the port.
+    for id in 1..4 {
+        let remove = format!(r#"{{"execute":"remove_hostfwd","arguments":{{"id":{id}}}}}"#);
+        ensure!(request(&socket, &remove)?.get("error").is_none(), "cannot remove port {id}");
+    }
+    ensure!(add(18399)?.get("error").is_none(), "no port although there is a descriptor");
+    net.stop()
 }

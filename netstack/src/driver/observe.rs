@@ -10,7 +10,9 @@
 use std::io::IoSlice;
 use std::time::Duration;
 
-use super::{API_CLIENT, Driver, METRICS_CLIENT};
+use super::published::spare_descriptor;
+use super::rest::is_exhausted;
+use super::{API, API_CLIENT, Driver, METRICS, METRICS_CLIENT};
 use crate::clients::Clients;
 use crate::control::{self, Answer};
 use crate::inbox::Message;
@@ -44,8 +46,10 @@ pub(super) enum Asker {
 }
 
 impl Driver {
-    pub(super) fn api_accept(&mut self) {
-        accept(&self.epoll, self.api.as_mut(), API_CLIENT);
+    pub(super) fn api_accept(&mut self, now: Duration) {
+        if !accept(&self.epoll, self.api.as_mut(), API_CLIENT, &mut self.spare) {
+            self.let_rest(now, API);
+        }
     }
 
     pub(super) fn api_ready(&mut self, client: u64) {
@@ -62,8 +66,10 @@ impl Driver {
         }
     }
 
-    pub(super) fn metrics_accept(&mut self) {
-        accept(&self.epoll, self.metrics.as_mut(), METRICS_CLIENT);
+    pub(super) fn metrics_accept(&mut self, now: Duration) {
+        if !accept(&self.epoll, self.metrics.as_mut(), METRICS_CLIENT, &mut self.spare) {
+            self.let_rest(now, METRICS);
+        }
     }
 
     pub(super) fn metrics_ready(&mut self, client: u64) {
@@ -137,14 +143,40 @@ impl Driver {
     }
 }
 
-/// Accepts a connection, watched with a token of its id and `mark`.
-fn accept(epoll: &Epoll, clients: Option<&mut Clients>, mark: u64) {
-    let Some(clients) = clients else { return };
-    let Some((id, client)) = clients.accept() else { return };
-    // A client that cannot be watched would wait for ever.
-    if epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, mark | id)).is_err() {
-        clients.forget(id);
+/// Accepts a connection, watched with a token of its id and `mark`. Without a descriptor
+/// left, another client's or the spare one is given up for it, once. Gives whether the
+/// listener may be listened to further.
+fn accept(
+    epoll: &Epoll,
+    clients: Option<&mut Clients>,
+    mark: u64,
+    spare: &mut Option<Epoll>,
+) -> bool {
+    let Some(clients) = clients else { return true };
+    if spare.is_none() {
+        *spare = spare_descriptor();
     }
+    for _ in 0..3 {
+        match clients.accept() {
+            Ok((id, client)) => {
+                // A client that cannot be watched would wait for ever.
+                if epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, mark | id)).is_err() {
+                    clients.forget(id);
+                }
+                return true;
+            }
+            Err(error) if is_exhausted(&error) => {
+                if !clients.forget_oldest() && spare.take().is_none() {
+                    return false;
+                }
+            }
+            Err(error) => {
+                use std::io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+                return matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock);
+            }
+        }
+    }
+    false
 }
 
 /// What is done with every frame besides.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::Driver;
-use crate::forward::Listener;
+use super::rest::is_exhausted;
+use crate::forward::{Listener, PUBLISH_TOKEN};
 use crate::stack::HostEvent;
 
 /// Connections or datagrams taken from a published port in one turn.
@@ -32,6 +33,7 @@ impl Driver {
     pub(super) fn published(&mut self, now: Duration, id: u64) {
         let Some((publish, listener)) = self.ports.find(id) else { return };
         let guest = publish.guest;
+        let mut rests = false;
         for _ in 0..ACCEPT_BATCH {
             match listener {
                 Listener::Tcp(listener) => match listener.accept() {
@@ -47,15 +49,18 @@ impl Driver {
                         }
                     }
                     Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                        // Turned away with the spare descriptor: left waiting, it
-                        // would wake the loop for ever.
+                    Err(e) if is_exhausted(&e) => {
+                        // Turned away with the spare descriptor.
                         self.spare = None;
-                        drop(listener.accept());
+                        rests = listener.accept().is_err();
                         self.spare = spare_descriptor();
-                        return;
+                        break;
                     }
-                    Err(_) => return,
+                    Err(e) => {
+                        let gone = [ErrorKind::WouldBlock, ErrorKind::ConnectionAborted];
+                        rests = !gone.contains(&e.kind());
+                        break;
+                    }
                 },
                 Listener::Udp(udp) => match udp.recv_from(&mut self.datagram) {
                     Ok((len, from)) => {
@@ -68,6 +73,9 @@ impl Driver {
                     Err(_) => {}
                 },
             }
+        }
+        if rests {
+            self.let_rest(now, PUBLISH_TOKEN | id);
         }
     }
 }

@@ -65,6 +65,7 @@ impl Host {
                         **joins = true;
                         // Where the kernel has it not, they come one by one.
                         setsockopt(udp, sockopt::UdpGroSegment, &true).ok();
+                        setsockopt(udp, sockopt::RcvBuf, &super::RECEIVE_BUFFER).ok();
                     }
                     for message in (0..count).filter_map(|index| inbound.get(index)) {
                         if ping {

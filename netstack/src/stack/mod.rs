@@ -190,9 +190,10 @@ impl Netstack {
     }
 
     /// Makes this the stack `index` of `count`, of which the main one is 0, each with
-    /// its share of flows, memory and IP identifications. Call before the first frame.
-    pub fn set_share(&mut self, index: usize, count: usize) {
-        self.flows.set_limit(FLOWS_MAX / count.max(1));
+    /// its share of `flows`, which are [`FLOWS_MAX`] at most, of memory and of IP
+    /// identifications. Call before the first frame.
+    pub fn set_share(&mut self, index: usize, count: usize, flows: usize) {
+        self.flows.set_limit((flows.min(FLOWS_MAX) / count.max(1)).max(1));
         self.memory.share(count.max(1));
         self.out.share_ids(index, count);
     }

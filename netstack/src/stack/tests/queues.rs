@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_stack_beside_the_main_one_has_the_guests_connections_only() {
     let mut stack = stack();
-    stack.set_share(1, 4);
+    stack.set_share(1, 4, usize::MAX);
     stack.set_side();
     let peer = addr(PEERS[0]);
     let guest = guest_for(peer);
@@ -31,7 +31,7 @@ fn two() -> [Netstack; 2] {
     let ports = Arc::new(Ports::default());
     let mut index = 0;
     [stack(), stack()].map(|mut stack| {
-        stack.set_share(index, 2);
+        stack.set_share(index, 2, usize::MAX);
         stack.share_ports(Arc::clone(&ports), index);
         if index > 0 {
             stack.set_side();
@@ -166,7 +166,7 @@ fn no_two_stacks_give_fragments_the_same_identification() {
     for (index, ids) in all.iter_mut().enumerate() {
         let config = Config { enable_ipv6: true, ..Config::default() };
         let mut stack = Netstack::new(config, GRANTED, 1000 + index as u64);
-        stack.set_share(index, 3);
+        stack.set_share(index, 3, usize::MAX);
         let mut before = None;
         for _ in 0..20_000 {
             for peer in PEERS {
