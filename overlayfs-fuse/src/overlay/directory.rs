@@ -2,7 +2,8 @@
 //!
 //! # Theory of operation
 //! The first reader of a directory merges its layers into an index that stays
-//! with the node and is kept up to date by every later change. A name keeps its
+//! with the node and is kept up to date by every later change. So do lookups, once they
+//! have asked the layers in vain as often as listing them is worth. A name keeps its
 //! cookie as long as it exists, so that reading may go on at any cookie while
 //! names come and go: each name that is there all along is seen exactly once,
 //! also by a reader that shares the kernel's cached pages with another. Cookies
@@ -30,6 +31,12 @@ pub const UNKNOWN: Ino = 0xffff_ffff;
 /// costs two system calls a layer, and there will be more.
 const MISSES: u8 = 8;
 
+/// Calls that lookups may waste before it is reckoned what an index costs.
+const WASTE: u32 = 32;
+/// Bytes of a directory, on its disk, whose listing costs as much as a wasted call: some
+/// four entries.
+const BYTES_A_CALL: i64 = 128;
+
 /// State of a directory; its lock is the lock for changing names in it.
 #[derive(Debug, Default)]
 pub(crate) struct DirState {
@@ -38,6 +45,12 @@ pub(crate) struct DirState {
     next: u64,
     /// Names that were looked for without an index and not found.
     misses: u8,
+    /// System calls that an index would have spared those who found what they looked for.
+    spent: u32,
+    /// So many are spent before it is made; `None`: not reckoned yet.
+    worth: Option<u32>,
+    /// It cannot be listed by this process: lookups do without.
+    unlisted: bool,
     /// What it passes on to what is made in it, when that is known.
     pub(crate) passes_on: Option<PassesOn>,
 }
@@ -240,10 +253,50 @@ impl Overlay {
         Ok(index.entries.range(after).take(limit).map(|(c, e)| (*c, e.clone())).collect())
     }
 
+    /// Makes the index for lookups. Where a directory can be searched and not listed they
+    /// go on without: it is for who reads it to be told.
+    fn index_if_possible(&self, node: &Arc<Node>, state: &mut DirState) {
+        state.unlisted = state.unlisted || self.index(node, state).is_err();
+    }
+
     /// Notes that a name was looked for in vain; builds the index when it pays.
-    pub(crate) fn missed(&self, node: &Arc<Node>, state: &mut DirState) -> Result<()> {
+    pub(crate) fn missed(&self, node: &Arc<Node>, state: &mut DirState) {
         state.misses = state.misses.saturating_add(1);
-        if state.misses >= MISSES { self.index(node, state) } else { Ok(()) }
+        if state.misses >= MISSES {
+            self.index_if_possible(node, state);
+        }
+    }
+
+    /// Notes what finding a name has cost without an index, which each layer above the one
+    /// that has it has been asked in vain: makes the index once that has cost as much.
+    pub(crate) fn found_the_long_way(
+        &self,
+        node: &Arc<Node>,
+        state: &mut DirState,
+        found: &Lower,
+    ) -> Result<()> {
+        let Lower::File(layer, ..) = found else { return Ok(()) };
+        let (upper, lowers) = self.dir_layers(node)?;
+        let above = lowers.iter().position(|dir| dir.layer == *layer).unwrap_or(0);
+        let layers = above + usize::from(upper.is_some());
+        // For the name, and for the `.wh.` file that would hide it.
+        state.spent = state.spent.saturating_add(u32::try_from(2 * layers).unwrap_or(u32::MAX));
+        if state.spent < state.worth.unwrap_or(WASTE) {
+            return Ok(());
+        }
+        let worth = *state.worth.get_or_insert_with(|| {
+            // What cannot even be looked at will not be listed either.
+            let size = |dir: &LowerDir| {
+                let stat = self.lowers[dir.layer].stat(&dir.path, OsStr::new(""));
+                stat.map_or(i64::MAX, |stat| stat.st_size)
+            };
+            let size = lowers.iter().map(size).fold(0, i64::saturating_add);
+            u32::try_from(size / BYTES_A_CALL).unwrap_or(u32::MAX)
+        });
+        if state.spent >= worth {
+            self.index_if_possible(node, state);
+        }
+        Ok(())
     }
 
     /// The upper directory (`O_PATH`) behind a directory, if it has one, and its

@@ -72,8 +72,11 @@ impl Overlay {
             Indexed::Present(place) => self.find(&dir, name, Some(place))?,
             Indexed::Unknown => {
                 let found = self.find(&dir, name, None)?;
-                if found.is_none() {
-                    self.missed(&dir, &mut state)?;
+                match &found {
+                    None => self.missed(&dir, &mut state),
+                    Some(found) => {
+                        self.found_the_long_way(&dir, &mut state, &found.identity.lower)?;
+                    }
                 }
                 found
             }

@@ -111,6 +111,27 @@ fn without_an_upper_changes_are_refused() {
     assert_eq!(union.setattr(a, &changes).unwrap_err().errno(), libc::EROFS);
 }
 
+/// Each name asks the two layers above in vain, by its own name and by its `.wh.` file's;
+/// an index comes once as much was wasted as is worth it, and says the same.
+#[test]
+fn who_looks_up_many_names_gets_an_index() {
+    let mut bottom = MemLayer::new(3);
+    for n in 0..20 {
+        bottom = bottom.file(&format!("n{n}"), &[n], 0o644);
+    }
+    let union = union(vec![MemLayer::new(1), MemLayer::new(2), bottom], Options::default());
+    let indexed = || {
+        let root = union.node(ROOT).unwrap();
+        let state = root.dir_state().unwrap();
+        !matches!(state.look(OsStr::new("n0")), super::directory::Indexed::Unknown)
+    };
+    for n in 0..20 {
+        assert_eq!(indexed(), n >= 8, "{n}");
+        assert_eq!(read(&union, &format!("n{n}")), [n]);
+    }
+    assert_eq!(find(&union, "none").unwrap_err(), libc::ENOENT);
+}
+
 #[test]
 fn forgotten_nodes_leave_the_table_with_their_parents() {
     let union = union(three(), Options::default());

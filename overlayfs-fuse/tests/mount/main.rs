@@ -60,6 +60,7 @@ const CASES: &[Case] = &[
         promises::what_cannot_be_copied_fails_when_written,
     ),
     ("promises::started_in_every_way", promises::started_in_every_way),
+    ("promises::searched_and_not_listed", promises::searched_and_not_listed),
     ("promises::remounted_read_only_and_back", promises::remounted),
     ("promises::counters_on_request", promises::counters_on_request),
     ("together::many_at_once", together::many_at_once),

@@ -174,6 +174,26 @@ pub(crate) fn started_in_every_way() {
     }
 }
 
+/// The server may search a directory and not list it: names are found in it, and not found,
+/// however many; only reading it is refused.
+pub(crate) fn searched_and_not_listed() {
+    sh("mkdir -p l1/d l2/d m; cd l2/d; for i in $(seq 40); do echo $i >f$i; done
+        chmod 111 . ../../l1/d");
+    let out = Command::new("setpriv")
+        .args(["--bounding-set", "-dac_override,-dac_read_search"])
+        .arg(program())
+        .args(["-o", "lowerdir=l1:l2", "m"])
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", crate::lab::text(&out));
+    let union = Mounted(fs::canonicalize("m").unwrap());
+    for n in 1..=40 {
+        assert_eq!(fs::read_to_string(union.path(&format!("d/f{n}"))).unwrap(), format!("{n}\n"));
+        assert_eq!(errno(fs::metadata(union.path(&format!("d/g{n}")))), libc::ENOENT);
+    }
+    assert_eq!(errno(fs::read_dir(union.path("d")).unwrap().next().unwrap()), libc::EACCES);
+}
+
 pub(crate) fn remounted() {
     let options = layers();
     fs::write("lower/f", "x").unwrap();
