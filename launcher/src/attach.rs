@@ -48,12 +48,12 @@ struct Join<'a> {
     leaving: bool,
 }
 
-/// Stays joined until the container ends or the caller leaves. The connection is
-/// attached. The terminal is its old self afterwards.
+/// Has the signals that are passed on, and changes of the terminal's size, arrive at a
+/// descriptor. Second: the mask to be restored.
 ///
 /// # Errors
-/// When the terminal or signals cannot be used.
-pub fn join(socket: &Socket, caller: Caller, keys: Keys, proxy: Proxy) -> Result<Left, RunError> {
+/// As of signalfd(2).
+pub(crate) fn take_signals() -> Result<(SignalFd, SigSet), RunError> {
     let mut mask: SigSet = FORWARDED.into_iter().collect();
     mask.add(Signal::SIGWINCH);
     let old = mask
@@ -61,6 +61,39 @@ pub fn join(socket: &Socket, caller: Caller, keys: Keys, proxy: Proxy) -> Result
         .map_err(RunError::os("cannot block signals"))?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(RunError::os("cannot receive signals"))?;
+    Ok((signals, old))
+}
+
+/// Waits for one of `fds`. Which of `N` things happened: `slots` names the thing that each
+/// of them stands for.
+///
+/// # Errors
+/// As of poll(2).
+pub(crate) fn happened<const N: usize>(
+    slots: Vec<usize>,
+    mut fds: Vec<PollFd<'_>>,
+) -> Result<[bool; N], RunError> {
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => break,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(RunError::os("cannot wait for events")(errno)),
+        }
+    }
+    let mut happened = [false; N];
+    for (slot, fd) in slots.into_iter().zip(&fds) {
+        happened[slot] = fd.any().unwrap_or(true);
+    }
+    Ok(happened)
+}
+
+/// Stays joined until the container ends or the caller leaves. The connection is
+/// attached. The terminal is its old self afterwards.
+///
+/// # Errors
+/// When the terminal or signals cannot be used.
+pub fn join(socket: &Socket, caller: Caller, keys: Keys, proxy: Proxy) -> Result<Left, RunError> {
+    let (signals, old) = take_signals()?;
     let (waiting, leaving) = (Vec::new(), false);
     let mut join = Join { socket, caller, keys, proxy, signals, waiting, leaving };
     let left = join.watch();
@@ -120,18 +153,7 @@ impl Join<'_> {
             slots.push(3);
             fds.push(PollFd::new(stdout.as_fd(), PollFlags::POLLOUT));
         }
-        loop {
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) => break,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(RunError::os("cannot wait for events")(errno)),
-            }
-        }
-        let mut happened = [false; 4];
-        for (slot, fd) in slots.into_iter().zip(&fds) {
-            happened[slot] = fd.any().unwrap_or(true);
-        }
-        Ok(happened)
+        happened(slots, fds)
     }
 
     fn send(&mut self, frame: Frame) {

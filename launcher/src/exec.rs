@@ -7,11 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
+use crate::attach;
 use crate::cgroup;
 use crate::channel::{Channel, ToMonitor, ToStage};
 use crate::plan;
@@ -19,7 +19,7 @@ use crate::policy::seccomp::Source;
 use crate::run::{RunError, spoken};
 use crate::spec::{Exec, Network};
 use crate::stage::join::Joining;
-use crate::stage::monitor::{FORWARDED, say};
+use crate::stage::monitor::say;
 use crate::stage::storage::{execute_self, sealed};
 use crate::store::State;
 use crate::sys::fd;
@@ -62,6 +62,7 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     let joining = Joining {
         workload: plan::joined(&state.spec, exec, term, state.map.is_single(), confinement),
         own_network: state.spec.network != Network::Host,
+        shares: state.spec.shares,
     };
     let payload = serde_json::to_vec(&joining)
         .map_err(io::Error::from)
@@ -74,13 +75,7 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
         single_id: state.map.is_single(),
     };
     let filter = source.cached(cache)?;
-    let mut mask: SigSet = FORWARDED.into_iter().collect();
-    mask.add(Signal::SIGWINCH);
-    let old = mask
-        .thread_swap_mask(SigmaskHow::SIG_BLOCK)
-        .map_err(RunError::os("cannot block signals"))?;
-    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(RunError::os("cannot receive signals"))?;
+    let (signals, old) = attach::take_signals()?;
     let (channel, theirs) = Channel::pair().map_err(RunError::os("cannot make a channel"))?;
     let null = File::open("/dev/null").map_err(RunError::os("cannot open /dev/null"))?;
     let own = std::process::id() as i32;
@@ -211,18 +206,7 @@ impl Joined {
             slots.push(5);
             fds.push(PollFd::new(stdout.as_fd(), PollFlags::POLLOUT));
         }
-        loop {
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) => break,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(RunError::os("cannot wait for events")(errno)),
-            }
-        }
-        let mut happened = [false; 6];
-        for (slot, fd) in slots.into_iter().zip(&fds) {
-            happened[slot] = fd.any().unwrap_or(true);
-        }
-        Ok(happened)
+        attach::happened(slots, fds)
     }
 
     fn take_signals(&mut self) -> Result<(), RunError> {

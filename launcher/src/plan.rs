@@ -77,6 +77,7 @@ pub fn plan(spec: &Spec, host: &HostCaps, name: &str, paths: &Paths) -> Result<P
     let mut plan = Plan {
         map: host.map.clone(),
         own_network: spec.network != Network::Host,
+        shares: spec.shares,
         monitor: Vec::new(),
         storage: Vec::new(),
         init: Vec::new(),
@@ -442,7 +443,9 @@ fn before_root(plan: &mut Plan, spec: &Spec, name: &str) {
     if plan.own_network {
         steps.push(InitStep::PingGroups(plan.map.last_gid()));
     }
-    steps.push(InitStep::Hostname(hostname(spec, name).to_owned()));
+    if !spec.shares.uts {
+        steps.push(InitStep::Hostname(hostname(spec, name).to_owned()));
+    }
     let root = plan.init.iter().position(|step| matches!(step, InitStep::Root(_)));
     let root = root.unwrap_or(plan.init.len());
     plan.init.splice(root..root, steps);
@@ -460,12 +463,17 @@ fn file_systems(plan: &mut Plan, spec: &Spec) {
         read_only: false,
         programs: false,
     };
-    mount(Kind::Tmpfs(shm), "/dev/shm");
-    mount(Kind::Mqueue, "/dev/mqueue");
+    if !spec.shares.ipc {
+        mount(Kind::Tmpfs(shm), "/dev/shm");
+        mount(Kind::Mqueue, "/dev/mqueue");
+    }
     if spec.network == Network::Host {
         plan.init.push(InitStep::HostSysfs);
     } else {
         mount(Kind::Sysfs, "/sys");
+    }
+    if spec.shares.ipc {
+        plan.init.push(InitStep::HostIpc);
     }
     for device in ["null", "zero", "full", "random", "urandom", "tty"] {
         plan.init.push(InitStep::Device(device.to_owned()));

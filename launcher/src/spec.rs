@@ -79,6 +79,19 @@ pub struct Spec {
     /// Where the host's number of its first process is written.
     #[serde(default)]
     pub pid_file: Option<PathBuf>,
+    /// What of the host's it has in place of its own.
+    #[serde(default)]
+    pub shares: Shares,
+}
+
+/// Namespaces that a container shares with the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shares {
+    /// The host's name.
+    pub uts: bool,
+    /// System V objects, POSIX message queues and /dev/shm.
+    pub ipc: bool,
 }
 
 /// How a container resolves names.

@@ -14,6 +14,8 @@ use crate::fixtures::busybox_rootfs;
 pub(crate) const TESTS: &[Test] = &[
     Test::new("options/environment-files", environment_files).each_user(),
     Test::new("options/labels-and-filters", labels_and_filters).each_user(),
+    Test::new("options/label-files", label_files).each_user(),
+    Test::new("options/shared-namespaces", shared).each_user(),
     Test::new("options/labels-of-images", labels_of_images),
     Test::new("options/cidfile-and-pidfile", files).each_user(),
     Test::new("options/mounts", mounts).each_user(),
@@ -109,13 +111,67 @@ fn labels_and_filters(world: &World<'_>) -> Result<()> {
         let web = web.context("no web")?;
         ensure!(web["labels"]["tier"] == "front" && web["labels"]["mine"] == "", "{web:#}");
         ensure!(about(world, "web")?["Config"]["Labels"]["tier"] == "front");
-        for filter in ["status=well", "colour=blue", "name"] {
+        for filter in ["status=well", "colour=blue", "name", "name=a(b"] {
             world.coracle(&["ps", "--filter", filter]).run()?.fails_with(125, "--filter")?;
         }
         run(world, &["-l", "=x"], &["true"])?.fails_with(125, "=x")
     })();
     remove(world, &["web", "db", "done"])?;
     checked.map(drop)
+}
+
+/// Labels of a file, those of `--label` going before.
+fn label_files(world: &World<'_>) -> Result<()> {
+    let file = world.dir().join("labels");
+    std::fs::write(&file, "# ours\na=file\nb=x=y\n")?;
+    let file = file.to_str().context("the directory's name is UTF-8")?;
+    let words = ["create", "--name", "l", "-l", "a=given", "--label-file", file, "--", "true"];
+    world.coracle(&words).run()?.ok()?;
+    let shown = world.coracle(&["inspect", "l"]).run()?.ok()?.stdout;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    let labels = &shown[0]["Config"]["Labels"];
+    ensure!(labels["a"] == "given" && labels["b"] == "x=y", "{labels:#}");
+    world.coracle(&["rm", "l"]).run()?.ok()?;
+    std::fs::write(world.dir().join("labels"), "=x\n")?;
+    let refused = world.coracle(&["create", "--label-file", file, "--", "true"]).run()?;
+    refused.fails_with(125, "line 1")?;
+    Ok(())
+}
+
+/// The host's name and IPC namespace in place of the container's own, for programs that
+/// join as well.
+fn shared(world: &World<'_>) -> Result<()> {
+    let places = ["uts", "ipc"].map(|name| std::fs::read_link(format!("/proc/self/ns/{name}")));
+    let [uts, ipc] = places;
+    let host = format!("{}\n{}", uts?.display(), ipc?.display());
+    let read = "readlink /proc/self/ns/uts /proc/self/ns/ipc";
+    let run = |options: &[&str], script: &str| {
+        let words = [&["run", "--rm", "--network=none"], options, &["--", "sh", "-c", script]];
+        world.coracle(&words.concat()).run()
+    };
+    let both = ["--uts=host", "--ipc=host"];
+    run(&both, read)?.ok()?.stdout_is(&host)?;
+    let own = run(&[], read)?.ok()?.stdout;
+    ensure!(!own.lines().zip(host.lines()).any(|(own, host)| own == host), "{own}{host}");
+    let name = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+    let named = format!("{name}\n{name}\n{name}");
+    run(&both, "uname -n; echo $HOSTNAME; cat /etc/hostname")?.ok()?.stdout_is(&named)?;
+    // The host's /dev/shm, or none.
+    let shm = std::path::Path::new("/dev/shm");
+    let device = "stat -c %d /dev/shm 2>/dev/null || echo none";
+    let wanted = match std::fs::metadata(shm) {
+        Ok(found) => std::os::unix::fs::MetadataExt::dev(&found).to_string(),
+        Err(_) => "none".to_owned(),
+    };
+    run(&both, device)?.ok()?.stdout_is(&wanted)?;
+    let words =
+        [&["run", "-d", "--name", "s", "--network=none"], &both[..], &["--", "sleep", "99"]];
+    world.coracle(&words.concat()).run()?.ok()?;
+    world.coracle(&["exec", "s", "sh", "-c", read]).run()?.ok()?.stdout_is(&host)?;
+    world.coracle(&["rm", "-f", "s"]).run()?.ok()?;
+    run(&["--uts=host", "--hostname=x"], "true")?.fails_with(125, "--uts host")?;
+    run(&["--ipc=host", "--shm-size=1m"], "true")?.fails_with(125, "--ipc host")?;
+    Ok(())
 }
 
 fn labels_of_images(world: &World<'_>) -> Result<()> {

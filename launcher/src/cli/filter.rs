@@ -1,5 +1,8 @@
 //! `coracle ps --filter`.
 
+use regex_automata::dfa::{dense, regex::Regex};
+use regex_automata::util::syntax;
+
 use super::ps;
 use crate::spec::Root;
 use crate::store::{State, Status};
@@ -7,8 +10,8 @@ use crate::store::{State, Status};
 /// One `--filter KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Filter {
-    /// A part of its name.
-    Name(String),
+    /// What its name matches.
+    Name(Box<Pattern>),
     /// What it is at.
     Status(String),
     /// A label, and what it says.
@@ -19,6 +22,41 @@ pub(super) enum Filter {
     Ancestor(String),
     /// What its network is called.
     Network(String),
+}
+
+/// A regular expression, which holds where it matches anywhere.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    text: String,
+    regex: Regex,
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Pattern {}
+
+impl Pattern {
+    fn read(text: String) -> Result<Self, String> {
+        /// Bytes that an expression may grow to: it is compiled, not tried.
+        const MOST: usize = 4 << 20;
+        // Names have no letters but those of ASCII.
+        let syntax = syntax::Config::new().unicode(false).utf8(false);
+        let dense =
+            dense::Config::new().dfa_size_limit(Some(MOST)).determinize_size_limit(Some(MOST));
+        match Regex::builder().syntax(syntax).dense(dense).build(&text) {
+            Ok(regex) => Ok(Self { text, regex }),
+            Err(error) => {
+                let why = std::error::Error::source(&error)
+                    .map_or_else(|| error.to_string(), |cause| cause.to_string());
+                let why = why.lines().last().unwrap_or_default();
+                Err(format!("'{text}' is no regular expression: {why}"))
+            }
+        }
+    }
 }
 
 /// What a container can be at, as Podman and we call it.
@@ -33,7 +71,7 @@ pub(super) fn read(text: &str) -> Result<Filter, String> {
     let value = value.to_owned();
     Ok(match key {
         // A container's name is its id.
-        "name" | "id" => Filter::Name(value),
+        "name" | "id" => Filter::Name(Box::new(Pattern::read(value)?)),
         "status" if STATUSES.contains(&value.as_str()) => Filter::Status(value),
         "status" if value == "stopped" => Filter::Status("exited".to_owned()),
         "status" => return Err(format!("'{value}' is none of {}", STATUSES.join(", "))),
@@ -54,7 +92,7 @@ pub(super) fn read(text: &str) -> Result<Filter, String> {
 impl Filter {
     fn holds(&self, name: &str, state: &State) -> bool {
         match self {
-            Self::Name(part) => name.contains(part),
+            Self::Name(pattern) => pattern.regex.is_match(name.as_bytes()),
             Self::Status(status) => ps::word(state) == status,
             Self::Label(label, said) => {
                 let has = state.spec.labels.get(label);
@@ -121,6 +159,13 @@ mod tests {
             (&[][..], true),
             (&["name=oa"], true),
             (&["name=ship"], false),
+            (&["name=^bo[ab]t$"], true),
+            (&["name=^oat"], false),
+            (&["name=^(ship|boat)$"], true),
+            (&["id=b.*t"], true),
+            (&["name=\\bboat\\b"], true),
+            (&["name=B(?i)OAT"], false),
+            (&["name=(?i)BOAT"], true),
             (&["name=ship", "id=boat"], true),
             (&["status=exited"], true),
             (&["status=stopped"], true),
@@ -154,6 +199,10 @@ mod tests {
             ("colour=blue", "'colour'"),
             ("status=well", "'well'"),
             ("exited=256", "'256'"),
+            ("name=a(b", "'a(b' is no regular expression: "),
+            ("id=*", "'*' is no regular expression: "),
+            // 2 to the power of 40 states.
+            ("name=[ab]*a[ab]{40}", "is no regular expression: "),
         ] {
             assert!(read(text).unwrap_err().contains(word), "{text}");
         }

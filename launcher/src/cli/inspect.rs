@@ -95,6 +95,8 @@ fn describe(entry: &Entry, state: &State) -> Value {
             "AutoRemove": spec.remove,
             "ReadonlyRootfs": spec.read_only,
             "NetworkMode": ps::network(state),
+            "IpcMode": if spec.shares.ipc { "host" } else { "private" },
+            "UTSMode": if spec.shares.uts { "host" } else { "private" },
             "PortBindings": ports(spec),
             "RestartPolicy": restart(spec.restart),
             "Memory": spec.limits.memory.unwrap_or(0),

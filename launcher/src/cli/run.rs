@@ -19,7 +19,9 @@ use super::{complain, image, lifecycle, limits, parse, print};
 use crate::image::config;
 use crate::image::store::{Image, Images};
 use crate::run::{Early, Mode};
-use crate::spec::{Limits, Network, Protocol, Publish, Restart, Root, Spec, Upper};
+use crate::spec::{
+    InMemory, Limits, Network, Protocol, Publish, Restart, Root, Shares, Spec, Upper,
+};
 use crate::store::{Container, Store};
 use crate::text::printable_lines;
 
@@ -176,6 +178,14 @@ struct Args {
     #[arg(long, alias = "net", value_enum, default_value = "netstack", value_name = "NETWORK")]
     network: NetworkArg,
 
+    /// Whose host name it has
+    #[arg(long, value_enum, default_value = "private", value_name = "WHOSE")]
+    uts: Whose,
+
+    /// Whose shared memory, semaphores and message queues it has
+    #[arg(long, value_enum, default_value = "private", value_name = "WHOSE")]
+    ipc: Whose,
+
     #[command(flatten)]
     names: NameArgs,
 
@@ -211,6 +221,15 @@ struct Args {
     /// The image, then command and arguments [default: the image's, or a shell]
     #[arg(trailing_var_arg = true, value_name = "IMAGE")]
     command: Vec<String>,
+}
+
+/// Whose namespace a container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Whose {
+    /// The container's own
+    Private,
+    /// The host's
+    Host,
 }
 
 /// Ports of one `--expose`.
@@ -533,6 +552,21 @@ impl Args {
                 "--rm and --restart contradict each other: what is removed is not run again"
             );
         }
+        let shares = Shares { uts: self.uts == Whose::Host, ipc: self.ipc == Whose::Host };
+        let hostname = match self.hostname {
+            Some(_) if shares.uts => anyhow::bail!("--hostname and --uts host exclude each other"),
+            None if shares.uts => Some(
+                nix::unistd::gethostname()
+                    .context("cannot read the host's name")?
+                    .to_string_lossy()
+                    .into_owned(),
+            ),
+            hostname => hostname,
+        };
+        let memory = self.memory.into_memory(tmpfs, cwd)?;
+        if shares.ipc && memory.shm != InMemory::default().shm {
+            anyhow::bail!("--shm-size is for a /dev/shm of its own: not with --ipc host");
+        }
         let mut labels = BTreeMap::new();
         for file in &self.label_files {
             let what = || format!("--label-file {}", file.display());
@@ -558,7 +592,7 @@ impl Args {
             workdir: workdir(self.workdir.as_deref())?,
             user: self.user,
             volumes,
-            hostname: self.hostname,
+            hostname,
             publish,
             network,
             command: self.command,
@@ -568,11 +602,12 @@ impl Args {
             limits: self.limits.limits(),
             ulimits: self.limits.ulimits,
             no_init: self.no_init && !self.init,
-            memory: self.memory.into_memory(tmpfs, cwd)?,
+            memory,
             labels,
             names: self.names.into_names(network)?,
             stop_timeout: self.stop_timeout,
             pid_file: self.pidfile.map(|file| cwd.join(file)),
+            shares,
         })
     }
 }
@@ -626,6 +661,7 @@ mod tests {
                 names: crate::spec::Names::default(),
                 stop_timeout: None,
                 pid_file: None,
+                shares: crate::spec::Shares::default(),
             }
         );
     }
@@ -752,6 +788,9 @@ mod tests {
             &["--cap-add", "x"],
             &["--security-opt", "x"],
             &["--restart", "sometimes"],
+            &["--uts", "other"],
+            &["--uts", "host", "--hostname", "x"],
+            &["--ipc", "host", "--shm-size", "1m"],
             &["--rm", "--restart", "always"],
             &["-l", "=x"],
             &["--stop-signal", "NOPE"],

@@ -124,6 +124,7 @@ fn beneath(spec: &Spec, init: &[InitStep]) -> Vec<Beneath> {
         InitStep::Mount { target, .. }
         | InitStep::Volume { target, read_only: false, .. }
         | InitStep::File { target, .. } => Some(target.clone()),
+        InitStep::HostIpc => Some("/dev/shm".into()),
         _ => None,
     });
     rules.extend(written.map(|path| Beneath { path, access: Access::ALL }));

@@ -23,8 +23,10 @@ impl fmt::Display for Plan {
         for step in &self.storage {
             writeln!(f, "  {step}")?;
         }
-        let network = if self.own_network { ", net" } else { "" };
-        writeln!(f, "init (new mount, pid, ipc, uts, cgroup{network} namespace):")?;
+        let own =
+            [(!self.shares.ipc, "ipc, "), (!self.shares.uts, "uts, "), (self.own_network, "net, ")];
+        let own: String = own.iter().filter(|(own, _)| *own).map(|(_, name)| *name).collect();
+        writeln!(f, "init (new mount, pid, {own}cgroup namespace):")?;
         for step in &self.init {
             writeln!(f, "  {step}")?;
         }
@@ -96,6 +98,7 @@ impl fmt::Display for InitStep {
             Self::Root(path) => write!(f, "take {} as the root", path.display()),
             Self::Mount { kind, target } => write!(f, "mount {kind} at {}", target.display()),
             Self::HostSysfs => write!(f, "show the host's /sys, read-only"),
+            Self::HostIpc => write!(f, "show the host's /dev/shm and /dev/mqueue"),
             Self::Device(name) => write!(f, "show the host's /dev/{name}"),
             Self::Link { path, target } => {
                 write!(f, "link {} to {}", path.display(), target.display())

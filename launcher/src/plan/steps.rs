@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Confinement;
 use crate::idmap::IdMap;
-use crate::spec::{TmpfsOptions, Ulimit};
+use crate::spec::{Shares, TmpfsOptions, Ulimit};
 
 /// The directories a container is made in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +198,8 @@ pub enum InitStep {
     },
     /// Shows the host's /sys, read-only.
     HostSysfs,
+    /// Shows the host's /dev/shm and /dev/mqueue, as far as they are there.
+    HostIpc,
     /// Shows this device of the host's /dev.
     Device(String),
     /// Makes a symbolic link.
@@ -291,6 +293,8 @@ pub struct Plan {
     pub map: IdMap,
     /// The container gets a network namespace of its own.
     pub own_network: bool,
+    /// What it has none of its own of.
+    pub shares: Shares,
     /// Done by the monitor.
     pub monitor: Vec<MonitorStep>,
     /// Done by the storage stage.

@@ -60,6 +60,7 @@ pub(super) fn spec() -> Spec {
         names: crate::spec::Names::default(),
         stop_timeout: None,
         pid_file: None,
+        shares: crate::spec::Shares::default(),
     }
 }
 

@@ -23,10 +23,11 @@ use super::in_root::{InRoot, Make};
 use super::nest;
 use super::secrets;
 use super::storage::{self, c_path, empty_directory};
+use super::tap;
 use super::workload::{self, Filter};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
-use crate::plan::{self, InitStep, Kind, Plan};
-use crate::sys::{fd, mount, net, process, tty};
+use crate::plan::{InitStep, Kind, Plan};
+use crate::sys::{fd, mount, net, pages, process, tty};
 
 /// The group of terminals on Debian and everywhere else.
 const TTY_GROUP: u32 = 5;
@@ -73,8 +74,9 @@ fn set_up(channel: &Channel, plan: &Plan, mounted: io::PipeReader) -> Result<Rea
     nix::sys::prctl::set_name(c"coracle-init").context(|| "cannot name the process")?;
     setsid().context(|| "cannot make a session")?;
     // Its own control group is the root of what it sees: it has been in it from the start.
-    let mut namespaces =
-        CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
+    let mut namespaces = CloneFlags::CLONE_NEWCGROUP;
+    namespaces.set(CloneFlags::CLONE_NEWIPC, !plan.shares.ipc);
+    namespaces.set(CloneFlags::CLONE_NEWUTS, !plan.shares.uts);
     namespaces.set(CloneFlags::CLONE_NEWNET, plan.own_network);
     unshare(namespaces).context(|| "cannot make the container's namespaces")?;
     umask(Mode::from_bits_truncate(0o022));
@@ -158,6 +160,8 @@ pub fn supervise(channel: &Channel, workload: i32) -> u8 {
         return 125;
     };
     let workload = Pid::from_raw(workload);
+    // As the monitor does.
+    pages::release_code().ok();
     // One may have ended before the descriptor was there.
     if let Some(code) = reap(workload) {
         return code;
@@ -240,7 +244,7 @@ impl Stage<'_> {
                 .and_then(|devices| devices.up("lo"))
                 .context(|| "cannot bring up the loopback device")?,
             InitStep::Tap { ipv6, queues } => {
-                let taps = make_tap(*ipv6, *queues)?;
+                let taps = tap::make(*ipv6, *queues)?;
                 let taps: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
                 self.channel.send(&ToMonitor::Tap, &taps).context(|| "cannot reach the monitor")?;
             }
@@ -250,6 +254,13 @@ impl Stage<'_> {
                 let attributes = mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC;
                 self.bind(c"/sys", "/sys".as_ref(), Make::Directory, true, attributes)
                     .context(|| "cannot show the host's /sys")?;
+            }
+            InitStep::HostIpc => {
+                for path in ["/dev/shm", "/dev/mqueue"].map(Path::new) {
+                    if path.is_dir() {
+                        self.volume(path, path, false)?;
+                    }
+                }
             }
             InitStep::Device(name) => self.device(name)?,
             InitStep::Link { path, target } => {
@@ -531,39 +542,4 @@ fn existing(path: &Path) -> io::Result<Option<OwnedFd>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
-}
-
-/// The queues of the TAP device, which is up, with its addresses and routes.
-fn make_tap(ipv6: bool, queues: usize) -> Result<Vec<OwnedFd>, Fault> {
-    const TAP: &str = "tap0";
-    if ipv6 {
-        // There is nobody else: addresses hold at once, and the routes are ours.
-        for (setting, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("disable_ipv6", "0")] {
-            let path = format!("/proc/sys/net/ipv6/conf/default/{setting}");
-            fs::write(&path, value).context(|| format!("cannot write {path}"))?;
-        }
-    }
-    // Nothing can be congested between here and netstack, where connections end: BBR would
-    // pace them all the same, in smaller segments (as netstack's own `tap.rs`).
-    let path = "/proc/sys/net/ipv4/tcp_congestion_control";
-    if fs::read_to_string(path).is_ok_and(|name| name.starts_with("bbr")) {
-        // Where it cannot be written all works the same, slower.
-        fs::write(path, "reno").ok();
-    }
-    let taps = net::open_tap(TAP, queues).context(|| "cannot make the network device tap0")?;
-    let devices = net::Devices::open().context(|| "cannot open a socket")?;
-    devices.set_mtu(TAP, plan::MTU).context(|| "cannot set the MTU of tap0")?;
-    devices.set_queue(TAP, plan::QUEUE).context(|| "cannot set the queue length of tap0")?;
-    devices.set_noqueue(TAP).context(|| "cannot take the queueing discipline off tap0")?;
-    devices.up(TAP).context(|| "cannot bring up tap0")?;
-    devices
-        .set_v4(TAP, plan::GUEST_V4, plan::PREFIX_V4)
-        .and_then(|()| devices.default_v4(plan::GATEWAY_V4))
-        .context(|| "cannot give tap0 its IPv4 address and route")?;
-    if ipv6 {
-        devices
-            .set_v6(TAP, plan::GUEST_V6, plan::PREFIX_V6, plan::GATEWAY_V6)
-            .context(|| "cannot give tap0 its IPv6 address and route")?;
-    }
-    Ok(taps)
 }

@@ -21,6 +21,7 @@ use super::workload::Filter;
 use super::{init, owners, workload};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::Workload;
+use crate::spec::Shares;
 use crate::sys::process::{self, Forked};
 use crate::sys::tty;
 
@@ -31,6 +32,8 @@ pub struct Joining {
     pub workload: Workload,
     /// The container has a network namespace of its own.
     pub own_network: bool,
+    /// What of the host's it has.
+    pub shares: Shares,
 }
 
 /// The joining stage, executed anew; `own` is the number of its channel.
@@ -64,14 +67,14 @@ fn join(parent: i32, channel: &Channel) -> Result<i32, Fault> {
     File::from(filter).read_to_end(&mut bytes).context(|| "cannot read the filter")?;
     let owners = if joining.workload.single_id { Some(keep_owners(outer)?) } else { None };
     // All at once: those of the outer user namespace are out of reach from the nested one.
-    let mut namespaces = libc::CLONE_NEWUSER
-        | libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP;
-    if joining.own_network {
-        namespaces |= libc::CLONE_NEWNET;
+    let mut namespaces =
+        libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWCGROUP;
+    for (own, namespace) in [
+        (joining.own_network, libc::CLONE_NEWNET),
+        (!joining.shares.ipc, libc::CLONE_NEWIPC),
+        (!joining.shares.uts, libc::CLONE_NEWUTS),
+    ] {
+        namespaces |= if own { namespace } else { 0 };
     }
     process::join(&target, namespaces).context(|| "cannot join the container")?;
     drop(target);

@@ -44,6 +44,7 @@ pub mod owners;
 pub mod passwd;
 pub mod secrets;
 pub mod storage;
+pub mod tap;
 pub mod workload;
 
 use std::env;

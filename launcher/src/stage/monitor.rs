@@ -34,8 +34,8 @@ use crate::channel::{Channel, Fault, ToMonitor, ToStage};
 use crate::plan::{MonitorStep, Plan};
 use crate::run::RunError;
 use crate::spawn::{self, Ours, Pipes, Theirs};
-use crate::sys::process;
 use crate::sys::userns::Maps;
+use crate::sys::{pages, process};
 use crate::text::printable;
 use children::{End, Process, Service};
 pub use console::{Console, Streams};
@@ -436,6 +436,8 @@ impl Monitor<'_> {
             let overlay = self.overlay.as_ref().map(|overlay| overlay.process.pid);
             (self.orders.started)(init.pid, overlay)?;
         }
+        // From here on it waits. Where that cannot be done it has more memory, and no harm.
+        pages::release_code().ok();
         Ok(())
     }
 

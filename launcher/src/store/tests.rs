@@ -33,6 +33,7 @@ fn spec(name: Option<&str>, remove: bool) -> Spec {
         names: crate::spec::Names::default(),
         stop_timeout: None,
         pid_file: None,
+        shares: crate::spec::Shares::default(),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod landlock;
 pub mod mount;
 pub mod net;
 pub mod notify;
+pub mod pages;
 pub mod process;
 pub mod tty;
 pub mod userns;
