@@ -276,7 +276,7 @@ fn storage(
     for place in ["", "proc", "dev", "sys", "etc"] {
         plan.storage.push(StorageStep::ScratchDirectory(base.join(place)));
     }
-    for (name, content) in texts(spec, host, name) {
+    for (name, content) in names::texts(spec, host, name) {
         plan.storage.push(StorageStep::ScratchFile { path: base.join("etc").join(name), content });
     }
     let lowers = match &spec.root {
@@ -552,21 +552,7 @@ fn plain_memory(mode: u32) -> TmpfsOptions {
     TmpfsOptions { mode, size: None, read_only: false, programs: true }
 }
 
-/// The files of /etc that tell a container who and where it is. A volume over
-/// one of them has precedence.
-fn texts(spec: &Spec, host: &HostCaps, name: &str) -> Vec<(&'static str, String)> {
-    let hostname = hostname(spec, name);
-    let mut all =
-        vec![("hostname", format!("{hostname}\n")), ("hosts", names::hosts(spec, host, hostname))];
-    all.extend(names::resolv_conf(spec, host).map(|content| ("resolv.conf", content)));
-    all.retain(|(name, _)| {
-        let target = Path::new("/etc").join(name);
-        !spec.volumes.iter().any(|volume| volume.target == target)
-    });
-    all
-}
-
-/// Shows them.
+/// Shows the files of [`names::texts`].
 fn files(plan: &mut Plan, paths: &Paths) {
     let etc = paths.scratch().join("base/etc");
     let shown = plan.storage.iter().filter_map(|step| match step {

@@ -21,6 +21,7 @@ mod diff;
 mod doctor;
 mod exec;
 mod filter;
+mod fresh;
 mod gc;
 mod ground;
 mod image;

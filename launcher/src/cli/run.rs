@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +9,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
+use super::fresh::Fresh;
 use super::memory::MemoryArgs;
 use super::mounts::{MountArgs, Mounts};
 use super::names::NameArgs;
@@ -379,46 +378,6 @@ fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container, Option<Fre
     Ok(Some((spec, container, cidfile)))
 }
 
-/// A file that was not there before, and goes again unless something comes of it.
-struct Fresh {
-    path: PathBuf,
-    file: File,
-    kept: bool,
-}
-
-impl Fresh {
-    fn make(path: PathBuf) -> anyhow::Result<Self> {
-        let made = File::options().write(true).create_new(true).open(&path);
-        let file = made.map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => anyhow::anyhow!(
-                "--cidfile: {} is there: it may be another container's; remove it, or use another \
-                 name",
-                path.display()
-            ),
-            _ => anyhow::anyhow!("--cidfile: cannot make {}: {error}", path.display()),
-        })?;
-        Ok(Self { path, file, kept: false })
-    }
-
-    fn say(&self, text: &str) -> anyhow::Result<()> {
-        let written = (&self.file).write_all(text.as_bytes());
-        written.with_context(|| format!("--cidfile: cannot write {}", self.path.display()))
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        if !self.kept {
-            // Why nothing came of it is told.
-            drop(fs::remove_file(&self.path));
-        }
-    }
-}
-
 /// Puts right what crashes have left.
 pub(super) fn sweep(store: &Store) -> anyhow::Result<()> {
     for left in store.sweep()? {
@@ -616,6 +575,7 @@ impl Args {
 mod tests {
     use super::*;
     use clap::Parser as _;
+    use std::fs;
 
     #[derive(Debug, clap::Parser)]
     struct Only {

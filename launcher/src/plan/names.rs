@@ -2,10 +2,25 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
-use super::{DNS_V4, DNS_V6, GUEST_V4};
+use super::{DNS_V4, DNS_V6, GUEST_V4, hostname};
 use crate::probe::HostCaps;
 use crate::spec::{Network, Spec};
+
+/// The files of /etc that tell a container who and where it is. A volume over
+/// one of them has precedence.
+pub(super) fn texts(spec: &Spec, host: &HostCaps, name: &str) -> Vec<(&'static str, String)> {
+    let hostname = hostname(spec, name);
+    let mut all =
+        vec![("hostname", format!("{hostname}\n")), ("hosts", hosts(spec, host, hostname))];
+    all.extend(resolv_conf(spec, host).map(|content| ("resolv.conf", content)));
+    all.retain(|(name, _)| {
+        let target = Path::new("/etc").join(name);
+        !spec.volumes.iter().any(|volume| volume.target == target)
+    });
+    all
+}
 
 /// `/etc/hosts`; `hostname` is the container's.
 pub(super) fn hosts(spec: &Spec, host: &HostCaps, hostname: &str) -> String {
