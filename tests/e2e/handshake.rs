@@ -77,8 +77,8 @@ const COMING_TO_RUN: &[Row] = &[
 const COMING_TO_AN_END: &[Row] = &[
     row(Workload, Ends, &[After], &[Monitor, Overlay, Init, Netstack]),
     row(Init, Ends, &[After], &[Monitor, Overlay, Netstack]),
-    // The two end side by side: which is there when the other ends is not certain.
-    row(Overlay, Ends, &[After], &[Monitor]),
+    // The overlay is killed, its changes going with the container: whether a process that is
+    // killed stops at its end once more is not certain.
     row(Netstack, Ends, &[After], &[Monitor]),
     row(Monitor, Renames("/.gone-"), SIDES, &[Monitor]),
     row(Monitor, Unlinks("lock"), SIDES, &[Monitor]),
