@@ -21,6 +21,8 @@ pub(super) struct Ask {
     pub(super) session: u64,
     /// Bytes of a datagram.
     pub(super) size: u32,
+    /// Datagrams sent by one call.
+    pub(super) together: u32,
 }
 
 impl Ask {
@@ -41,6 +43,7 @@ impl Ask {
         bytes[4..8].copy_from_slice(&self.ms.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.session.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.size.to_le_bytes());
+        bytes[20..].copy_from_slice(&self.together.to_le_bytes());
         bytes
     }
 
@@ -54,6 +57,7 @@ impl Ask {
             ms: word(4),
             session: u64::from(word(8)) | u64::from(word(12)) << 32,
             size: word(16),
+            together: word(20),
         })
     }
 }
@@ -108,7 +112,7 @@ pub(super) fn client(args: Tcp) -> Result<Figures> {
         let connected = TcpStream::connect(server).context("cannot connect");
         barrier.wait();
         let mut stream = connected?;
-        let ask = Ask { kind, ms: args.to.ms, session: 0, size: 0 };
+        let ask = Ask { kind, ms: args.to.ms, session: 0, size: 0, together: 1 };
         stream.write_all(&ask.to_bytes())?;
         match args.direction {
             Direction::Up => {
@@ -169,7 +173,7 @@ mod unit {
     #[test]
     fn requests_and_reports_come_as_they_were_sent() {
         let (mut here, mut there) = pair();
-        let ask = Ask { kind: Ask::UDP_DOWN, ms: 5, session: 1 << 40, size: 1400 };
+        let ask = Ask { kind: Ask::UDP_DOWN, ms: 5, session: 1 << 40, size: 1400, together: 16 };
         here.write_all(&ask.to_bytes()).unwrap();
         assert_eq!(Ask::read(&mut there).unwrap(), ask);
         let report = Report { bytes: 1, first_ns: 2, last_ns: 1 << 50, count: 4 };

@@ -40,6 +40,8 @@ pub(crate) mod port {
     pub(crate) const HTTP: u16 = 7004;
     /// UDP: transfers; round trips.
     pub(crate) const UDP: u16 = 7005;
+    /// UDP: transfers of several datagrams by one call.
+    pub(crate) const UDP_TOGETHER: u16 = 7006;
 }
 
 /// Clients, and the server.
@@ -120,6 +122,9 @@ pub(crate) struct Udp {
     /// Bytes of a datagram, after the UDP header.
     #[arg(long, value_parser = clap::value_parser!(u32).range(pattern::DATAGRAM_HEADER as i64..=65_000))]
     size: u32,
+    /// Send and receive several by one call (UDP_SEGMENT, UDP_GRO).
+    #[arg(long)]
+    together: bool,
 }
 
 /// Requests and replies.

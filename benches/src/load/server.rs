@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::bulk::{self, Ask};
-use super::udp::Sessions;
+use super::udp::{Sessions, TOGETHER};
 use super::{port, small};
 
 /// Answers until standard input closes.
@@ -18,15 +18,20 @@ use super::{port, small};
 /// # Errors
 /// When a port is taken.
 pub(super) fn serve() -> Result<()> {
-    let sessions = Arc::new(Sessions::new(udp_socket(port::UDP)?)?);
+    let sessions = Arc::new([
+        Sessions::new(udp_socket(port::UDP)?, 1)?,
+        Sessions::new(udp_socket(port::UDP_TOGETHER)?, TOGETHER)?,
+    ]);
     let bulk = listener(port::BULK)?;
     let small = [
         (Protocol::Echo, listener(port::ECHO)?),
         (Protocol::OneShot, listener(port::ONE_SHOT)?),
         (Protocol::Http, listener(port::HTTP)?),
     ];
-    let receiver = Arc::clone(&sessions);
-    std::thread::spawn(move || receiver.receive());
+    for at in 0..sessions.len() {
+        let receiver = Arc::clone(&sessions);
+        std::thread::spawn(move || receiver[at].receive());
+    }
     std::thread::spawn(move || {
         if let Err(error) = serve_small(&small) {
             eprintln!("server: {error:#}");
@@ -71,8 +76,9 @@ fn any_v4(port: u16) -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, port).into()
 }
 
-fn transfer(mut stream: TcpStream, sessions: &Sessions) -> Result<()> {
+fn transfer(mut stream: TcpStream, sessions: &[Sessions; 2]) -> Result<()> {
     let ask = Ask::read(&mut stream)?;
+    let sessions = &sessions[usize::from(ask.together > 1)];
     let time = std::time::Duration::from_millis(ask.ms.into());
     match ask.kind {
         Ask::UP => bulk::receive(&mut stream)?.write(&mut stream),

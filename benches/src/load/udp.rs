@@ -3,20 +3,30 @@
 //! A datagram carries its session and number ([`pattern`]). The client says over
 //! TCP what it wants ([`Ask`]); a transfer to the client starts with a datagram of
 //! the client's, which also opens the way through a backend.
+//!
+//! Datagrams are sent one by one, or as QUIC servers do: [`TOGETHER`] of them by one call,
+//! which the kernel, or whoever carries them last, takes apart (UDP_SEGMENT, udp(7)); who
+//! receives takes several by one call then (UDP_GRO).
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
+    sockopt,
+};
 
 use super::bulk::{Ask, Report};
 use super::pattern::{self, Seen, body};
 use super::{Direction, Figures, Udp, now_ns, port};
 
+/// Datagrams sent by one call, where several are.
+pub(super) const TOGETHER: u32 = 16;
 /// Session of round trips: the server sends such a datagram back.
 pub(super) const ECHO: u64 = 0;
 /// A transfer is over when nothing has come for so long.
@@ -48,6 +58,50 @@ fn buffer(socket: &UdpSocket) -> Result<()> {
     Ok(())
 }
 
+/// Lets several datagrams of one sender be received by one call.
+fn take_several(socket: &UdpSocket) -> Result<()> {
+    setsockopt(socket, sockopt::UdpGroSegment, &true).context("cannot set UDP_GRO")
+}
+
+/// Sends `bytes` as datagrams of `size`, the last of which may be shorter.
+fn send_apart(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    size: u32,
+    to: Option<SocketAddr>,
+) -> std::io::Result<()> {
+    let size = u16::try_from(size).map_err(|_| ErrorKind::InvalidInput)?;
+    let apart = [ControlMessage::UdpGsoSegments(&size)];
+    let to = to.map(SockaddrStorage::from);
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(bytes)], &apart, MsgFlags::empty(), to.as_ref())?;
+    Ok(())
+}
+
+/// What one call gives.
+struct Several {
+    bytes: usize,
+    /// Bytes of each datagram but the last.
+    each: usize,
+    from: Option<SocketAddr>,
+}
+
+fn receive_several(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<Several> {
+    let mut space = nix::cmsg_space!(i32);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let fd = socket.as_raw_fd();
+    let got = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(&mut space), MsgFlags::empty())?;
+    let sizes = got.cmsgs()?.filter_map(|message| match message {
+        ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
+        _ => None,
+    });
+    let each = sizes.last().unwrap_or(got.bytes).max(1);
+    let from = got.address.and_then(|address| match address.as_sockaddr_in6() {
+        Some(v6) => Some(SocketAddr::V6((*v6).into())),
+        None => address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into())),
+    });
+    Ok(Several { bytes: got.bytes, each, from })
+}
+
 /// Counts of one session at its receiver.
 #[derive(Debug, Default)]
 struct Tally {
@@ -73,6 +127,7 @@ impl Tally {
 #[derive(Debug)]
 pub(super) struct Sessions {
     socket: UdpSocket,
+    together: u32,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -89,9 +144,13 @@ struct State {
 }
 
 impl Sessions {
-    pub(super) fn new(socket: UdpSocket) -> Result<Self> {
+    /// `together`: datagrams sent by one call.
+    pub(super) fn new(socket: UdpSocket, together: u32) -> Result<Self> {
         buffer(&socket)?;
-        Ok(Self { socket, state: Mutex::default(), changed: Condvar::new() })
+        if together > 1 {
+            take_several(&socket)?;
+        }
+        Ok(Self { socket, together, state: Mutex::default(), changed: Condvar::new() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -102,24 +161,34 @@ impl Sessions {
     pub(super) fn receive(&self) {
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let Ok((count, from)) = self.socket.recv_from(&mut buffer) else { continue };
-            let Some((session, number)) = pattern::read_stamp(&buffer[..count]) else {
-                self.state().wrong += 1;
-                continue;
-            };
-            if session == ECHO {
-                // A full buffer loses it, as a network would.
-                self.socket.send_to(&buffer[..count], from).ok();
-                continue;
+            if self.together > 1 {
+                let Ok(several) = receive_several(&self.socket, &mut buffer) else { continue };
+                let Some(from) = several.from else { continue };
+                let datagrams = buffer[..several.bytes].chunks(several.each);
+                datagrams.for_each(|datagram| self.take(datagram, from));
+            } else if let Ok((count, from)) = self.socket.recv_from(&mut buffer) {
+                self.take(&buffer[..count], from);
             }
-            let mut state = self.state();
-            if state.wanted.contains_key(&session) {
-                state.clients.insert(session, from);
-                drop(state);
-                self.changed.notify_all();
-            } else {
-                state.tallies.entry(session).or_default().take(number, count);
-            }
+        }
+    }
+
+    fn take(&self, datagram: &[u8], from: SocketAddr) {
+        let Some((session, number)) = pattern::read_stamp(datagram) else {
+            self.state().wrong += 1;
+            return;
+        };
+        if session == ECHO {
+            // A full buffer loses it, as a network would.
+            self.socket.send_to(datagram, from).ok();
+            return;
+        }
+        let mut state = self.state();
+        if state.wanted.contains_key(&session) {
+            state.clients.insert(session, from);
+            drop(state);
+            self.changed.notify_all();
+        } else {
+            state.tallies.entry(session).or_default().take(number, datagram.len());
         }
     }
 
@@ -161,8 +230,12 @@ impl Sessions {
         }
         drop(state);
         let client = client.context("no datagram of the client came")?;
-        let sent = blast(size, session, time, |datagram| {
-            self.socket.send_to(datagram, client).map(|_| ())
+        let sent = blast(size, self.together, session, time, |datagrams| {
+            if self.together > 1 {
+                send_apart(&self.socket, datagrams, size, Some(client))
+            } else {
+                self.socket.send_to(datagrams, client).map(|_| ())
+            }
         })?;
         let mut state = self.state();
         state.wanted.remove(&session);
@@ -171,25 +244,31 @@ impl Sessions {
     }
 }
 
-/// Sends datagrams for so long; how many.
+/// Sends datagrams for so long, `together` by one call; how many.
 fn blast(
     size: u32,
+    together: u32,
     session: u64,
     time: Duration,
     mut send: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> Result<u64> {
-    let mut datagram = body()[..size as usize].to_vec();
+    let size = size as usize;
+    let mut datagrams = body()[..size].repeat(together as usize);
+    ensure!(datagrams.len() <= 65_000, "{together} datagrams of {size} bytes are too much");
     let end = now_ns() + time.as_nanos() as u64;
     let mut sent = 0;
     while now_ns() < end {
-        pattern::stamp(&mut datagram, session, sent);
-        match send(&datagram) {
-            Ok(()) => sent += 1,
+        for (datagram, number) in datagrams.chunks_mut(size).zip(sent..) {
+            pattern::stamp(datagram, session, number);
+        }
+        match send(&datagrams) {
+            Ok(()) => {}
             // Full buffers: the network's business is to lose what is too much, the
             // sender's to go on.
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => sent += 1,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {}
             Err(error) => return Err(error).context("cannot send a datagram"),
         }
+        sent += u64::from(together);
     }
     Ok(sent)
 }
@@ -200,14 +279,19 @@ fn blast(
 /// When nothing arrives, or the control connection fails.
 pub(super) fn client(args: Udp) -> Result<Figures> {
     let control = args.to.port(port::BULK);
-    let socket = socket(args.to.port(port::UDP))?;
+    let together = if args.together { TOGETHER } else { 1 };
+    let socket = socket(args.to.port(if args.together { port::UDP_TOGETHER } else { port::UDP }))?;
     // Unlike any other of this machine's: the session lives as long as this process.
     let session = now_ns() << 1 | 1;
-    let ask = |kind| Ask { kind, ms: args.to.ms, session, size: args.size };
+    let ask = |kind| Ask { kind, ms: args.to.ms, session, size: args.size, together };
     let (sent, report) = match args.direction {
         Direction::Up => {
-            let sent = blast(args.size, session, args.to.time(), |datagram| {
-                socket.send(datagram).map(|_| ())
+            let sent = blast(args.size, together, session, args.to.time(), |datagrams| {
+                if args.together {
+                    send_apart(&socket, datagrams, args.size, None)
+                } else {
+                    socket.send(datagrams).map(|_| ())
+                }
             })?;
             let mut control = TcpStream::connect(control).context("cannot connect")?;
             control.write_all(&ask(Ask::UDP_COUNT).to_bytes())?;
@@ -216,7 +300,10 @@ pub(super) fn client(args: Udp) -> Result<Figures> {
         Direction::Down => {
             let mut control = TcpStream::connect(control).context("cannot connect")?;
             control.write_all(&ask(Ask::UDP_DOWN).to_bytes())?;
-            let tally = receive(&socket, session)?;
+            if args.together {
+                take_several(&socket)?;
+            }
+            let tally = receive(&socket, args.together, session)?;
             ensure!(tally.wrong == 0, "wrong data in {} datagrams", tally.wrong);
             (Report::read(&mut control)?.count, tally.report)
         }
@@ -232,7 +319,7 @@ pub(super) fn client(args: Udp) -> Result<Figures> {
 }
 
 /// Asks for datagrams until they come, and counts them until they stop.
-fn receive(socket: &UdpSocket, session: u64) -> Result<Tally> {
+fn receive(socket: &UdpSocket, together: bool, session: u64) -> Result<Tally> {
     let mut hello = body()[..pattern::DATAGRAM_HEADER].to_vec();
     pattern::stamp(&mut hello, session, 0);
     let mut buffer = vec![0; 1 << 16];
@@ -247,17 +334,26 @@ fn receive(socket: &UdpSocket, session: u64) -> Result<Tally> {
             asks += 1;
             socket.send(&hello)?;
         }
-        match socket.recv(&mut buffer) {
-            Ok(count) => match pattern::read_stamp(&buffer[..count]) {
-                Some((of, number)) if of == session => {
-                    if tally.seen.count == 0 {
-                        socket.set_read_timeout(Some(SILENCE))?;
+        let received = if together {
+            receive_several(socket, &mut buffer).map(|several| (several.bytes, several.each))
+        } else {
+            socket.recv(&mut buffer).map(|bytes| (bytes, bytes.max(1)))
+        };
+        match received {
+            Ok((bytes, each)) => {
+                for datagram in buffer[..bytes].chunks(each) {
+                    match pattern::read_stamp(datagram) {
+                        Some((of, number)) if of == session => {
+                            if tally.seen.count == 0 {
+                                socket.set_read_timeout(Some(SILENCE))?;
+                            }
+                            tally.take(number, datagram.len());
+                        }
+                        Some(_) => {}
+                        None => tally.wrong += 1,
                     }
-                    tally.take(number, count);
                 }
-                Some(_) => {}
-                None => tally.wrong += 1,
-            },
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 if tally.seen.count > 0 {
                     return Ok(tally);

@@ -201,16 +201,22 @@ impl<'a> Net<'a> {
     fn udp(&self, cells: &mut Vec<Cell<'a>>) {
         let mut ways = Vec::new();
         for size in self.extent.pick(&[1400, 16_384][..], &[64, 1400, 16_384]).iter().copied() {
-            ways.extend(["up", "down"].map(|direction| (size, direction, Family::V4)));
+            ways.extend(["up", "down"].map(|direction| (size, direction, Family::V4, false)));
         }
+        ways.extend(["up", "down"].map(|direction| (1400, direction, Family::V4, true)));
         if !self.extent.quick {
-            ways.extend(["up", "down"].map(|direction| (1400, direction, Family::V6)));
+            ways.extend(["up", "down"].map(|direction| (1400, direction, Family::V6, false)));
         }
-        for (size, direction, family) in ways {
+        for (size, direction, family, together) in ways {
+            let (apart, as_what) = if together {
+                ("-together", ", 16 by one call as QUIC servers do")
+            } else {
+                ("", "")
+            };
             let question = Question {
-                id: format!("udp-{direction}/size{size}/{}", family.word()),
+                id: format!("udp{apart}-{direction}/size{size}/{}", family.word()),
                 title: format!(
-                    "UDP {} the guest, {size} bytes, IP{}",
+                    "UDP {} the guest, {size} bytes{as_what}, IP{}",
                     if direction == "up" { "from" } else { "to" },
                     family.word()
                 ),
@@ -232,13 +238,14 @@ impl<'a> Net<'a> {
             let (ms, limit) = (self.ms(), self.limit());
             cells.push(self.cell(question, move |place, via| {
                 let setting = place.setting(via, USUAL_MTU, family, &[])?;
-                let args = [
+                let mut args = vec![
                     "udp".to_owned(),
                     setting.server.to_string(),
                     direction.to_owned(),
                     format!("--ms={ms}"),
                     format!("--size={size}"),
                 ];
+                args.extend(together.then(|| "--together".to_owned()));
                 let (figures, used) = setting.run(&args, limit)?;
                 Ok(used.transfer(&figures))
             }));
