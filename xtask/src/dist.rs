@@ -99,8 +99,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// The three programs, where no other build has its own: other flags, other code.
-fn build(target: &Path, triple: &str) -> Result<Vec<PathBuf>> {
+/// The two services, where no other build has its own: other flags, other code.
+fn services(target: &Path, triple: &str) -> Result<Vec<PathBuf>> {
     let mut programs = Vec::new();
     let mut services = cargo();
     services.args(["build", "--release", "--target", triple, "--bins"]);
@@ -109,7 +109,26 @@ fn build(target: &Path, triple: &str) -> Result<Vec<PathBuf>> {
         programs.push(target.join(triple).join("release").join(package));
     }
     run_to_end(services.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    Ok(programs)
+}
 
+/// A directory with the services as they are delivered, and `coracle` of the release build:
+/// what is to be measured.
+pub(crate) fn to_measure() -> Result<PathBuf> {
+    let target = target_dir()?;
+    let dir = target.join("measured");
+    let mut programs = services(&target, &host()?)?;
+    programs.push(target.join("release").join(LAUNCHER));
+    for program in &programs {
+        let file = program.file_name().context("a program has a name")?;
+        copy(program, &dir.join(file), 0o755)?;
+    }
+    Ok(dir)
+}
+
+/// The three programs.
+fn build(target: &Path, triple: &str) -> Result<Vec<PathBuf>> {
+    let mut programs = services(target, triple)?;
     let dir = target.join("dist/launcher");
     let libraries = output(Command::new("gcc").arg("-print-file-name=libseccomp.a"))?;
     let libraries = Path::new(&libraries);

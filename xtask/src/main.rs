@@ -91,20 +91,23 @@ fn bench(args: &[String]) -> Result<()> {
     } else if measures {
         prepare::machine(FOR_BENCH)?;
     }
-    if measures {
-        build_release()?;
-    }
+    let programs = match measures {
+        true => {
+            build_release()?;
+            Some(dist::to_measure()?)
+        }
+        false => None,
+    };
     let status =
         cargo().args(["build", "--quiet", "--release", "--package", "benches"]).status()?;
     ensure!(status.success(), "the benchmark cannot be built: see above");
-    let programs = target_dir()?.join("release");
-    let bench = programs.join("bench");
+    let bench = target_dir()?.join("release/bench");
     let mut command = Command::new(if by_sudo { Path::new("sudo") } else { &bench });
     if by_sudo {
         command.arg("--").arg(&bench);
     }
     command.args(args).current_dir(workspace());
-    if measures {
+    if let Some(programs) = programs {
         command.arg("--programs").arg(programs);
     }
     Err(command.exec()).with_context(|| format!("cannot start {}", bench.display()))
