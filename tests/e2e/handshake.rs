@@ -26,6 +26,12 @@ pub(crate) const TESTS: &[Test] = &[
         .each_user()
         .lab()
         .seconds(240),
+    Test::new("handshake/coming-to-a-kept-end", |world| {
+        walk(world, COMING_TO_A_KEPT_END, Run::Kept)
+    })
+    .each_user()
+    .lab()
+    .seconds(240),
     Test::new("handshake/detached", |world| walk(world, DETACHED, Run::Detached))
         .each_user()
         .lab()
@@ -77,12 +83,16 @@ const COMING_TO_RUN: &[Row] = &[
 const COMING_TO_AN_END: &[Row] = &[
     row(Workload, Ends, &[After], &[Monitor, Overlay, Init, Netstack]),
     row(Init, Ends, &[After], &[Monitor, Overlay, Netstack]),
-    // The overlay is killed, its changes going with the container: whether a process that is
-    // killed stops at its end once more is not certain.
     row(Netstack, Ends, &[After], &[Monitor]),
     row(Monitor, Renames("/.gone-"), SIDES, &[Monitor]),
     row(Monitor, Unlinks("lock"), SIDES, &[Monitor]),
 ];
+
+/// The same of a container that stays: its changes must come to the disk, so that the
+/// overlay is ended in order. (Otherwise it is killed, and whether a process that is killed
+/// stops at its end once more is not certain.)
+const COMING_TO_A_KEPT_END: &[Row] =
+    &[row(Init, Ends, &[After], &[Monitor, Overlay]), row(Overlay, Ends, &[After], &[Monitor])];
 
 const TERMINAL: &[Row] = &[row(Init, Says("Console"), SIDES, &[Monitor, Overlay, Init])];
 
@@ -116,6 +126,8 @@ enum Run {
     Waiting,
     /// One that ends by itself, with 7.
     Ending,
+    /// The same, and the container stays.
+    Kept,
     /// One that waits, in the background.
     Detached,
 }
@@ -140,30 +152,33 @@ fn walk(world: &World<'_>, rows: &[Row], run: Run) -> Result<()> {
 
 fn one(world: &World<'_>, step: Step, victim: Role, run: Run) -> Result<()> {
     let before = Snapshot::take(world.lab)?;
-    let mut words = vec!["run", "--rm"];
-    words.push(if run == Run::Detached { "-d" } else { "-i" });
+    let mut words = vec!["run", if run == Run::Detached { "-d" } else { "-i" }];
+    words.extend(if run == Run::Kept { &["--name", "kept"][..] } else { &["--rm"] });
     if step.deed == Says("Console") {
         words.push("-t");
     }
     words.push("--");
     words.extend(match run {
         Run::Waiting => &["cat"][..],
-        Run::Ending => &["sh", "-c", "exit 7"],
+        Run::Ending | Run::Kept => &["sh", "-c", "exit 7"],
         Run::Detached => &["sleep", "1000"],
     });
     let traced = trace::run(world, &words, step, victim)?;
-    let told = judge(&traced, victim, run);
+    let told = judge(&traced, step, victim, run);
     if victim == Monitor {
         // Its directory is what the next start sweeps.
         before.wait_for_processes(world.lab)?;
         world.coracle(&["run", "--rm", "--network", "none", "--", "true"]).run()?.ok()?;
+    }
+    if run == Run::Kept {
+        world.coracle(&["rm", "kept"]).run()?.ok()?;
     }
     let leaks = before.leaks(world.lab)?;
     ensure!(leaks.is_empty(), "left behind: {}\n{traced:?}", leaks.join("\n    "));
     told.with_context(|| format!("{traced:?}"))
 }
 
-fn judge(traced: &Traced, victim: Role, run: Run) -> Result<()> {
+fn judge(traced: &Traced, step: Step, victim: Role, run: Run) -> Result<()> {
     ensure!(traced.reached, "it never came to this step");
     ensure!(traced.killed, "there was nobody to kill");
     if victim == Monitor && run != Run::Detached {
@@ -175,8 +190,14 @@ fn judge(traced: &Traced, victim: Role, run: Run) -> Result<()> {
         125 => ensure!(named, "it does not say that {} died", word(victim)),
         // As a program of the container's that was killed.
         137 => ensure!(matches!(victim, Init | Workload), "wrong exit code"),
-        // The program had come to its end, and what died was needed no more.
-        7 => ensure!(run == Run::Ending && victim == Netstack, "wrong exit code"),
+        // The program had come to its end, and what died was needed no more: the network,
+        // or an overlay whose changes nobody is to see, once all is over in the container.
+        7 => ensure!(
+            run == Run::Ending
+                && (victim == Netstack
+                    || victim == Overlay && (step.role, step.deed) == (Init, Ends)),
+            "wrong exit code"
+        ),
         _ => anyhow::bail!("wrong exit code"),
     }
     Ok(())

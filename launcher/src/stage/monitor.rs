@@ -188,7 +188,7 @@ impl Monitor<'_> {
         loop {
             for source in self.wait()? {
                 if let Some(ended) = self.handle(source)? {
-                    return Ok(ended);
+                    return self.not_for_want_of_files(ended);
                 }
             }
             if !self.orders.console.tidy()
@@ -197,6 +197,20 @@ impl Monitor<'_> {
                 return Ok(ended);
             }
         }
+    }
+
+    /// A program whose file system has died fails by that, perhaps a moment before the
+    /// death can be seen: its pages are gone before the process that served them is.
+    fn not_for_want_of_files(&mut self, ended: Ended) -> Result<Ended, RunError> {
+        if ended.started && ended.code != 0 {
+            let overlay = self.overlay.as_mut().map(|service| &mut service.process);
+            if let Some(process) = overlay
+                && process.was_killed()
+            {
+                return Err(RunError::ServiceDied(process.name));
+            }
+        }
+        Ok(ended)
     }
 
     /// Waits until something happens; what did.

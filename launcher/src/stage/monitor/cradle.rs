@@ -78,8 +78,14 @@ impl Cradle {
             Err(fault) => return Err(RunError::Stage(fault)),
         };
         let mut cradle = Self { storage: None, maps: None, channels: None };
-        cradle.storage = Some(Process::open("storage", pid)?);
-        cradle.maps = Some(userns::start_maps(pid, map)?);
+        let storage = cradle.storage.insert(Process::open("storage", pid)?);
+        // The files of a process that has just been killed are nobody's any more, which is
+        // no word about the maps.
+        let maps = userns::start_maps(pid, map).map_err(|error| match storage.was_killed() {
+            true => RunError::StageDied("storage stage"),
+            false => error.into(),
+        });
+        cradle.maps = Some(maps?);
         let overlay = (ours, overlay_theirs);
         cradle.channels = Some(Channels { storage: own, init, overlay });
         Ok(cradle)

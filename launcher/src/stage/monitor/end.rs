@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use nix::errno::Errno;
-use nix::poll::PollTimeout;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Monitor;
 use super::children::{End, Process, hung_up, reap_ended};
@@ -18,6 +18,7 @@ impl Monitor<'_> {
     /// What is behind a failure: a stage that was killed, or a service, in its
     /// own words.
     pub(super) fn last_words(&mut self, error: RunError) -> RunError {
+        self.hear_storage_out();
         // What failed on the way may be no more than the echo of a death.
         let stages = [
             (&mut self.storage, "storage stage"),
@@ -58,6 +59,18 @@ impl Monitor<'_> {
             return RunError::ServiceDied(service.process.name);
         }
         error
+    }
+
+    /// Takes what storage has said and nobody has heard: with its last message it becomes the
+    /// overlay, under whose name it dies then.
+    fn hear_storage_out(&mut self) {
+        while let (Some(_), Some(channel)) = (&self.storage, &self.storage_channel) {
+            let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+            let there = poll(&mut fds, PollTimeout::ZERO) == Ok(1);
+            if !there || self.hear_storage().is_err() {
+                break;
+            }
+        }
     }
 
     /// Ends everything, whatever of it cannot be ended in order. The first
