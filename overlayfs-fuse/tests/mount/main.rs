@@ -14,6 +14,7 @@ mod conformance;
 mod corners;
 mod crash;
 mod lab;
+mod links;
 mod metacopy;
 mod model;
 mod promises;
@@ -30,12 +31,12 @@ type Case = (&'static str, fn());
 const CASES: &[Case] = &[
     ("corners::copy_up_keeps_everything", corners::copy_up_keeps_everything),
     ("corners::removal_copies_nothing", corners::removal_copies_nothing),
-    ("corners::hard_links_are_one_inode", corners::hard_links_are_one_inode),
-    ("corners::links_without_attributes", corners::links_without_attributes),
-    ("corners::what_is_remembered_may_be_anything", corners::remembered_may_be_anything),
+    ("links::hard_links_are_one_inode", links::hard_links_are_one_inode),
+    ("links::links_without_attributes", links::links_without_attributes),
+    ("links::what_is_remembered_may_be_anything", links::remembered_may_be_anything),
     (
-        "corners::a_note_that_cannot_be_made_leaves_nothing",
-        corners::a_note_that_cannot_be_made_leaves_nothing,
+        "links::a_note_that_cannot_be_made_leaves_nothing",
+        links::a_note_that_cannot_be_made_leaves_nothing,
     ),
     ("corners::a_copy_of_what_nobody_may_write", corners::a_copy_of_what_nobody_may_write),
     ("corners::set_gid_directories_pass_on_their_group", corners::set_gid_directories),
