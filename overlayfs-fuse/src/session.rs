@@ -176,7 +176,14 @@ fn go_to_background() -> Result<()> {
         std::process::exit(0);
     }
     sys::replace_standard_streams(&null).context("let go of the standard streams")?;
-    nix::unistd::setsid().context("start a session of its own").map(drop)
+    nix::unistd::setsid().context("start a session of its own")?;
+    // A parent that led the session of a terminal hung up, with its end, on whoever was
+    // still in there. That is not for us; from here on a hang-up is.
+    let mut hangup = SigSet::empty();
+    hangup.add(Signal::SIGHUP);
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let pending = SignalFd::with_flags(&hangup, flags).context("make a signalfd")?;
+    pending.read_signal().context("read a signal").map(drop)
 }
 
 /// How long to spin: with a single processor the client could not run meanwhile.

@@ -64,6 +64,7 @@ const CASES: &[Case] = &[
     ("promises::searched_and_not_listed", promises::searched_and_not_listed),
     ("promises::remounted_read_only_and_back", promises::remounted),
     ("promises::counters_on_request", promises::counters_on_request),
+    ("promises::outlives_its_terminal", promises::outlives_its_terminal),
     ("together::many_at_once", together::many_at_once),
     ("together::renames_leave_nothing_behind", together::renames_leave_nothing),
     ("together::few_descriptors_are_enough", together::few_descriptors),

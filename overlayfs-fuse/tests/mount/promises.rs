@@ -9,7 +9,7 @@ use std::process::Command;
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
 
-use crate::lab::{Mounted, errno, layers, mode, program, sh, stat};
+use crate::lab::{Mounted, errno, layers, mode, program, sh, stat, text};
 
 pub(crate) fn nameless_files() {
     let options = layers();
@@ -262,6 +262,33 @@ pub(crate) fn counters_on_request() {
     assert_eq!(fs::read_to_string("m/f").unwrap(), "y");
     sh("umount m");
     assert!(child.wait().unwrap().success());
+}
+
+/// Started as the first process of a terminal, which hangs up as soon as that is done.
+pub(crate) fn outlives_its_terminal() {
+    let options = layers() + ",stats=hung-up";
+    sh("mkdir m");
+    let command = format!("exec '{}' -o {options} m", program().display());
+    let mounted = || sh("grep -c ' /mnt/m ' /proc/mounts || true") == "1";
+    // Whether it is still of the terminal's when that hangs up is a matter of moments.
+    for _ in 0..20 {
+        let script = Command::new("script").args(["-qec", &command, "/dev/null"]).output();
+        let script = script.unwrap();
+        assert!(script.status.success(), "{}", text(&script));
+        // Of two signals it takes the hang-up first: with its report it has passed it over.
+        let server = Command::new("pkill").args(["-USR1", "-f", "stats=hung-up"]).status();
+        assert!(server.unwrap().success(), "the server is gone");
+        while !Path::new("hung-up").exists() {
+            assert!(mounted(), "the mount is gone");
+            std::thread::yield_now();
+        }
+        assert!(mounted());
+        sh("rm hung-up; umount m");
+        while Command::new("pgrep").args(["-f", "stats=hung-up"]).output().unwrap().status.success()
+        {
+            std::thread::yield_now();
+        }
+    }
 }
 
 /// Symbolic links of a lower are served and never followed, and no name leads out.
