@@ -24,6 +24,16 @@ const LAUNCHER: &str = "coracle";
 const DROP_IN: [(&str, &str); 2] =
     [("slirp4netns", "netstack"), ("fuse-overlayfs", "overlayfs-fuse")];
 
+/// What comes along to be read; the README names those below `doc`.
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "CHANGELOG.md",
+    "LICENSE-MIT",
+    "LICENSE-APACHE",
+    "doc/SEMANTICS.md",
+    "doc/SECURITY.md",
+];
+
 /// Builds everything below `target/dist`.
 pub(crate) fn run() -> Result<()> {
     prepare::machine(&[Purpose::Build, Purpose::Dist])?;
@@ -53,15 +63,10 @@ pub(crate) fn run() -> Result<()> {
     manual(&target, &usr)?;
     completions(&dist, &usr)?;
     let doc = usr.join("share/doc/coracle");
-    for file in ["README.md", "CHANGELOG.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+    for file in DOCUMENTS {
         copy(&workspace().join(file), &doc.join(file), 0o644)?;
     }
-    // Debian's policy manual, 12.5.
-    let copyright = "Licensed under MIT or Apache-2.0, at your option: see LICENSE-MIT and \
-                     LICENSE-APACHE beside this file.\nlibseccomp is part of the program coracle, \
-                     under LGPL-2.1; the GNU C library is part of netstack and overlayfs-fuse, \
-                     under LGPL-2.1 or later.\n";
-    write(&doc.join("copyright"), copyright)?;
+    write(&doc.join("copyright"), &copyright()?)?;
 
     let archive = dist.join(format!("{name}.tar.gz"));
     run_to_end(
@@ -81,8 +86,9 @@ pub(crate) fn run() -> Result<()> {
              Priority: optional\nMaintainer: {AUTHORS}\n\
              Depends: libc6 (>= {glibc}), libgcc-s1\nRecommends: uidmap, fuse3\n\
              Description: rootless containers without any privilege\n \
-             The command coracle, its user-mode network (netstack, stands in for slirp4netns)\n \
-             and its union filesystem over FUSE (overlayfs-fuse, for fuse-overlayfs).\n"
+             The command coracle, its user-mode network (netstack, stands in for\n \
+             slirp4netns) and its union filesystem over FUSE (overlayfs-fuse, for\n \
+             fuse-overlayfs).\n"
         ),
     )?;
     let deb = dist.join(format!("{name}.deb"));
@@ -97,6 +103,22 @@ pub(crate) fn run() -> Result<()> {
     println!("{}\n{}", deb.display(), archive.display());
     println!("netstack, overlayfs-fuse: static; coracle: needs glibc {glibc} or newer");
     Ok(())
+}
+
+/// Debian's policy manual, 12.5: whose the programs are, and where the terms can be read.
+fn copyright() -> Result<String> {
+    let path = workspace().join("LICENSE-MIT");
+    let terms = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let whose = terms.lines().find(|line| line.starts_with("Copyright "));
+    let whose = whose.with_context(|| format!("{} says not whose it is", path.display()))?;
+    Ok(format!(
+        "{whose}\n\
+         Licensed under MIT or Apache-2.0, at your option: see LICENSE-MIT and LICENSE-APACHE\n\
+         beside this file; the latter is /usr/share/common-licenses/Apache-2.0 as well.\n\n\
+         libseccomp is part of the program coracle, and the GNU C library of netstack and\n\
+         overlayfs-fuse, under the GNU Lesser General Public License, version 2.1 (the C\n\
+         library: or later): see /usr/share/common-licenses/LGPL-2.1.\n"
+    ))
 }
 
 /// The two services, where no other build has its own: other flags, other code.

@@ -5,6 +5,8 @@
 //! it: `CORACLE_DEBIAN_ROOT=FILE cargo xtask test debian-root`. FILE is not below /tmp or
 //! a home, which are covered in the lab.
 
+mod package;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
@@ -12,8 +14,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tests::harness::{Test, World, skip};
 
-pub(crate) const TESTS: &[Test] =
-    &[Test::new("overlay/debian-root", debian_root).lab().subordinate_ids().seconds(900)];
+pub(crate) const TESTS: &[Test] = &[
+    Test::new("overlay/debian-root", debian_root).lab().subordinate_ids().seconds(900),
+    package::TEST,
+];
 
 /// Before the archive is unpacked, twice; what is below `mnt` is `$1`, then.
 const SCRIPT: &str = r#"
