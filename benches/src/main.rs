@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use tests::say;
 
 use crate::kept::Kept;
 use crate::record::{Record, SCHEMA};
@@ -161,10 +162,7 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => say::tell(&error, 1),
     }
 }
 
@@ -183,7 +181,7 @@ fn measure(programs: &Path, names: &[&str], args: &Measure) -> Result<()> {
         missing: found.missing.clone(),
         suites: Vec::new(),
     };
-    print!("{}", table::surroundings(&record));
+    say::print(format_args!("{}", table::surroundings(&record)))?;
     let scene = Scene::set_up(programs, &found)?;
     let extent = Extent { quick: args.quick, rounds: args.rounds };
     let mut cells = Vec::new();
@@ -198,26 +196,27 @@ fn measure(programs: &Path, names: &[&str], args: &Measure) -> Result<()> {
     if args.list {
         for cell in &cells {
             let why = cell.impossible.as_ref().map(|why| format!("  NOT POSSIBLE HERE: {why}"));
-            println!("{:<44} {}{}", cell.head.id, cell.head.title, why.unwrap_or_default());
+            say!("{:<44} {}{}", cell.head.id, cell.head.title, why.unwrap_or_default())?;
         }
-        println!("{} cells, about {time}", cells.len());
+        say!("{} cells, about {time}", cells.len())?;
         return Ok(());
     }
-    println!("{} cells, about {time}\n", cells.len());
+    say!("{} cells, about {time}\n", cells.len())?;
     method::run(cells, |cell, progress| {
-        println!("{}  [{}]\n", table::cell(&cell), progress.in_words());
+        let shown = format!("{}  [{}]", table::cell(&cell), progress.in_words());
         record.add(cell);
-        kept.write(&record)
+        kept.write(&record)?;
+        say!("{shown}\n")
     })?;
     record.complete = true;
     kept.write(&record)?;
     for trouble in table::troubles(&record) {
-        println!("{trouble}");
+        say!("{trouble}")?;
     }
     if args.pictures {
         kept.write_pictures(&record)?;
     }
-    println!("kept in {}; the charts are in the .html beside it", kept.file().display());
+    say!("kept in {}; the charts are in the .html beside it", kept.file().display())?;
     scene.lab.kill_all();
     Ok(())
 }
@@ -256,13 +255,12 @@ fn compare(old: &Path, new: &Path, options: compare::Options) -> ExitCode {
     match Record::read(old).and_then(|old| Ok((old, Record::read(new)?))) {
         Ok((old, new)) => {
             let found = compare::compare(&old, &new, options);
-            print!("{}", found.in_words());
-            ExitCode::from(u8::from(found.is_worse()))
+            match say::print(format_args!("{}", found.in_words())) {
+                Ok(()) => ExitCode::from(u8::from(found.is_worse())),
+                Err(error) => say::tell(&error, 2),
+            }
         }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => say::tell(&error, 2),
     }
 }
 
@@ -278,12 +276,12 @@ fn report(results: &[PathBuf], out: Option<&Path>, pictures: Option<&Path>) -> R
     let out = out.map_or_else(|| first.with_extension("html"), Path::to_owned);
     std::fs::write(&out, report::html(&record))
         .with_context(|| format!("cannot write {}", out.display()))?;
-    println!("{}", out.display());
+    say!("{}", out.display())?;
     if let Some(dir) = pictures {
         kept::make_dir(dir)
             .and_then(|()| kept::write_pictures(dir, &record))
             .with_context(|| format!("cannot write the pictures to {}", dir.display()))?;
-        println!("{}", dir.display());
+        say!("{}", dir.display())?;
     }
     Ok(())
 }

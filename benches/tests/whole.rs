@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use nix::libc;
 use serde_json::Value;
 use tests::clock::Deadline;
-use tests::command::{Cmd, Running, readable};
+use tests::command::{Cmd, Running, pipe, readable};
 use tests::{lab, sys};
 
 /// How long a run may take that should take a second or two.
@@ -30,6 +30,7 @@ const TESTS: &[Test] = &[
     ("bench/a-cell", a_cell),
     ("bench/a-cell-of-files", a_cell_of_files),
     ("bench/unknown-words", unknown_words),
+    ("bench/reader-gone", reader_gone),
     ("bench/ended-by-sigint", || ended_by(libc::SIGINT, &NET)),
     ("bench/ended-by-sigterm", || ended_by(libc::SIGTERM, &NET)),
     ("bench/ended-by-sigkill", || ended_by(libc::SIGKILL, &NET)),
@@ -193,6 +194,32 @@ fn unknown_words() -> Result<()> {
     refused(&["net", "--peers", "slirp5"], "no peer is called slirp5")?;
     refused(&["net", "--peers", "new=/nowhere/pasta"], "no program /nowhere/pasta")?;
     refused(&["net", "--peers", "none", "--only", "tpc"], "no cell's id contains tpc")
+}
+
+/// `bench … | head`: whoever stops reading ends it, without a word; a full disk is told.
+fn reader_gone() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let dir = out.path().display().to_string();
+    let result = Path::new(env!("CARGO_MANIFEST_DIR")).join("results/result.json");
+    let result = result.display().to_string();
+    let lists = ["run", "--list", "--peers", "none", "--out", &dir];
+    for (words, full) in [(&lists[..], 1), (&["compare", &result, &result], 2)] {
+        let to = |to: &str| {
+            let bench = bench(words);
+            let script = format!("exec \"$0\" \"$@\" {to}");
+            let command = bench.to_command();
+            let words = std::iter::once(command.get_program()).chain(command.get_args());
+            Cmd::new("bash").args(["-c", &script]).args(words).limit(LIMIT)
+        };
+        let (reader, writer) = pipe()?;
+        drop(reader);
+        let fd = writer.as_raw_fd();
+        let output = to(&format!(">&{fd} {fd}>&-")).inherit(writer).run()?;
+        let output = output.code_is(128 + libc::SIGPIPE)?;
+        ensure!(output.stderr.is_empty(), "{}", output.describe());
+        to(">/dev/full").run()?.fails_with(full, "standard output: No space left")?;
+    }
+    Ok(())
 }
 
 /// What the kernel has of a run: its processes, and the namespaces these are in.

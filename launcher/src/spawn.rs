@@ -4,13 +4,14 @@
 use std::env;
 use std::ffi::{CString, OsStr};
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::sys::{fd, process};
+use crate::text::printable;
 
 /// Finds a program of ours: beside this one, then in `../libexec/coracle`
 /// seen from there, then in `$PATH`.
@@ -114,7 +115,9 @@ impl Service<'_> {
             process::Forked::Parent(pid) => Ok(Started { pid, ready }),
             process::Forked::Child => {
                 let why = self.execute(parent, pipes, tell_ready.as_fd());
-                eprintln!("cannot start {}: {why}", self.program.display());
+                let line = format!("cannot start {}: {why}", self.program.display());
+                // That nobody hears it changes nothing.
+                writeln!(io::stderr(), "{}", printable(&line)).ok();
                 process::exit_now(1);
             }
         }

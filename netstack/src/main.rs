@@ -20,9 +20,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         Err(help_or_version) => {
-            // Nobody is left to tell when the standard streams are closed.
-            help_or_version.print().ok();
-            return ExitCode::SUCCESS;
+            return match help_or_version.print() {
+                Ok(()) => ExitCode::SUCCESS,
+                // Whoever was reading has seen enough: as if by SIGPIPE.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 141.into(),
+                Err(error) => {
+                    report::say(&format!("cannot write to standard output: {error}"));
+                    ExitCode::FAILURE
+                }
+            };
         }
     };
     match run(invocation) {

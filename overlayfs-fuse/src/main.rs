@@ -8,12 +8,14 @@ use overlayfs_fuse::{fuse, session};
 
 fn main() -> ExitCode {
     let outcome = match cli::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Help) => say(cli::USAGE),
-        Ok(Command::Version) => say(&format!(
-            "overlayfs-fuse: version {}\nusing FUSE kernel interface version {}\n",
-            env!("CARGO_PKG_VERSION"),
-            fuse::version()
-        )),
+        Ok(Command::Help) => return say(cli::USAGE),
+        Ok(Command::Version) => {
+            return say(&format!(
+                "overlayfs-fuse: version {}\nusing FUSE kernel interface version {}\n",
+                env!("CARGO_PKG_VERSION"),
+                fuse::version()
+            ));
+        }
         Ok(Command::Mount(mount)) => session::run(*mount),
         Err(error) => Err(error.into()),
     };
@@ -26,10 +28,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints; that nobody reads on is no error (`--version | head -1`).
-fn say(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
+/// Prints.
+fn say(text: &str) -> ExitCode {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever was reading has seen enough: as if by SIGPIPE.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 141.into(),
+        Err(error) => {
+            session::say(&format!("cannot write to standard output: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }

@@ -25,6 +25,7 @@ pub mod inject;
 pub mod lab;
 pub mod leak;
 pub mod pty;
+pub mod say;
 pub mod servers;
 pub mod sys;
 pub mod trace;

@@ -33,7 +33,7 @@ pub(crate) fn run(programs: Option<&Path>) -> Result<()> {
     let before = Snapshot::take(&lab)?;
     let user = lab.any_user();
     let demo = Demo { lab: &lab, user };
-    println!("\nEverything below runs as the ordinary user {}.", user.name);
+    say!("\nEverything below runs as the ordinary user {}.", user.name);
     let shown = demo.all();
     // Also when a step failed half-way.
     let removed = ["demo-web", "demo-change"].map(|name| demo.coracle(&["rm", "-f", name]).run());
@@ -43,7 +43,7 @@ pub(crate) fn run(programs: Option<&Path>) -> Result<()> {
         output.context("cannot clean up")?;
     }
     ensure!(leaks.is_empty(), "left behind: {}", leaks.join(", "));
-    println!(
+    say!(
         "\nNothing of it is left: no process, mount, namespace or file. To try next:\n\
          \n  coracle run --rm -it                    a shell on a copy of this machine\
          \n  coracle run --rm --upper ram:1g -- apt-get install -y PACKAGE\
@@ -74,7 +74,7 @@ impl Demo<'_> {
 
     /// Runs `coracle` and shows the command and what it says.
     fn show(&self, args: &[&str]) -> Result<Output> {
-        println!("  $ coracle {}", shell_line(args));
+        say!("  $ coracle {}", shell_line(args));
         let output = self.coracle(args).run()?.ok()?;
         print_indented(&output);
         Ok(output)
@@ -92,7 +92,7 @@ impl Demo<'_> {
             .stdout_has("mine")?;
         let motd = std::fs::read_to_string("/etc/motd").unwrap_or_default();
         ensure!(motd.trim() != "mine", "the host's /etc/motd was changed");
-        println!("  (root inside is {} outside; the machine itself is unchanged)", self.user.name);
+        say!("  (root inside is {} outside; the machine itself is unchanged)", self.user.name);
         Ok(())
     }
 
@@ -108,14 +108,14 @@ impl Demo<'_> {
             return Ok(());
         }
         let Some(address) = own_address() else {
-            println!("  SKIPPED the page and the name: this machine is on no network");
+            say!("  SKIPPED the page and the name: this machine is on no network");
             return Ok(());
         };
         let listener = TcpListener::bind((address, 0))?;
         let url = format!("http://{}/hello", listener.local_addr()?);
         servers::http(listener, Path::new("/nonexistent"));
         self.show(&["run", "--rm", "--", "curl", "-sSf", &url])?.stdout_has(servers::HELLO)?;
-        println!("  SKIPPED the name: a name server of the demo's own takes root");
+        say!("  SKIPPED the name: a name server of the demo's own takes root");
         Ok(())
     }
 
@@ -128,7 +128,7 @@ impl Demo<'_> {
         words.extend(["--", "python3", "-m", "http.server", "80"]);
         self.show(&words)?;
         let url = format!("http://127.0.0.1:{port}/");
-        println!("  $ curl {url} | head -3");
+        say!("  $ curl {url} | head -3");
         // The server needs a moment to listen.
         let page = Cmd::new("curl")
             .user(self.user)
@@ -138,7 +138,7 @@ impl Demo<'_> {
             .ok()?
             .stdout_has("Directory listing")?;
         for line in page.stdout.lines().take(3) {
-            println!("    {line}");
+            say!("    {line}");
         }
         self.show(&["stop", "demo-web"])?;
         Ok(())
@@ -157,7 +157,7 @@ impl Demo<'_> {
             std::fs::read("/etc/profile").unwrap_or_default() == before,
             "/etc/profile was changed"
         );
-        println!("  (outside, /etc/profile is as it was, and there is no /opt/new)");
+        say!("  (outside, /etc/profile is as it was, and there is no /opt/new)");
         ensure!(!Path::new("/opt/new").exists(), "/opt/new was made outside");
         self.show(&["rm", "demo-change"])?;
         Ok(())
@@ -165,12 +165,12 @@ impl Demo<'_> {
 }
 
 fn heading(number: u32, text: &str) {
-    println!("\n{number}. {text}");
+    say!("\n{number}. {text}");
 }
 
 fn print_indented(output: &Output) {
     for line in output.stdout.lines().chain(output.stderr.lines()) {
-        println!("    {line}");
+        say!("    {line}");
     }
 }
 

@@ -100,8 +100,8 @@ pub(crate) fn run() -> Result<()> {
             .stdout(Stdio::null()),
     )?;
     check(&dist, &deb)?;
-    println!("{}\n{}", deb.display(), archive.display());
-    println!("netstack, overlayfs-fuse: static; coracle: needs glibc {glibc} or newer");
+    say!("{}\n{}", deb.display(), archive.display());
+    say!("netstack, overlayfs-fuse: static; coracle: needs glibc {glibc} or newer");
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! The commands of this repository: `cargo xtask demo | test | bench | man | dist`.
 
+#[macro_use]
+mod say;
+
 mod demo;
 mod dist;
 mod prepare;
@@ -62,7 +65,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say::tell(&format!("error: {error:#}"));
             ExitCode::from(2)
         }
     }
@@ -80,7 +83,7 @@ fn bench(args: &[String]) -> Result<()> {
             .is_some_and(|what| !["compare", "report", "merge"].contains(&what.as_str()));
     let by_sudo = measures && !Uid::effective().is_root();
     if by_sudo {
-        println!("measuring needs root, for namespaces, users and a veth pair: asking sudo");
+        say!("measuring needs root, for namespaces, users and a veth pair: asking sudo");
         let status = Command::new("sudo")
             .arg("--")
             .arg(std::env::current_exe()?)
@@ -129,7 +132,7 @@ fn man() -> Result<()> {
     let page = "overlayfs-fuse.1";
     std::fs::copy(workspace().join("doc/man").join(page), dir.join(page))
         .with_context(|| format!("cannot copy {page}"))?;
-    println!("manual pages are in {}", dir.display());
+    say!("manual pages are in {}", dir.display());
     Ok(())
 }
 
@@ -154,7 +157,7 @@ fn target_dir() -> Result<PathBuf> {
 }
 
 fn build_release() -> Result<()> {
-    println!("building the programs (release; the first time takes some minutes)");
+    say!("building the programs (release; the first time takes some minutes)");
     let status = cargo()
         .args(["build", "--quiet", "--release", "--bins"])
         .args(["--package", "launcher", "--package", "netstack", "--package", "overlayfs-fuse"])

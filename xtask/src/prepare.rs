@@ -143,10 +143,10 @@ fn packages(purposes: &[Purpose]) -> Result<()> {
             .iter()
             .any(|need| need.purposes.iter().any(|purpose| matches!(purpose, Build | Run | Dist)));
         ensure!(!essential, "missing on this machine: {list}\n  to get it: {how}");
-        println!("MISSING: {list}; what needs it is skipped. To get it: {how}");
+        say!("MISSING: {list}; what needs it is skipped. To get it: {how}");
         return Ok(());
     }
-    println!("installing {list}");
+    say!("installing {list}");
     let install = |words: &[&str]| -> Result<()> {
         let status = Command::new("apt-get")
             .args(words)
@@ -196,7 +196,7 @@ fn device(path: &Path, major: u64, minor: u64) -> Result<()> {
         mknod(path, SFlag::S_IFCHR, Mode::empty(), makedev(major, minor))
             .with_context(|| format!("cannot make {shown}"))?;
     }
-    println!("making {shown} usable by every user (mode 0666)");
+    say!("making {shown} usable by every user (mode 0666)");
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
         .with_context(|| format!("cannot change the mode of {shown}"))
 }

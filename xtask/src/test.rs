@@ -96,7 +96,7 @@ impl Tally {
             if lab::find(name).is_some() || tools.join("bin").join(name).exists() {
                 continue;
             }
-            println!("installing {name} {version}");
+            say!("installing {name} {version}");
             let mut install = cargo();
             install.args(["install", "--quiet", "--locked", "--version", version, "--root"]);
             if !install.arg(&tools).arg(name).stdin(Stdio::null()).status()?.success() {
@@ -109,13 +109,13 @@ impl Tally {
     }
 
     fn skip(&mut self, name: &str, why: &str) {
-        println!("\nSKIPPED {name}: {why}");
+        say!("\nSKIPPED {name}: {why}");
         self.skipped.push(format!("{name}: {why}"));
     }
 
     /// One command that passes or fails as a whole.
     fn check(&mut self, name: &str, command: &mut Command) -> Result<bool> {
-        println!("\n== {name}");
+        say!("\n== {name}");
         let start = clock::now();
         let status =
             command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {name}"))?;
@@ -130,7 +130,7 @@ impl Tally {
 
     /// Test programs, whose result lines are added up.
     fn tests(&mut self, name: &str, command: &mut Command) -> Result<()> {
-        println!("\n== {name}");
+        say!("\n== {name}");
         let start = clock::now();
         let mut child = command
             .stdin(Stdio::null())
@@ -142,7 +142,7 @@ impl Tally {
         let mut named_skips = 0;
         for line in BufReader::new(output).lines() {
             let line = line?;
-            println!("{line}");
+            say!("{line}");
             if let Some((passed, ignored)) = result_line(&line) {
                 // Each that failed was named on a line of its own, before.
                 self.passed += passed;
@@ -164,20 +164,20 @@ impl Tally {
     }
 
     fn report(&self) -> bool {
-        println!("\n== summary");
+        say!("\n== summary");
         for (name, time) in &self.times {
-            println!("{name}: {:.0} s", time.as_secs_f32());
+            say!("{name}: {:.0} s", time.as_secs_f32());
         }
         for skipped in &self.skipped {
-            println!("SKIPPED {skipped}");
+            say!("SKIPPED {skipped}");
         }
         if self.ignored > 0 {
-            println!("SKIPPED {} more, marked as ignored (see above)", self.ignored);
+            say!("SKIPPED {} more, marked as ignored (see above)", self.ignored);
         }
         for failed in &self.failed {
-            println!("FAILED {failed}");
+            say!("FAILED {failed}");
         }
-        println!(
+        say!(
             "{} passed, {} failed, {} skipped",
             self.passed,
             self.failed.len(),

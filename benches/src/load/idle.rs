@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use tests::say;
 
 use super::{Figures, To, WrongData, now_ns, on_threads, port};
 
@@ -60,7 +61,7 @@ pub(super) fn client(args: Idle) -> Result<Figures> {
             .collect::<Result<Vec<_>>>()
     })?;
     let seconds = (now_ns() - begin) as f64 / 1e9;
-    println!("open {}", args.connections);
+    say!("open {}", args.connections)?;
     std::io::stdin().lock().read_line(&mut String::new())?;
     for (number, stream) in (0..).zip(flows.iter().flatten()) {
         touch(stream, number).with_context(|| format!("connection {number}, after it was idle"))?;

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use nix::libc::{IFF_NO_PI, IFF_TAP};
 use nix::sched::{CloneFlags, setns};
+use tests::say;
 
 use super::now_ns;
 
@@ -60,7 +61,7 @@ pub(super) fn carry(args: Link) -> Result<()> {
         std::thread::spawn(move || take_in(from, &sender, args));
         std::thread::spawn(move || put_out(to, &receiver));
     }
-    println!("ready");
+    say!("ready")?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())
 }

@@ -25,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
+use tests::say;
 
 use crate::stats::percentile;
 
@@ -205,7 +206,7 @@ pub(crate) fn run(load: &Load) -> Result<()> {
         Load::Dns(args) => dns::client(*args)?,
         Load::Idle(args) => idle::client(*args)?,
     };
-    println!("{}", serde_json::to_string(&figures).context("figures as JSON")?);
+    say!("{}", serde_json::to_string(&figures).context("figures as JSON")?)?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use tests::say;
 
 use super::bulk::{self, Ask};
 use super::udp::{Sessions, TOGETHER};
@@ -49,7 +50,7 @@ pub(super) fn serve() -> Result<()> {
             });
         }
     });
-    println!("ready");
+    say!("ready")?;
     // Whatever comes is not for us.
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     Ok(())

@@ -15,7 +15,7 @@
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, fstat, mkdirat};
 
 use super::ground::{self, Held};
-use super::{complain, lifecycle, mounted};
+use super::output::{Output, Standard, Unprinted};
+use super::{complain, lifecycle, mounted, reason};
 use crate::image::compress;
 use crate::image::pack::{self, Tree};
 use crate::image::unpack::files::{self, Owner, Terms};
@@ -133,9 +134,9 @@ impl Side {
     /// Starts `work` with the root of a container; `None` for the host.
     fn start(
         &self,
-        work: impl FnOnce(InRoot) -> Result<Report, String>,
+        work: impl FnOnce(InRoot) -> Result<Done, String>,
     ) -> Option<Result<Inside, UsernsError>> {
-        let told = |report: Report| Ok(report.attributes.to_ne_bytes().to_vec());
+        let told = |done: Done| Ok(done.encode());
         match self {
             Self::Stream | Self::Host(_) => None,
             Self::Running(_, init, _) => Some(userns::start_in_process(init.as_fd(), || {
@@ -181,6 +182,35 @@ impl Side {
     }
 }
 
+/// What came of one side's work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Done {
+    /// Extended attributes that were left out.
+    attributes: u64,
+    /// Why standard output did not take it all; 0 when it did.
+    unprinted: i32,
+}
+
+impl Done {
+    /// For the way from one process to another.
+    fn encode(self) -> Vec<u8> {
+        [&self.attributes.to_ne_bytes()[..], &self.unprinted.to_ne_bytes()].concat()
+    }
+
+    /// What [`Self::encode`] made.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (attributes, unprinted) = bytes.split_first_chunk()?;
+        let unprinted = i32::from_ne_bytes(unprinted.try_into().ok()?);
+        Some(Self { attributes: u64::from_ne_bytes(*attributes), unprinted })
+    }
+}
+
+impl From<Report> for Done {
+    fn from(report: Report) -> Self {
+        Self { attributes: report.attributes, ..Self::default() }
+    }
+}
+
 /// What is copied is the caller's own business.
 const UNLIMITED: Limits = Limits { bytes: u64::MAX, members: u64::MAX, names: 4 << 30 };
 
@@ -204,9 +234,11 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> String {
 
 /// Packs what is at `path` below `root`. For a stream of ours the archive is named as
 /// it is; for another side a byte stands in front of it.
-fn send(root: &InRoot, path: &Path, stream: bool, output: File) -> Result<(), String> {
+fn send(root: &InRoot, path: &Path, stream: bool, output: File) -> Result<Done, String> {
     let found = root.open(path, OFlag::O_PATH).map_err(at(path))?;
     let stat = fstat(&found).map_err(|errno| at(path)(errno.into()))?;
+    let output: Box<dyn Write> =
+        if stream { Box::new(Standard::of(output)) } else { Box::new(output) };
     let mut output = BufWriter::with_capacity(256 << 10, output);
     let called = |fallback: &[u8]| match (stream, is_content(path)) {
         (true, false) => base(path).as_bytes().to_vec(),
@@ -225,7 +257,16 @@ fn send(root: &InRoot, path: &Path, stream: bool, output: File) -> Result<(), St
         }
         _ => return Err(format!("{}: it is neither a file nor a directory", path.display())),
     };
-    packed.map_err(|error| error.to_string())?.flush().map_err(at(path))
+    let sent = packed
+        .map_err(anyhow::Error::from)
+        .and_then(|mut output| output.flush().with_context(|| path.display().to_string()));
+    match sent {
+        Ok(()) => Ok(Done::default()),
+        Err(error) => match Unprinted::of(error.as_ref()) {
+            Some(unprinted) => Ok(Done { unprinted: unprinted.encode(), ..Done::default() }),
+            None => Err(reason(&error)),
+        },
+    }
 }
 
 /// Unpacks what [`send`] sent to `path` below `root`. `source`: as it was called there.
@@ -363,54 +404,54 @@ fn copy(from: &Side, to: &Side) -> anyhow::Result<u64> {
         reader.set(Some(standard(io::stdin().as_fd())?));
         writer.set(None);
     } else if stream_out {
-        let output = super::output::Output::open(None)?;
+        let output = Output::open(None)?;
         writer.set(Some(output.file.try_clone().context("cannot use standard output")?));
         reader.set(None);
     }
-    let pack = |root: InRoot| -> Result<Report, String> {
+    let pack = |root: InRoot| -> Result<Done, String> {
         drop(reader.take());
         let output = writer.take().ok_or("nowhere to write to")?;
-        send(&root, from.path(), stream_out, output)?;
-        Ok(Report::default())
+        send(&root, from.path(), stream_out, output)
     };
     let sender = from.start(pack).transpose()?;
     if sender.is_some() {
         drop(writer.take());
     }
-    let unpack = |root: InRoot| -> Result<Report, String> {
+    let unpack = |root: InRoot| -> Result<Done, String> {
         drop(writer.take());
         let input = reader.take().ok_or("nothing to read from")?;
         let own = crate::idmap::IdMap::of_caller(0, 0, None, "", "");
         let host = Terms { map: &own, limits: UNLIMITED, owner: Owner::Caller };
         let terms = to.terms(to.owner(&root)?).unwrap_or(host);
-        if stream_in {
-            return unpack_stream(&root, to.path(), input, terms);
-        }
-        receive(&root, to.path(), from.path(), input, terms)
+        let report = if stream_in {
+            unpack_stream(&root, to.path(), input, terms)
+        } else {
+            receive(&root, to.path(), from.path(), input, terms)
+        };
+        report.map(Done::from)
     };
     let receiver = to.start(unpack).transpose()?;
     if receiver.is_some() {
         drop(reader.take());
     }
     // What is left of it is done here.
-    let mut sent = Ok(Report::default());
-    let mut received = Ok(Report::default());
+    let mut sent = Ok(Done::default());
+    let mut received = Ok(Done::default());
     match (from, to) {
         (Side::Host(path), _) => {
             let output = writer.take().context("nowhere to write to")?;
-            sent = root()
-                .and_then(|root| send(&root, path, false, output).map(|()| Report::default()));
+            sent = root().and_then(|root| send(&root, path, false, output));
         }
         (_, Side::Host(_)) => received = root().and_then(unpack),
         _ => {}
     }
     drop((reader.take(), writer.take()));
-    let mut left_out = 0;
-    let mut of_child = |child: Option<Inside>, own: Result<Report, String>| match child {
-        None => own.map(|report| left_out += report.attributes),
-        Some(child) => child.finish().map_err(|error| error.to_string()).map(|bytes| {
-            left_out += <[u8; 8]>::try_from(&bytes[..]).map_or(0, u64::from_ne_bytes);
-        }),
+    let of_child = |child: Option<Inside>, own: Result<Done, String>| match child {
+        None => own,
+        Some(child) => {
+            let bytes = child.finish().map_err(|error| error.to_string())?;
+            Done::decode(&bytes).ok_or_else(|| "its result is damaged".to_owned())
+        }
     };
     let received = of_child(receiver, received);
     let sent = of_child(sender, sent);
@@ -418,8 +459,9 @@ fn copy(from: &Side, to: &Side) -> anyhow::Result<u64> {
         // Who reads no more had a reason.
         (_, Err(why)) if !why.is_empty() => anyhow::bail!("{why}"),
         (Err(why), _) => anyhow::bail!("{why}"),
-        (Ok(()), Err(_)) => anyhow::bail!("nothing came"),
-        (Ok(()), Ok(())) => Ok(left_out),
+        (Ok(_), Err(_)) => anyhow::bail!("nothing came"),
+        (Ok(Done { unprinted: errno @ 1.., .. }), _) => Err(Unprinted::decode(errno).into()),
+        (Ok(sent), Ok(received)) => Ok(sent.attributes + received.attributes),
     }
 }
 
@@ -447,6 +489,13 @@ mod tests {
             }
         }
         assert!(said("").is_err() && said("c:").is_err());
+    }
+
+    #[test]
+    fn what_came_of_a_side_is_handed_on() {
+        let done = Done { attributes: 7, unprinted: libc::ENOSPC };
+        assert_eq!(Done::decode(&done.encode()), Some(done));
+        assert_eq!(Done::decode(&[0; 8]), None);
     }
 
     #[test]

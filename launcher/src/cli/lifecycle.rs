@@ -15,7 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::choose::{self, Chosen};
-use super::{complain, for_each, parse, print, run};
+use super::output::UNREAD;
+use super::{OWN_FAILURE, complain, for_each, parse, print, run};
 use crate::attach::{self, Left, Proxy};
 use crate::cgroup;
 use crate::clock;
@@ -236,7 +237,8 @@ pub(super) fn wait_for(args: &WaitArgs) -> anyhow::Result<u8> {
         watched.push((name.to_owned(), written, watch));
         Ok(())
     });
-    Ok(watched.into_iter().fold(code, |code, (name, written, watch)| {
+    let mut code = code;
+    for (name, written, watch) in watched {
         let mut watch = Some(watch);
         let waited = for_each(&[name], |name| {
             // Those who run leave it when they end, whatever becomes of their state.
@@ -252,8 +254,13 @@ pub(super) fn wait_for(args: &WaitArgs) -> anyhow::Result<u8> {
                 ),
             }
         });
-        code.max(waited)
-    }))
+        code = code.max(waited);
+        // There is nobody to be told of the others.
+        if waited == UNREAD || waited == OWN_FAILURE {
+            break;
+        }
+    }
+    Ok(code)
 }
 
 pub(super) fn attach(args: AttachArgs) -> anyhow::Result<u8> {

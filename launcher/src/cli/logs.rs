@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::output::{Unprinted, standard};
 use super::parse;
 use crate::clock;
 use crate::image::date::rfc3339;
@@ -73,7 +74,7 @@ pub(super) fn logs(args: &Args) -> anyhow::Result<u8> {
         timestamps: args.timestamps,
         begun: false,
     };
-    let mut out = io::stdout().lock();
+    let mut out = standard();
     if let Some(monitor) = monitor {
         follow(&mut printer, &mut out, &monitor)?;
     }
@@ -178,7 +179,7 @@ fn monitor(entry: &Entry) -> anyhow::Result<Option<OwnedFd>> {
 /// reads our output has gone.
 fn follow(
     printer: &mut Printer,
-    out: &mut io::StdoutLock<'_>,
+    out: &mut (impl Write + AsFd),
     monitor: &OwnedFd,
 ) -> anyhow::Result<()> {
     let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
@@ -202,8 +203,11 @@ fn follow(
             Ok(_) => {}
         }
         let [ended, changed, unread] = fds.map(|fd| fd.any() == Some(true));
-        if ended || unread {
+        if ended {
             return Ok(());
+        }
+        if unread {
+            return Err(Unprinted::unread().into());
         }
         if changed {
             // How often it was changed does not matter.

@@ -2,7 +2,9 @@
 //!
 //! Exit codes are Podman's: 125 when `run` or `exec` failed themselves, or the
 //! command line makes no sense, as when a container could not be started or
-//! attached to; 1 when another command failed; else the workload's own. Whatever fails is told in one line on standard error.
+//! attached to, or standard output could not be written; 1 when another command
+//! failed; 141 when nobody reads what it prints; else the workload's own. Whatever
+//! fails is told in one line on standard error.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -10,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use self::output::{UNREAD, Unprinted, standard};
 use crate::sys::fd;
 use crate::text::printable;
 
@@ -118,20 +121,27 @@ pub fn main() -> ExitCode {
     // A container that lives on in the background would keep them: a lock taken
     // by a script, the end of a pipe that somebody reads to its end.
     if let Err(error) = fd::close_inherited() {
-        return fail(format!("cannot close the caller's descriptors: {error}"), OWN_FAILURE);
+        complain(format!("cannot close the caller's descriptors: {error}"));
+        return OWN_FAILURE.into();
     }
     if std::env::var_os("CORACLE_LOG").is_some() {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_env("CORACLE_LOG"))
             .with_writer(io::stderr)
+            // It would panic where standard error is gone, too.
+            .log_internal_errors(false)
             .init();
     }
     let cli = match read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(Unread::Asked(text)) => {
-            return print(&text).map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS);
+            let printed = print(&text);
+            return printed.map_or_else(|error| failed(&error.into(), 1), |()| 0).into();
         }
-        Err(Unread::Wrong(why)) => return fail(&why, OWN_FAILURE),
+        Err(Unread::Wrong(why)) => {
+            complain(why);
+            return OWN_FAILURE.into();
+        }
     };
     let (done, own) = match cli.command {
         Command::Run(args) => (run::run(*args), OWN_FAILURE),
@@ -163,12 +173,7 @@ pub fn main() -> ExitCode {
         Command::Completion(args) => (completion::completion(&args), 1),
         Command::Setup(args) => (setup::setup(&args), 1),
     };
-    match done {
-        Ok(code) => code.into(),
-        // Whoever was reading has seen enough.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => fail(reason(&error), own),
-    }
+    done.unwrap_or_else(|error| failed(&error, own)).into()
 }
 
 /// Why there is nothing to do.
@@ -239,9 +244,16 @@ fn reason(error: &anyhow::Error) -> String {
     })
 }
 
-fn fail(error: impl std::fmt::Display, code: u8) -> ExitCode {
-    complain(error);
-    code.into()
+/// Tells of a failure, where there is somebody to be told; the exit code, which is `code`
+/// unless printing failed.
+fn failed(error: &anyhow::Error, code: u8) -> u8 {
+    match Unprinted::of(error.as_ref()) {
+        Some(unprinted) if unprinted.is_unread() => UNREAD,
+        unprinted => {
+            complain(reason(error));
+            if unprinted.is_some() { OWN_FAILURE } else { code }
+        }
+    }
 }
 
 /// Tells of a failure, in one line on standard error.
@@ -254,24 +266,19 @@ fn complain(error: impl std::fmt::Display) {
 
 /// Writes to standard output, all of it.
 fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = standard();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
-    kind == Some(io::ErrorKind::BrokenPipe)
-}
-
 /// Does something for each of several containers: one that fails does not
-/// keep the others from it. Returns 0 when none failed, else 1.
+/// keep the others from it, nor does one whose name nobody reads. Returns 0 when none
+/// failed, else the largest of their exit codes.
 fn for_each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> u8 {
     let mut code = 0;
     for name in names {
         if let Err(error) = act(name) {
-            complain(reason(&error));
-            code = 1;
+            code = code.max(failed(&error, 1));
         }
     }
     code

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
+use super::output::Unprinted;
 use super::ps::{Format, age, columns};
 use super::{for_each, print};
 use crate::clock;
@@ -141,9 +142,10 @@ pub(super) fn stats(args: &StatsArgs) -> anyhow::Result<u8> {
             Format::Json => text::json(&rows)?,
         })?;
         let none_left = rows.is_empty() && !args.names.is_empty();
-        if !streams || none_left || !pause(Duration::from_secs(args.interval.into()))? {
+        if !streams || none_left {
             return Ok(0);
         }
+        pause(Duration::from_secs(args.interval.into()))?;
         before = now;
     }
 }
@@ -161,13 +163,13 @@ fn shown(store: &Store, names: &[String]) -> anyhow::Result<Vec<(String, State)>
     Ok(all)
 }
 
-/// Waits; false when nobody reads our output any more.
-fn pause(time: Duration) -> anyhow::Result<bool> {
+/// Waits; an error when nobody reads our output any more.
+fn pause(time: Duration) -> anyhow::Result<()> {
     let deadline = clock::monotonic() + time;
     loop {
         let left = deadline.saturating_duration_since(clock::monotonic());
         if left.is_zero() {
-            return Ok(true);
+            return Ok(());
         }
         let stdout = io::stdout();
         // No event asked for: an error is always told.
@@ -175,7 +177,7 @@ fn pause(time: Duration) -> anyhow::Result<bool> {
         let timeout = PollTimeout::try_from(left + Duration::from_millis(1));
         match poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX)) {
             Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(false),
+            Ok(_) => return Err(Unprinted::unread().into()),
             Err(errno) => return Err(errno).context("cannot wait"),
         }
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
+use tests::say;
 
 use super::data::{self, BLOCK, CHUNK, Sum};
 use super::tree::mix;
@@ -52,7 +53,7 @@ pub(crate) fn run(load: &Load) -> Result<()> {
             for path in lines(list)? {
                 sum = sum.then(Sum::of(&fs::read(&path).context(path)?));
             }
-            println!("{sum}");
+            say!("{sum}")?;
             Ok(())
         }
         Load::Sink => sink(&mut std::io::stdin().lock()),
@@ -110,7 +111,7 @@ fn sink(input: &mut impl Read) -> Result<()> {
         }
         sum = sum.then(Sum::of(&buffer[..got]));
         if got < CHUNK {
-            println!("{sum}");
+            say!("{sum}")?;
             return Ok(());
         }
     }

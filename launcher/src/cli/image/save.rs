@@ -1,6 +1,6 @@
 //! `coracle image save`.
 
-use std::io::{BufWriter, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -67,7 +67,7 @@ pub(super) fn save(images: &Images, args: &Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let output = Output::open(args.output.as_deref())?;
-    let mut writer = Writer::new(BufWriter::with_capacity(256 << 10, &output.file));
+    let mut writer = Writer::new(output.writer());
     write(&mut writer)?;
     let end = writer.finish().and_then(|mut inner| inner.flush());
     end.context("cannot write the archive")?;
