@@ -162,6 +162,21 @@ pub fn is_frozen(dir: &Path) -> bool {
     says(dir, "frozen") == Some(true)
 }
 
+/// Waits until nobody else freezes a group, or lets it go on, for as long as what this
+/// gives is held.
+///
+/// # Errors
+/// As of open(2), flock(2).
+pub fn lock(dir: &Path) -> io::Result<File> {
+    let file = File::open(dir)?;
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            locked => return locked.map(|()| file),
+        }
+    }
+}
+
 /// Freezes a group, or lets it go on, and waits until it is so.
 ///
 /// # Errors

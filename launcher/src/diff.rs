@@ -11,6 +11,10 @@
 //! The lower is followed down together with the upper, one component at a
 //! time, so that no symbolic link on either side leads away.
 //!
+//! A file with several names in the lower that was changed by one of them is changed by
+//! all, while the upper has that one name alone: which the others are is found by who
+//! packs layers ([`crate::image::pack::other_names`]), and added to the list.
+//!
 //! Mount points that were made for the container's own mounts are not listed:
 //! an empty file or directory at such a place, and the directories above it
 //! when nothing else is new in them.
@@ -168,6 +172,20 @@ pub fn changes(
     let walk = Walk { upper, lower, made };
     walk.directory(Path::new("/"), shown, &mut found)?;
     Ok(found)
+}
+
+/// Adds other names of files that were changed, with the directories they are in.
+pub fn add_other_names(changes: &mut Vec<Change>, others: &[PathBuf]) {
+    let known: BTreeSet<PathBuf> = changes.iter().map(|change| change.path.clone()).collect();
+    let new: BTreeSet<&Path> = others
+        .iter()
+        .flat_map(|path| path.ancestors())
+        .filter(|path| path.parent().is_some() && !known.contains(*path))
+        .collect();
+    let changed = |path: &Path| Change { kind: Kind::Changed, path: path.to_owned() };
+    changes.extend(new.into_iter().map(changed));
+    // By component, as directories are walked.
+    changes.sort_by(|a, b| a.path.cmp(&b.path));
 }
 
 struct Walk<'a> {

@@ -1,6 +1,9 @@
 //! The harness itself: a check that cannot fail would prove nothing.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use tests::clock::Deadline;
 use tests::harness::{Test, World};
 use tests::lab::Outside;
 use tests::leak::Snapshot;
@@ -9,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("harness/leaks-are-seen", leaks_are_seen),
     Test::new("harness/leaked-mounts-are-seen", leaked_mounts_are_seen).lab(),
     Test::new("harness/outside-is-there", outside_is_there).lab(),
+    Test::new("harness/orphans-are-reaped", orphans_are_reaped),
 ];
 
 fn leaks_are_seen(world: &World<'_>) -> Result<()> {
@@ -31,6 +35,22 @@ fn leaked_mounts_are_seen(world: &World<'_>) -> Result<()> {
     ensure!(leaks.contains("tmpfs left"), "the mount was not seen: {leaks}");
     let again = before.leaks(world.lab)?.join("\n");
     ensure!(again.is_empty(), "still there: {again}");
+    Ok(())
+}
+
+/// Those that nobody waits for go while a test runs; those that it waits for stay its own.
+fn orphans_are_reaped(world: &World<'_>) -> Result<()> {
+    let child = world.cmd("sh").args(["-c", "exit 3"]).spawn()?;
+    ensure!(child.ends_within(Duration::from_secs(20))?, "a shell does not end");
+    let script = "setsid true >/dev/null 2>&1 </dev/null & echo $!";
+    let orphan = world.cmd("sh").args(["-c", script]).run()?.ok()?;
+    let orphan = format!("/proc/{}", orphan.stdout.trim());
+    let deadline = Deadline::after(Duration::from_secs(20));
+    while std::fs::exists(&orphan)? {
+        ensure!(!deadline.passed(), "an orphan stays: {orphan}");
+        std::thread::yield_now();
+    }
+    child.wait(Duration::from_secs(20))?.code_is(3)?;
     Ok(())
 }
 

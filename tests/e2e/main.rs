@@ -20,6 +20,7 @@ mod owners;
 mod path;
 mod podman;
 mod policy;
+mod printing;
 mod profile;
 mod queues;
 mod root;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         handshake::TESTS,
         attacks::TESTS,
         security::TESTS,
+        printing::TESTS,
         profile::TESTS,
         bad_input::TESTS,
         subcommands::TESTS,

@@ -24,6 +24,7 @@ use crate::clock::{self, Deadline};
 use crate::command::{Cmd, User};
 use crate::lab::{self, Ids, Lab};
 use crate::leak::Snapshot;
+use crate::say;
 
 /// One test.
 #[derive(Debug, Clone, Copy)]
@@ -202,24 +203,23 @@ fn options() -> Options {
     options
 }
 
+/// How long orphans that have ended may wait for it while a test runs: nobody else waits
+/// for them, and a test of many containers leaves thousands.
+const BETWEEN_REAPING: Duration = Duration::from_millis(200);
+
 /// Runs the tests of a table that the command line asks for.
 #[must_use]
 pub fn main(tests: &[Test]) -> ExitCode {
     let options = options();
     let cases = cases(tests, &options);
-    if options.list {
-        for (name, ..) in &cases {
-            println!("{name}: test");
-        }
-        return ExitCode::SUCCESS;
-    }
-    match run(&cases) {
+    let done = match options.list {
+        true => cases.iter().try_for_each(|(name, ..)| say!("{name}: test")).map(|()| true),
+        false => run(&cases).context("the tests cannot run"),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: the tests cannot run: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => say::tell(&error, 2),
     }
 }
 
@@ -255,7 +255,7 @@ fn run(cases: &[Case]) -> Result<bool> {
     let start = clock::now();
     lab::enter(None)?;
     let lab = Lab::set_up(None)?;
-    println!("\nrunning {} tests", cases.len());
+    say!("\nrunning {} tests", cases.len())?;
     let mut outcomes = BTreeMap::new();
     let mut passed = 0;
     for (name, test, ids) in cases {
@@ -265,10 +265,10 @@ fn run(cases: &[Case]) -> Result<bool> {
         match &outcome {
             Outcome::Passed => {
                 passed += 1;
-                println!("test {name} ... ok ({took:.2} s)");
+                say!("test {name} ... ok ({took:.2} s)")?;
             }
-            Outcome::Failed(why) => println!("test {name} ... FAILED ({took:.2} s)\n{why}\n"),
-            Outcome::Skipped(why) => println!("test {name} ... ignored, {why}"),
+            Outcome::Failed(why) => say!("test {name} ... FAILED ({took:.2} s)\n{why}\n")?,
+            Outcome::Skipped(why) => say!("test {name} ... ignored, {why}")?,
         }
         outcomes.insert(name, outcome);
     }
@@ -279,18 +279,18 @@ fn run(cases: &[Case]) -> Result<bool> {
     for (name, outcome) in &outcomes {
         if let Outcome::Skipped(why) = outcome {
             skipped += 1;
-            println!("SKIPPED {name}: {why}");
+            say!("SKIPPED {name}: {why}")?;
         }
     }
     for (name, _) in &failed {
-        println!("FAILED {name}");
+        say!("FAILED {name}")?;
     }
-    println!(
+    say!(
         "\ntest result: {}. {passed} passed; {} failed; {skipped} ignored; 0 measured; 0 filtered out; finished in {:.2}s\n",
         if failed.is_empty() { "ok" } else { "FAILED" },
         failed.len(),
         (clock::now() - start).as_secs_f32()
-    );
+    )?;
     Ok(failed.is_empty())
 }
 
@@ -332,14 +332,17 @@ fn with_limit(lab: &Lab, test: &Test, world: &World<'_>) -> Outcome {
             result
         });
         let deadline = Deadline::after(test.limit);
-        let in_time = match receive.recv_timeout(deadline.left()) {
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let running = lab.processes_in_words();
-                lab.kill_all();
-                Err(running)
+        let in_time = loop {
+            match receive.recv_timeout(deadline.left().min(BETWEEN_REAPING)) {
+                Err(mpsc::RecvTimeoutError::Timeout) if !deadline.passed() => lab.reap_orphans(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let running = lab.processes_in_words();
+                    lab.kill_all();
+                    break Err(running);
+                }
+                // Disconnected: it panicked.
+                Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => break Ok(()),
             }
-            // Disconnected: it panicked.
-            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => Ok(()),
         };
         let result = match thread.join() {
             Ok(result) => result,

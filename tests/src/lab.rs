@@ -399,6 +399,19 @@ impl Lab {
         }
     }
 
+    /// Collects orphans that have ended while a test runs, and nothing that the test itself
+    /// waits for: what its threads have started are children of those threads, and orphans
+    /// come to the first thread (`find_new_reaper` in the kernel's exit.c), which calls this.
+    pub fn reap_orphans(&self) {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        let own = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
+        while let Ok(status) = waitpid(None, Some(own)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+    }
+
     /// Removes a file or tree, whoever owns it. As an ordinary user, files of
     /// subordinate ids are removed inside a user namespace.
     ///

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 
@@ -54,6 +54,35 @@ impl Pty {
         Ok(())
     }
 
+    /// Reads until nobody is on the other side any more: all that the screen has seen.
+    ///
+    /// # Errors
+    /// When time is up before.
+    pub fn all(mut self, limit: Duration) -> Result<String> {
+        let deadline = Deadline::after(limit);
+        while self.read(deadline.left())? {
+            ensure!(!deadline.passed(), "the terminal is still open after {limit:?}");
+        }
+        Ok(String::from_utf8_lossy(&self.seen).into_owned())
+    }
+
+    /// Reads what there is, and waits for something; whether the other side is there.
+    fn read(&mut self, limit: Duration) -> Result<bool> {
+        if !readable(self.master.as_fd(), limit)? {
+            return Ok(true);
+        }
+        let mut buffer = [0u8; 4096];
+        match nix::unistd::read(&self.master, &mut buffer) {
+            // EIO: the last holder of the other side is gone.
+            Ok(0) | Err(nix::Error::EIO) => Ok(false),
+            Ok(count) => {
+                self.seen.extend_from_slice(&buffer[..count]);
+                Ok(true)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Reads until the screen has seen `text`.
     ///
     /// # Errors
@@ -65,18 +94,12 @@ impl Pty {
             if all.contains(text) {
                 return Ok(all);
             }
-            if !readable(self.master.as_fd(), deadline.left())? {
-                bail!("no {text:?} on the terminal after {limit:?}; it showed: {all}");
-            }
-            let mut buffer = [0u8; 4096];
-            match nix::unistd::read(&self.master, &mut buffer) {
-                // EIO: the last holder of the other side is gone.
-                Ok(0) | Err(nix::Error::EIO) => {
-                    bail!("the terminal closed without {text:?}; it showed: {all}")
-                }
-                Ok(count) => self.seen.extend_from_slice(&buffer[..count]),
-                Err(error) => return Err(error.into()),
-            }
+            let open = self.read(deadline.left())?;
+            ensure!(open, "the terminal closed without {text:?}; it showed: {all}");
+            ensure!(
+                !deadline.passed(),
+                "no {text:?} on the terminal after {limit:?}; it showed: {all}"
+            );
         }
     }
 }

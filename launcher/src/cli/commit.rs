@@ -1,13 +1,14 @@
 //! `coracle commit` and `export`.
 
-use std::io::{self, BufWriter, Write as _};
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::ground::{self, Ground, Held};
-use super::output::Output;
+use super::output::{Output, Unprinted};
 use super::{complain, image, print};
 use crate::cgroup;
 use crate::image::ImageError;
@@ -169,24 +170,40 @@ pub(super) fn commit(args: CommitArgs) -> anyhow::Result<u8> {
 
 /// A container that is frozen until this is dropped, or this process ends in whatever
 /// way: a process of its own waits for that, out of reach of what is pressed at a terminal.
+/// Whoever wants to pause it, or have it go on, waits as well: what they want comes after.
 struct Paused {
+    /// `None` when somebody had paused it before: it stays so.
+    _guard: Option<Guard>,
+    /// The guard has it, too, while it is there.
+    _lock: File,
+}
+
+struct Guard {
     until: Option<io::PipeWriter>,
-    guard: i32,
+    pid: i32,
 }
 
 impl Paused {
-    /// `None` when it does not run, is paused already, or cannot be.
+    /// `None` when it does not run, or cannot be paused.
     fn new(held: &Held) -> anyhow::Result<Option<Self>> {
-        let group = held.state.group.as_ref().filter(|group| group.is_dir());
-        let Some(group) = group.filter(|_| held.runs() && !held.state.is_paused()) else {
+        let Some(group) = held.state.group.as_ref().filter(|_| held.runs()) else {
             return Ok(None);
         };
         let what = || format!("cannot pause container '{}'", held.entry.name());
+        let lock = match cgroup::lock(group) {
+            // It has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            lock => lock.with_context(what)?,
+        };
+        if cgroup::is_frozen(group) {
+            return Ok(Some(Self { _guard: None, _lock: lock }));
+        }
         let (mut ends, until) = io::pipe().with_context(what)?;
         match process::fork().with_context(what)? {
-            Forked::Parent(guard) => {
+            Forked::Parent(pid) => {
                 drop(ends);
-                let paused = Self { until: Some(until), guard };
+                let guard = Some(Guard { until: Some(until), pid });
+                let paused = Self { _guard: guard, _lock: lock };
                 cgroup::freeze(group, true).with_context(what)?;
                 Ok(Some(paused))
             }
@@ -201,10 +218,10 @@ impl Paused {
     }
 }
 
-impl Drop for Paused {
+impl Drop for Guard {
     fn drop(&mut self) {
         drop(self.until.take());
-        process::reap(self.guard);
+        process::reap(self.pid);
     }
 }
 
@@ -225,8 +242,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<u8> {
     let ground = Ground::of(&held)?;
     let note = note("export", &args.name);
     let write = |tree: Tree| -> Result<(), ImageError> {
-        let place = output.as_ref().map(|output| BufWriter::with_capacity(256 << 10, &output.file));
-        let mut place = match (place, args.format) {
+        let mut place = match (output.as_ref().map(Output::writer), args.format) {
             (Some(place), Format::Tar) => {
                 pack::pack(&tree, place)?;
                 return Ok(());
@@ -249,13 +265,21 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<u8> {
         }
         Ok(())
     };
-    ground
-        .enter(|| {
-            let tree = ground.tree(base.is_some()).map_err(|error| error.to_string())?;
-            write(tree).map_err(|error| error.to_string())?;
-            Ok(Vec::new())
-        })
-        .with_context(|| format!("cannot export container '{}'", args.name))?;
+    let done = ground.enter(|| {
+        let tree = ground.tree(base.is_some()).map_err(|error| error.to_string())?;
+        match write(tree) {
+            Ok(()) => Ok(Vec::new()),
+            Err(error) => match Unprinted::of(&error) {
+                Some(unprinted) => Ok(unprinted.encode().to_ne_bytes().to_vec()),
+                None => Err(error.to_string()),
+            },
+        }
+    });
+    let what = || format!("cannot export container '{}'", args.name);
+    if let Ok(errno) = done.with_context(what)?[..].try_into() {
+        let unprinted = Unprinted::decode(i32::from_ne_bytes(errno));
+        return Err(unprinted).with_context(what);
+    }
     if let Some(output) = output {
         output.keep()?;
     }

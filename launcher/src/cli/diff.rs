@@ -4,7 +4,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::ground::{self, Ground};
-use crate::diff::{Change, changes, decode, encode};
+use super::output::standard;
+use crate::diff::{Change, add_other_names, changes, decode, encode};
+use crate::image::pack;
 use crate::store::Store;
 use crate::text::printable;
 
@@ -22,15 +24,20 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<u8> {
     let store = Store::open()?;
     let held = ground::hold(&store, &args.name)?;
     let ground = Ground::of(&held)?;
-    let listed =
-        ground.enter(|| Ok(encode(&changes(&ground.upper, &ground.lower, &ground.made)?)))?;
+    let listed = ground.enter(|| {
+        let mut found = changes(&ground.upper, &ground.lower, &ground.made)?;
+        let tree = ground.tree(true).map_err(|error| error.to_string())?;
+        let others = pack::other_names(&tree).map_err(|error| error.to_string())?;
+        add_other_names(&mut found, &others);
+        Ok(encode(&found))
+    })?;
     let Some(changes) = decode(&listed) else { anyhow::bail!("the list of changes is damaged") };
     write(&changes)?;
     Ok(0)
 }
 
 fn write(changes: &[Change]) -> io::Result<()> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    let mut out = io::BufWriter::new(standard());
     // Programs get names as they are; a terminal must not be made to obey them.
     let terminal = io::stdout().is_terminal();
     for Change { kind, path } in changes {

@@ -41,12 +41,15 @@ fn each(chosen: &Chosen, frozen: bool) -> anyhow::Result<u8> {
         .names(&store, |state| if frozen { choose::goes_on(state) } else { state.is_paused() })?;
     Ok(code.max(for_each(&names, |name| {
         let group = group(&store, name)?;
-        let (now, verb) = (cgroup::is_frozen(&group), if frozen { "pause" } else { "unpause" });
+        let verb = if frozen { "pause" } else { "unpause" };
+        let what = || format!("cannot {verb} container '{name}' ({})", group.display());
+        // A commit that has it paused comes to its end first.
+        let _lock = cgroup::lock(&group).with_context(what)?;
+        let now = cgroup::is_frozen(&group);
         if now == frozen {
             anyhow::bail!("container '{name}' is {} paused", if now { "already" } else { "not" });
         }
-        cgroup::freeze(&group, frozen)
-            .with_context(|| format!("cannot {verb} container '{name}' ({})", group.display()))?;
+        cgroup::freeze(&group, frozen).with_context(what)?;
         Ok(print(&format!("{name}\n"))?)
     })))
 }

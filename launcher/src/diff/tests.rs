@@ -48,6 +48,20 @@ fn what_the_lower_has_is_changed_the_rest_added() {
 }
 
 #[test]
+fn other_names_of_what_was_changed_are_changed() {
+    let layers = layers();
+    layers.low("d/one");
+    layers.low("e/x/two");
+    layers.up("d/one");
+    layers.up("d-new");
+    let mut all = changes(&layers.upper, &layers.lower, &BTreeSet::new()).unwrap();
+    add_other_names(&mut all, &["/d/zero".into(), "/e/x/two".into(), "/d/one".into()]);
+    let all: Vec<_> = all.iter().map(|c| format!("{} {}", c.kind, c.path.display())).collect();
+    let want = ["C /d", "C /d/one", "C /d/zero", "A /d-new", "C /e", "C /e/x", "C /e/x/two"];
+    assert_eq!(all, want);
+}
+
+#[test]
 fn nothing_changed() {
     let layers = layers();
     layers.low("etc/passwd");

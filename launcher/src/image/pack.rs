@@ -38,7 +38,7 @@ use super::tar::write::Writer;
 use super::tar::{Kind, Member, Time};
 use crate::stage::in_root::InRoot;
 use crate::sys::xattr;
-pub use copies::Copies;
+pub use copies::{Copies, other_names};
 
 /// The id that stands for one that the user namespace does not have.
 const OVERFLOW: u32 = 65534;
@@ -133,12 +133,7 @@ enum Found {
 /// # Errors
 /// [`PackError`], also when `output` cannot be written.
 pub fn pack<W: Write>(tree: &Tree, output: W) -> Result<W, PackError> {
-    let mut packer = Packer {
-        tree,
-        writer: Writer::new(output),
-        linked: HashMap::new(),
-        buffer: vec![0; 256 << 10],
-    };
+    let mut packer = Packer::new(tree, output);
     let parts: Vec<usize> = if tree.changes { vec![0] } else { (0..tree.layers.len()).collect() };
     let parts = packer.opaque_ends(Path::new("/"), parts)?;
     packer.root(&parts)?;
@@ -162,12 +157,7 @@ pub fn pack<W: Write>(tree: &Tree, output: W) -> Result<W, PackError> {
 pub fn pack_file<W: Write>(file: File, called: &[u8], output: W) -> Result<W, PackError> {
     let at = |source| PackError { path: OsStr::from_bytes(called).into(), source };
     let tree = Tree { marks: false, ..Tree::of(Vec::new(), false, false) };
-    let mut packer = Packer {
-        tree: &tree,
-        writer: Writer::new(output),
-        linked: HashMap::new(),
-        buffer: vec![0; 256 << 10],
-    };
+    let mut packer = Packer::new(&tree, output);
     packer.content(false, called.to_vec(), file).map_err(at)?;
     packer.writer.finish().map_err(at)
 }
@@ -182,7 +172,12 @@ struct Packer<'a, W> {
 
 type Below = Vec<(PathBuf, Vec<usize>)>;
 
-impl<W: Write> Packer<'_, W> {
+impl<'a, W: Write> Packer<'a, W> {
+    fn new(tree: &'a Tree, output: W) -> Self {
+        let writer = Writer::new(output);
+        Self { tree, writer, linked: HashMap::new(), buffer: vec![0; 256 << 10] }
+    }
+
     fn root(&mut self, parts: &[usize]) -> Result<(), PackError> {
         let at = |source| PackError { path: "/".into(), source };
         let Some(layer) = parts.first() else { return Ok(()) };

@@ -2,6 +2,7 @@
 
 mod copy;
 mod export;
+mod hostile;
 mod import;
 mod registry;
 mod token;
@@ -33,6 +34,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("images/rot-is-found", import::rot_is_found).each_user(),
     Test::new("images/in-use", import::in_use).each_user(),
     Test::new("images/bad-input", import::bad_input).each_user(),
+    Test::new("images/hostile-text", hostile::shown).each_user().seconds(120),
+    Test::new("images/hostile-configuration", hostile::refused).each_user().seconds(120),
     Test::new("images/commit", export::commit).each_user(),
     Test::new("images/commit-running", export::commit_running).each_user(),
     Test::new("images/commit-directory", export::commit_directory).each_user(),

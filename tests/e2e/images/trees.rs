@@ -92,6 +92,14 @@ pub(super) fn same_tree(world: &World<'_>) -> Result<()> {
     let more = fs::read(world.dir().join("more.tar"))?;
     coracle(world, &["cp", "-", "c:/"]).stdin(more).run()?.ok()?;
 
+    let listed = coracle(world, &["diff", "c"]).run()?.ok()?;
+    let listed: Vec<&str> = listed.stdout.lines().collect();
+    for line in ["C /old", "C /old/one", "D /old/three", "C /old/two", "A /opaque/above"] {
+        ensure!(listed.contains(&line), "'{line}' is not in {listed:#?}");
+    }
+    ensure!(!listed.iter().any(|line| line.ends_with("/old/kept")), "{listed:#?}");
+    ensure!(listed.is_sorted_by_key(|line| Path::new(&line[2..])), "{listed:#?}");
+
     let wanted = tree(world, "c")?;
     // What was changed by one name is changed by the other.
     coracle(world, &["commit", "-q", "c", "linked"]).run()?.ok()?;

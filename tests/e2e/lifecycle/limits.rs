@@ -1,5 +1,6 @@
 //! Control groups, bounds of processes, and what containers use.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -141,6 +142,25 @@ fn commit_pauses(world: &World<'_>) -> Result<()> {
         let counted = coracle(&count).run()?.ok()?;
         let lines: Vec<i64> = counted.stdout.lines().flat_map(str::parse).collect();
         ensure!(lines.len() == 2 && (0..=1).contains(&(lines[0] - lines[1])), "{lines:?}");
+        // Who pauses it in the middle finds it paused in the end, and who has it go on has
+        // that after. (The commit stands at the list of images for so long.)
+        let list = std::fs::File::open(data.join("coracle/images/index.lock"))?;
+        let group_dir = std::fs::File::open(group)?;
+        for (word, stays) in [("pause", true), ("unpause", false)] {
+            list.lock()?;
+            let commit = coracle(&["commit", "-q", "c", "made"]).spawn()?;
+            while !(frozen()? && is_waited_for(&list)?) {
+                ensure!(!commit.ends_within(Duration::ZERO)?, "it never stood still");
+            }
+            let other = coracle(&[word, "c"]).spawn()?;
+            while !is_waited_for(&group_dir)? {
+                ensure!(!other.ends_within(Duration::ZERO)?, "{word} does not wait");
+            }
+            list.unlock()?;
+            commit.wait(LIMIT)?.ok()?;
+            other.wait(LIMIT)?.ok()?.stdout_is("c")?;
+            ensure!(frozen()? == stays, "after {word} it is not so");
+        }
         // Killed in the middle, it leaves nobody behind.
         let running = coracle(&["commit", "-q", "c", "never"]).spawn()?;
         while !frozen()? {
@@ -162,6 +182,15 @@ fn commit_pauses(world: &World<'_>) -> Result<()> {
     })();
     coracle(&["rm", "-f", "c"]).run()?.ok()?;
     checked
+}
+
+/// Whether anybody waits for the lock of a file (proc_locks(5)).
+fn is_waited_for(file: &std::fs::File) -> Result<bool> {
+    let inode = format!(":{}", file.metadata()?.ino());
+    let locks = std::fs::read_to_string("/proc/locks")?;
+    // `1: -> FLOCK ADVISORY WRITE PID DEVICE:INODE …`
+    let mut locks = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    Ok(locks.any(|words| words.get(1) == Some(&"->") && words.iter().any(|w| w.ends_with(&inode))))
 }
 
 fn after_a_crash(world: &World<'_>) -> Result<()> {

@@ -64,6 +64,7 @@ fn starts_and_stops(world: &World<'_>) -> Result<()> {
     });
     let rounds: u32 = rounds.into_iter().sum::<Result<u32>>()?;
     ensure!(rounds >= 20, "only {rounds} containers came and went");
+    tests::say!("    {rounds} containers came and went")?;
     world.coracle(&["ps", "-a", "-q"]).run()?.ok()?.stdout_is("")?;
     Ok(())
 }

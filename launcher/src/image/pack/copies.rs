@@ -5,16 +5,16 @@
 //! these are says an index in its work directory: one more hard link to each copy, called
 //! by the layer of the original, counted from the bottom, and its inode number.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 
-use super::{Found, PackError, Packer, is_gone};
+use super::{Found, PackError, Packer, Tree, is_gone};
 
 /// Where it is, in the work directory.
 const INDEX: &str = "links.coracle";
@@ -62,10 +62,43 @@ impl Copies {
     }
 }
 
+/// Paths at which a tree shows what was changed by another name, in the layers below.
+///
+/// # Errors
+/// What could not be read.
+pub fn other_names(tree: &Tree) -> Result<Vec<PathBuf>, PackError> {
+    let mut found = Vec::new();
+    if tree.copies.is_some() {
+        Packer::new(tree, io::sink()).each_other_name(|_, other| {
+            found.push(other.path.to_owned());
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// A name of a file that was changed by another one.
+struct Other<'a> {
+    layer: usize,
+    directory: BorrowedFd<'a>,
+    name: &'a OsStr,
+    path: &'a Path,
+    stat: &'a FileStat,
+}
+
 impl<W: Write> Packer<'_, W> {
-    /// Packs what was changed by another name than these, which lower layers have. No
-    /// directory says where they are: all are looked through.
+    /// Packs what was changed by another name than these, which lower layers have.
     pub(super) fn other_names(&mut self) -> Result<(), PackError> {
+        self.each_other_name(|packer, Other { layer, directory, name, path, stat }| {
+            packer.entry(layer, directory, name, path, stat).map(drop)
+        })
+    }
+
+    /// No directory says where they are: all are looked through.
+    fn each_other_name(
+        &mut self,
+        mut act: impl FnMut(&mut Self, Other<'_>) -> io::Result<()>,
+    ) -> Result<(), PackError> {
         let root = Path::new("/");
         let parts = self.opaque_ends(root, (0..self.tree.layers.len()).collect())?;
         let mut waiting = vec![(root.to_owned(), parts)];
@@ -81,12 +114,16 @@ impl<W: Write> Packer<'_, W> {
                     continue;
                 }
                 let Some(directory) = opened.get(&layer) else { continue };
-                let packed = match self.copy(layer, &stat) {
+                let done = match self.copy(layer, &stat) {
                     Ok(None) => continue,
-                    Ok(Some(_)) => self.entry(layer, directory.as_fd(), &name, &path, &stat),
+                    Ok(Some(_)) => {
+                        let directory = directory.as_fd();
+                        let (name, path, stat) = (&name, &path, &stat);
+                        act(self, Other { layer, directory, name, path, stat })
+                    }
                     Err(error) => Err(error),
                 };
-                match packed {
+                match done {
                     Err(error) if !is_gone(&error) => {
                         return Err(PackError { path, source: error });
                     }

@@ -193,6 +193,13 @@ fn what_was_changed_by_one_name_is_changed_by_all() {
         let copies = Copies::open(&work, 0).unwrap();
         pack(&Tree { copies, ..tree(&layers, changes) }, Vec::new()).unwrap()
     };
+    let others = || {
+        let layers: [&Path; 3] = [&upper, &top, &base];
+        let copies = Copies::open(&work, 0).unwrap();
+        other_names(&Tree { copies, ..tree(&layers, true) }).unwrap()
+    };
+    let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+    assert_eq!(others(), paths(&["/a", "/d/e/c"]));
     let all = packed(false);
     let wanted = ["./", "a", "b = a", "d/", "other", "same = other", "top", "d/e/", "d/e/c = a"];
     assert_eq!(listed(&all), wanted);
@@ -207,7 +214,9 @@ fn what_was_changed_by_one_name_is_changed_by_all() {
     fs::remove_file(upper.join("b")).unwrap();
     put(&upper, ".wh.b", "");
     assert_eq!(listed(&packed(true)), ["./", ".wh.b", ".wh.gone", "a", "d/e/c = a"]);
+    assert_eq!(others(), paths(&["/a", "/d/e/c"]));
     fs::remove_file(&key).unwrap();
     assert_eq!(listed(&packed(true)), ["./", ".wh.b", ".wh.gone"]);
+    assert_eq!(others(), paths(&[]));
     assert!(Copies::open(&upper, 0).unwrap().is_none());
 }
