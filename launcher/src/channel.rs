@@ -83,6 +83,8 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
 pub enum ToMonitor {
     /// Storage: from here on it is the overlay.
     Overlay,
+    /// Storage: the root is mounted, by the kernel, and this stage is done.
+    Done,
     /// Storage: owners are kept by this process, a child of the monitor's.
     Owners(i32),
     /// Storage: the container's first process is this child of the monitor's.

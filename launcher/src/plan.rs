@@ -5,6 +5,7 @@
 mod confine;
 mod display;
 mod names;
+mod overlay;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -18,11 +19,13 @@ pub use steps::{
     InitStep, Kind, MonitorStep, Paths, Plan, PlanError, StorageStep, Workload, merged, scratch,
 };
 
+use overlay::Joined;
+
 use crate::policy;
 use crate::probe::{HostCaps, Place};
 use crate::spec::{
-    Exec, Limits, Network, Protocol, Publish, Root, Secret, Security, Spec, TmpfsOptions, Unmask,
-    Upper,
+    Exec, Limits, Network, Overlay, Protocol, Publish, Root, Secret, Security, Spec, TmpfsOptions,
+    Unmask, Upper,
 };
 
 /// The container's end of the network, as slirp4netns users know it.
@@ -260,13 +263,6 @@ fn storage(
     name: &str,
     paths: &Paths,
 ) -> Result<(), PlanError> {
-    let program = host.overlay.clone().ok_or(PlanError::NoProgram("overlayfs-fuse"))?;
-    if !host.fuse {
-        return Err(PlanError::NoDevice {
-            device: "/dev/fuse",
-            advice: "load the kernel's fuse module and let every user read and write the device",
-        });
-    }
     let scratch = paths.scratch();
     let (merged, base) = (merged(&paths.store), scratch.join("base"));
     plan.storage.push(StorageStep::Scratch(scratch.clone()));
@@ -315,32 +311,22 @@ fn storage(
         [first, _, ..] => first.ancestors().nth(2),
         _ => None,
     };
-    let relative = |lower: &PathBuf| match dir.and_then(|dir| lower.strip_prefix(dir).ok()) {
-        Some(rest) => escape(rest),
-        None => escape(lower),
-    };
-    let mut layers: Vec<String> = lowers.iter().map(relative).collect();
+    let mut layers: Vec<&Path> = lowers.iter().map(PathBuf::as_path).collect();
+    if let Some(dir) = dir {
+        for layer in &mut layers {
+            *layer = layer.strip_prefix(dir).unwrap_or(layer);
+        }
+    }
     if layers_below(&spec.root) > 0 {
-        layers.push(escape(&base));
+        layers.push(&base);
     }
-    let mut options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        layers.join(":"),
-        escape(&upper),
-        escape(&work)
-    );
-    // Layers were unpacked with the owners they have; directories are as they are.
-    if !matches!(spec.root, Root::Image(_)) {
-        options.push_str(",unmapped_root");
-    }
-    if spec.root == Root::Host {
-        options.push_str(",public_lower");
-    }
-    if host.map.is_single() {
-        options.push_str(",xattr_permissions=2,kept_owners");
-    }
+    let joined = Joined { layers, upper: &upper, work: &work };
     let dir = dir.unwrap_or(Path::new("/")).to_owned();
-    plan.storage.push(StorageStep::Overlay { program, options, dir, target: merged.clone() });
+    let step = match spec.overlay {
+        Overlay::Fuse => joined.by_fuse(spec, host, dir, merged.clone())?,
+        Overlay::Kernel => joined.by_kernel(spec, host, dir, merged.clone())?,
+    };
+    plan.storage.push(step);
     plan.init.push(InitStep::Root(merged));
     Ok(())
 }
@@ -579,10 +565,4 @@ fn files(plan: &mut Plan, paths: &Paths) {
 /// `path` (absolute) below `root`.
 fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
-}
-
-/// A path as the overlay's option takes it: a colon would end it in a list of
-/// layers, a comma would end the option.
-fn escape(path: &Path) -> String {
-    path.to_string_lossy().replace('\\', "\\134").replace(':', "\\:").replace(',', "\\054")
 }

@@ -19,6 +19,9 @@ pub struct Spec {
     pub root: Root,
     /// Where changes to it go.
     pub upper: Upper,
+    /// What puts the two together.
+    #[serde(default)]
+    pub overlay: Overlay,
     /// The root filesystem is mounted read-only once it is set up.
     pub read_only: bool,
     /// The container's directory is removed when it ends.
@@ -356,6 +359,16 @@ pub enum Upper {
     Dir(PathBuf),
     /// Memory, bounded to this many bytes, or to half of the machine's memory.
     Ram(Option<u64>),
+}
+
+/// What joins the layers of a root filesystem with the changes to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Overlay {
+    /// overlayfs-fuse.
+    #[default]
+    Fuse,
+    /// The kernel's overlay filesystem.
+    Kernel,
 }
 
 /// One `-v SRC:DST[:ro]`.

@@ -69,11 +69,13 @@ pub(crate) fn cells<'a>(scene: &'a Scene, extent: Extent) -> Result<Vec<Cell<'a>
             Ok(())
         };
         let mut plain = runs.coracle(&["--network", "none", "--rootfs", &root]);
+        plain.extend(runs.by_kernel(&["--network", "none", "--rootfs", &root]));
         plain.extend(runs.bubblewrap());
         plain.extend(runs.oci()?);
         plain.extend(runs.podman("none"));
         add("rootfs", "a root directory, no network", plain)?;
         let mut network = runs.coracle(&["--rootfs", &root]);
+        network.extend(runs.by_kernel(&["--rootfs", &root]));
         network.extend(runs.podman("slirp4netns"));
         add("rootfs-network", "a root directory, with network", network)?;
         if work == Work::End {
@@ -136,6 +138,15 @@ impl<'a> Runs<'a, '_> {
 
     fn coracle(&self, options: &[&str]) -> Vec<Candidate<'a>> {
         self.of("coracle", &[&["run", "--rm"], self.work.option(), options, &["--"]])
+    }
+
+    /// The same, its root joined by the kernel's overlay.
+    fn by_kernel(&self, options: &[&str]) -> Vec<Candidate<'a>> {
+        let mut candidates = self.coracle(&[&["--overlay", "kernel"], options].concat());
+        for candidate in &mut candidates {
+            candidate.name.push_str(", kernel's overlay");
+        }
+        candidates
     }
 
     fn bubblewrap(&self) -> Vec<Candidate<'a>> {

@@ -10,7 +10,7 @@ use crate::image::date::rfc3339;
 use crate::plan;
 use crate::policy;
 use crate::spec::{
-    Network, Protocol, Restart, Root, Seccomp, Spec, Tmpfs, TmpfsOptions, Ulimit, Upper,
+    Network, Overlay, Protocol, Restart, Root, Seccomp, Spec, Tmpfs, TmpfsOptions, Ulimit, Upper,
 };
 use crate::store::{Entry, State, Status, Store};
 use crate::text;
@@ -72,6 +72,10 @@ fn describe(entry: &Entry, state: &State) -> Value {
         "ImageName": image_name,
         "Rootfs": rootfs,
         "UpperDir": upper,
+        "Overlay": match spec.overlay {
+            Overlay::Fuse => "fuse",
+            Overlay::Kernel => "kernel",
+        },
         "RestartCount": state.restarts,
         "PidFile": spec.pid_file,
         "EffectiveCaps": if is_root(spec) { capabilities.clone() } else { Vec::new() },

@@ -28,29 +28,27 @@ pub(super) fn with_root<T>(
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(|errno| told("cannot make mounts private", errno.into()))?;
+    for step in &plan.storage {
+        carry_out(step).map_err(|fault| fault.to_string())?;
+    }
+    let opened = || InRoot::open_root(merged).map_err(|error| told("cannot open the root", error));
+    let Some((program, arguments, dir)) = storage::overlay(plan) else {
+        // By the kernel: it goes with the namespace, and writes back then.
+        return opened().and_then(work);
+    };
     let (exit, tell_exit) = io::pipe().map_err(|error| told("cannot make a pipe", error))?;
     // In memory: nobody reads it meanwhile.
     let said = memfd_create(c"overlay", MFdFlags::MFD_CLOEXEC)
         .map_err(|errno| told("cannot make a file in memory", errno.into()))?;
     let stderr = said.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     let pipes = Theirs { exit: exit.into(), stderr };
-    for step in &plan.storage {
-        carry_out(step).map_err(|fault| fault.to_string())?;
-    }
-    let Some((program, arguments, dir)) = storage::overlay(plan) else {
-        return Err("no overlay was to be started".to_owned());
-    };
     let service = Service { program, arguments: &arguments, dir, inherited: &[] };
     let mut overlay = service
         .start(&pipes)
         .map_err(|error| told(&format!("cannot start {}", program.display()), error))?;
     drop(pipes);
     let mounted = spawn::wait_ready(&mut overlay.ready).map_err(|_| String::new());
-    let done = mounted.and_then(|()| {
-        InRoot::open_root(merged)
-            .map_err(|error| told("cannot open the root", error))
-            .and_then(work)
-    });
+    let done = mounted.and_then(|()| opened()).and_then(work);
     // Its hang-up: all is written back, then the overlay ends.
     drop(tell_exit);
     let ended = loop {

@@ -19,7 +19,7 @@ use crate::image::config;
 use crate::image::store::{Image, Images};
 use crate::run::{Early, Mode};
 use crate::spec::{
-    InMemory, Limits, Network, Protocol, Publish, Restart, Root, Shares, Spec, Upper,
+    InMemory, Limits, Network, Overlay, Protocol, Publish, Restart, Root, Shares, Spec, Upper,
 };
 use crate::store::{Container, Store};
 use crate::text::printable_lines;
@@ -78,6 +78,11 @@ struct Args {
     /// Keep changes in DIR, or in memory up to SIZE (as in ram:512m) [default: with the container]
     #[arg(long, value_name = "DIR|ram[:SIZE]")]
     upper: Option<String>,
+
+    /// What joins the two: overlayfs-fuse, or the kernel, which is faster and lacks some things
+    /// (see doc/SEMANTICS.md)
+    #[arg(long, value_name = "DRIVER", default_value = "fuse")]
+    overlay: OverlayArg,
 
     /// Mount the root filesystem read-only
     #[arg(long)]
@@ -292,6 +297,14 @@ enum NetworkArg {
     None,
     /// The host's network
     Host,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OverlayArg {
+    /// overlayfs-fuse
+    Fuse,
+    /// The kernel's overlay filesystem
+    Kernel,
 }
 
 /// Runs a container; returns the command's exit code.
@@ -542,6 +555,10 @@ impl Args {
             name: self.name,
             root: self.rootfs.map_or(Root::Host, |dir| Root::Dir(cwd.join(dir))),
             upper,
+            overlay: match self.overlay {
+                OverlayArg::Fuse => Overlay::Fuse,
+                OverlayArg::Kernel => Overlay::Kernel,
+            },
             read_only: self.read_only,
             remove: self.rm,
             detach: false,
@@ -597,6 +614,7 @@ mod tests {
                 name: None,
                 root: Root::Host,
                 upper: Upper::Own,
+                overlay: Overlay::Fuse,
                 read_only: false,
                 remove: false,
                 detach: false,
@@ -637,6 +655,7 @@ mod tests {
         assert_eq!(spec.name.as_deref(), Some("n"));
         assert_eq!(spec.root, Root::Dir("/here/r".into()));
         assert_eq!(spec.upper, Upper::Ram(Some(1 << 20)));
+        assert_eq!(self::spec(&["--overlay", "kernel"]).unwrap().overlay, Overlay::Kernel);
         assert!(spec.read_only && spec.remove && spec.interactive && spec.tty);
         let env: Vec<_> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
         assert_eq!(env, ["A=2", "LANG=C"]);
@@ -745,6 +764,7 @@ mod tests {
             &["-h", "no host"],
             &["--rootfs", ""],
             &["--upper", "ram:x"],
+            &["--overlay", "zfs"],
             &["--cap-add", "x"],
             &["--security-opt", "x"],
             &["--restart", "sometimes"],

@@ -75,10 +75,18 @@ impl fmt::Display for StorageStep {
             Self::MakeDirectory(path) => write!(f, "make directory {}", path.display()),
             Self::Overlay { program, options, dir, target } => {
                 write!(f, "start {} -f -o {options} {}", program.display(), target.display())?;
-                if dir == Path::new("/") { Ok(()) } else { write!(f, " in {}", dir.display()) }
+                within(f, dir)
+            }
+            Self::KernelOverlay { options, dir, target, .. } => {
+                write!(f, "mount the kernel's overlay at {} with {options}", target.display())?;
+                within(f, dir)
             }
         }
     }
+}
+
+fn within(f: &mut fmt::Formatter<'_>, dir: &Path) -> fmt::Result {
+    if dir == Path::new("/") { Ok(()) } else { write!(f, " in {}", dir.display()) }
 }
 
 impl fmt::Display for InitStep {

@@ -58,6 +58,17 @@ pub enum PlanError {
         /// What to do.
         advice: &'static str,
     },
+    /// The kernel's overlay lacks what it takes.
+    #[error("--overlay kernel cannot be used with {0}; use --overlay fuse")]
+    NotByKernel(&'static str),
+    /// It does not take so many layers.
+    #[error(
+        "the layers' names are {bytes} bytes, and the kernel's overlay takes 4095; use --overlay fuse"
+    )]
+    LongOptions {
+        /// All options.
+        bytes: usize,
+    },
     /// Ports can be published only by netstack.
     #[error("-p cannot be used with --network {0}; only --network netstack publishes ports")]
     CannotPublish(&'static str),
@@ -152,6 +163,18 @@ pub enum StorageStep {
         dir: PathBuf,
         /// The mount point.
         target: PathBuf,
+    },
+    /// Mounts the kernel's overlay.
+    KernelOverlay {
+        /// What mount(2) is told (Documentation/filesystems/overlayfs.rst).
+        options: String,
+        /// Where relative paths in that begin.
+        dir: PathBuf,
+        /// The mount point.
+        target: PathBuf,
+        /// A directory that says that the last one did not write all to the disk. Nothing of
+        /// this is to outlive the machine anyway, so it is taken away.
+        stale: Option<PathBuf>,
     },
 }
 

@@ -36,6 +36,7 @@ pub(super) fn spec() -> Spec {
         name: Some("boat".to_owned()),
         root: Root::Host,
         upper: Upper::Own,
+        overlay: Overlay::Fuse,
         read_only: false,
         remove: true,
         detach: false,
@@ -309,6 +310,61 @@ fn many_layers_are_named_shortly() {
         assert_eq!(layers_below(&Root::Image(image)), below, "{count}");
     }
     assert_eq!((layers_below(&Root::Host), layers_below(&Root::Dir("/x".into()))), (0, 1));
+}
+
+#[test]
+fn the_kernel_joins_what_it_can() {
+    let image = |count| crate::spec::ImageRoot {
+        name: "x".to_owned(),
+        id: "sha256:0".to_owned(),
+        layers: (0..count).map(|n| format!("/data/layers/{n:070},:\\/fs").into()).collect(),
+        workdir: None,
+        volumes: Vec::new(),
+    };
+    let spec =
+        |root| Spec { root, overlay: Overlay::Kernel, network: Network::None, ..self::spec() };
+    // Neither the program nor the device is asked for.
+    let bare = HostCaps { overlay: None, fuse: false, ..host(false) };
+    let passing = spec(Root::Image(image(2)));
+    let steps = plan(&passing, &bare, "boat", &paths()).unwrap().storage;
+    let Some(StorageStep::KernelOverlay { options, dir, target, stale }) = steps.last() else {
+        panic!("{steps:?}")
+    };
+    let layer = |n| format!("{n:070}\\,\\:\\\\/fs");
+    let d = "/home/ada/.local/share/coracle";
+    let wanted = format!(
+        "lowerdir={}:{}:{d}/mnt/base,upperdir={d}/c/upper,workdir={d}/c/work,userxattr,xino=on",
+        layer(0),
+        layer(1)
+    );
+    assert_eq!(*options, format!("{wanted},volatile"));
+    assert_eq!(
+        (dir.to_str(), target.to_str()),
+        (Some("/data/layers"), Some(&*format!("{d}/mnt/root")))
+    );
+    assert_eq!(stale.as_deref(), Some(Path::new(&format!("{d}/c/work/work/incompat"))));
+    // What is kept is on the disk at the end.
+    let kept = Spec { remove: false, ..passing.clone() };
+    let given = Spec { upper: Upper::Dir("/srv/u".into()), ..passing.clone() };
+    for spec in [kept, given] {
+        let steps = plan(&spec, &bare, "boat", &paths()).unwrap().storage;
+        assert!(matches!(
+            steps.last(),
+            Some(StorageStep::KernelOverlay { options, stale: None, .. })
+                if options.ends_with(",userxattr,xino=on")
+        ));
+    }
+    let refused = |spec: &Spec, host: &HostCaps| plan(spec, host, "boat", &paths()).unwrap_err();
+    for (spec, host, why) in [
+        (spec(Root::Host), host(false), "the host's root as root filesystem"),
+        (passing.clone(), host(true), "a user without subordinate ids"),
+        (Spec { upper: Upper::Ram(None), ..passing }, host(false), "--upper ram"),
+    ] {
+        assert_eq!(refused(&spec, &host), PlanError::NotByKernel(why));
+    }
+    assert!(plan(&spec(Root::Image(image(45))), &bare, "boat", &paths()).is_ok());
+    let error = refused(&spec(Root::Image(image(60))), &bare);
+    assert!(matches!(error, PlanError::LongOptions { bytes } if bytes > 60 * 70), "{error}");
 }
 
 #[test]

@@ -138,6 +138,8 @@ pub fn say(line: &str) {
 /// How far the start-up has come.
 #[derive(Debug, Default)]
 struct Progress {
+    /// The root needs no process: the storage stage ends.
+    stored: bool,
     init_ready: bool,
     network_ready: bool,
     gone: bool,
@@ -285,12 +287,7 @@ impl Monitor<'_> {
             Source::NetstackReady => self.network_ready()?,
             Source::OverlayEnd => return Err(RunError::ServiceDied("overlayfs-fuse")),
             Source::NetstackEnd => return Err(RunError::ServiceDied("netstack")),
-            Source::StorageEnd => {
-                if let Some(storage) = &mut self.storage {
-                    storage.reap(PollTimeout::NONE)?;
-                    return Err(RunError::StageDied("storage stage"));
-                }
-            }
+            Source::StorageEnd => self.storage_ended()?,
             Source::OwnersEnd => {
                 if let Some(owners) = &mut self.owners {
                     owners.reap(PollTimeout::NONE)?;
@@ -371,12 +368,27 @@ impl Monitor<'_> {
                     self.overlay = Some(Service::new(process, ours, None)?);
                 }
             }
+            Some(ToMonitor::Done) => {
+                self.progress.stored = true;
+                // No service comes that it would be for.
+                self.overlay_pipes = None;
+            }
             Some(ToMonitor::Owners(pid)) => self.owners = Some(Process::open("owners", pid)?),
             Some(ToMonitor::Init(pid)) => self.init = Some(Process::open("init", pid)?),
             Some(ToMonitor::Failed(fault)) => return Err(RunError::Stage(fault)),
             Some(_) => return Err(RunError::StageDied("storage stage")),
         }
         Ok(())
+    }
+
+    fn storage_ended(&mut self) -> Result<(), RunError> {
+        self.hear_storage_out()?;
+        let Some(storage) = &mut self.storage else { return Ok(()) };
+        storage.reap(PollTimeout::NONE)?;
+        match storage.ended {
+            Some(End::Exited(0)) if self.progress.stored => Ok(()),
+            _ => Err(RunError::StageDied("storage stage")),
+        }
     }
 
     fn send_plan(&mut self) -> Result<(), RunError> {

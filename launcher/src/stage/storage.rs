@@ -168,7 +168,7 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
             }
         }
     }
-    let (mounted, tell_mounted) = io::pipe().context(|| "cannot make a pipe")?;
+    let (mounted, mut tell_mounted) = io::pipe().context(|| "cannot make a pipe")?;
     // Its other namespaces it makes itself, while the overlay starts.
     let forked = process::fork_sibling(libc::CLONE_NEWPID, group.as_ref().map(AsFd::as_fd))
         .context(|| "cannot make the container's PID namespace")?;
@@ -182,10 +182,12 @@ fn work(monitor: i32, shared: &mut Option<Channel>, init_channel: Channel) -> Re
         Forked::Parent(pid) => {
             own.send(&ToMonitor::Init(pid), &[]).context(|| "cannot reach the monitor")?;
             drop((init_channel, mounted, listening));
-            own.send(&ToMonitor::Overlay, &[]).context(|| "cannot reach the monitor")?;
             let Some((program, arguments, dir)) = overlay(&plan) else {
-                return Err(Fault::said("no overlay was to be started"));
+                own.send(&ToMonitor::Done, &[]).context(|| "cannot reach the monitor")?;
+                tell_mounted.write_all(&[0]).context(|| "cannot reach init")?;
+                return Ok(Kind::Other(0));
             };
+            own.send(&ToMonitor::Overlay, &[]).context(|| "cannot reach the monitor")?;
             let service = Service { program, arguments: &arguments, dir, inherited: &[] };
             Ok(Kind::Overlay(service.execute(monitor, &pipes, tell_mounted.as_fd())))
         }
@@ -265,6 +267,20 @@ pub fn carry_out(step: &StorageStep) -> Result<(), Fault> {
                 .context(|| format!("cannot make the directory {}", path.display()))?;
         }
         StorageStep::Overlay { .. } => {}
+        StorageStep::KernelOverlay { options, dir, target, stale } => {
+            let what = || format!("cannot mount the kernel's overlay with {options}");
+            if let Some(stale) = stale {
+                match fs::remove_dir_all(stale) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                    _ => Ok(()),
+                }
+                .context(|| format!("cannot remove {}", stale.display()))?;
+            }
+            nix::unistd::chdir(dir).context(what)?;
+            let kind = Some("overlay");
+            mount(kind, target, kind, MsFlags::empty(), Some(options.as_str())).context(what)?;
+            nix::unistd::chdir("/").context(what)?;
+        }
     }
     Ok(())
 }

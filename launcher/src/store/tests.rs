@@ -2,13 +2,14 @@ use std::collections::BTreeMap;
 use std::sync::Barrier;
 
 use super::*;
-use crate::spec::{Network, Root, Upper};
+use crate::spec::{Network, Overlay, Root, Upper};
 
 fn spec(name: Option<&str>, remove: bool) -> Spec {
     Spec {
         name: name.map(str::to_owned),
         root: Root::Host,
         upper: Upper::Own,
+        overlay: Overlay::Fuse,
         read_only: false,
         remove,
         detach: false,

@@ -20,6 +20,11 @@ const CHANGE: &str = "mkdir /d /d/empty; echo one >/d/f; busybox ln /d/f /d/g; \
 
 /// A container `c` of the image `box` with these changes, which has ended.
 fn changed(world: &World<'_>) -> Result<()> {
+    changed_under(world, "fuse")
+}
+
+/// As [`changed`], its root joined by this overlay.
+pub(super) fn changed_under(world: &World<'_>, overlay: &str) -> Result<()> {
     layout(world)?;
     shell(
         world,
@@ -35,6 +40,8 @@ fn changed(world: &World<'_>) -> Result<()> {
         "c",
         "--network",
         "none",
+        "--overlay",
+        overlay,
         "-v",
         &volume,
         "-e",
@@ -70,6 +77,11 @@ const LOOK: &str = "cd /; busybox find /d /opt | busybox sort; cat /d/g; busybox
     busybox stat -c '%h %u:%g' /d/g; busybox stat -c %a /d/empty; [ ! -e /bin/touch ] && echo gone";
 
 fn looks_right(world: &World<'_>, image: &str) -> Result<()> {
+    looks_right_under(world, image, "fuse")
+}
+
+/// As [`looks_right`], its root joined by this overlay.
+pub(super) fn looks_right_under(world: &World<'_>, image: &str, overlay: &str) -> Result<()> {
     let owner = match world.ids {
         Ids::Subordinate => "7:8",
         // Kept, and shown by nothing that has one id.
@@ -78,7 +90,7 @@ fn looks_right(world: &World<'_>, image: &str) -> Result<()> {
     let want = format!(
         "/d\n/d/empty\n/d/f\n/d/g\n/d/l\n/d/pipe\n/opt\n/opt/new\none\nf\n2 {owner}\n750\ngone"
     );
-    run(world, &["--entrypoint", "sh", image, "-c", LOOK])?
+    run(world, &["--overlay", overlay, "--entrypoint", "sh", image, "-c", LOOK])?
         .ok()?
         .stdout_is(&want)
         .with_context(|| format!("the image {image}"))?;

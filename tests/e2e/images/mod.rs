@@ -4,6 +4,7 @@ mod copy;
 mod export;
 mod hostile;
 mod import;
+mod kernel;
 mod registry;
 mod token;
 mod trees;
@@ -48,6 +49,10 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("images/cp-links", copy::links).each_user().seconds(120),
     Test::new("images/cp-owners", copy::owners).each_user(),
     Test::new("images/cp-bad-input", copy::bad_input).each_user(),
+    Test::new("images/kernel-overlay", kernel::joins).subordinate_ids().seconds(120),
+    Test::new("images/kernel-overlay-kept", kernel::keeps).subordinate_ids().seconds(120),
+    Test::new("images/kernel-overlay-killed", kernel::killed).subordinate_ids(),
+    Test::new("images/kernel-overlay-refused", kernel::refused).each_user(),
     Test::new("images/token", token::token).each_user().seconds(120),
     Test::new("images/credential-helpers", token::helpers).each_user().seconds(120),
     Test::new("images/unreadable-credentials", token::unreadable_credentials).each_user(),

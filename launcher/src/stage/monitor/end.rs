@@ -18,7 +18,8 @@ impl Monitor<'_> {
     /// What is behind a failure: a stage that was killed, or a service, in its
     /// own words.
     pub(super) fn last_words(&mut self, error: RunError) -> RunError {
-        self.hear_storage_out();
+        // The failure that led here is the one to tell.
+        drop(self.hear_storage_out());
         // What failed on the way may be no more than the echo of a death.
         let stages = [
             (&mut self.storage, "storage stage"),
@@ -63,14 +64,18 @@ impl Monitor<'_> {
 
     /// Takes what storage has said and nobody has heard: with its last message it becomes the
     /// overlay, under whose name it dies then.
-    fn hear_storage_out(&mut self) {
+    ///
+    /// # Errors
+    /// What it failed at.
+    pub(super) fn hear_storage_out(&mut self) -> Result<(), RunError> {
         while let (Some(_), Some(channel)) = (&self.storage, &self.storage_channel) {
             let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-            let there = poll(&mut fds, PollTimeout::ZERO) == Ok(1);
-            if !there || self.hear_storage().is_err() {
+            if poll(&mut fds, PollTimeout::ZERO) != Ok(1) {
                 break;
             }
+            self.hear_storage()?;
         }
+        Ok(())
     }
 
     /// Ends everything, whatever of it cannot be ended in order. The first
