@@ -6,6 +6,7 @@ pub mod channel;
 pub mod cli;
 pub mod clock;
 pub mod control;
+pub mod database;
 pub mod diff;
 pub mod doctor;
 pub mod exec;

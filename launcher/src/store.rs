@@ -42,6 +42,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::cgroup;
+use crate::database;
 use crate::idmap::IdMap;
 use crate::plan::scratch;
 use crate::spec::{Spec, Upper, is_name};
@@ -143,8 +144,7 @@ impl Store {
         };
         let home = || {
             absolute("HOME").or_else(|| {
-                let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok()??;
-                Some(user.dir).filter(|dir| dir.is_absolute())
+                database::caller().map(|user| user.home).filter(|dir| dir.is_absolute())
             })
         };
         let data = absolute("XDG_DATA_HOME")

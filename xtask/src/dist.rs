@@ -1,8 +1,6 @@
 //! `cargo xtask dist`: a Debian package and a tar archive of the release programs.
 //!
-//! The two services are linked statically and need nothing but a kernel. `coracle` has
-//! libseccomp in it and the C library beside it: it asks the user database, which a
-//! static glibc cannot do without the modules of the machine.
+//! All of them are linked statically and need no library, of whatever version.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -17,8 +15,10 @@ use crate::{cargo, target_dir, workspace};
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Who answers for the package: those named in Cargo.toml.
 const AUTHORS: &str = env!("CARGO_PKG_AUTHORS");
-const STATIC: [&str; 2] = ["netstack", "overlayfs-fuse"];
 const LAUNCHER: &str = "coracle";
+/// The programs, by package.
+const PROGRAMS: [(&str, &str); 3] =
+    [("netstack", "netstack"), ("overlayfs-fuse", "overlayfs-fuse"), ("launcher", LAUNCHER)];
 /// The peers' names, each for one of ours; in a directory of their own, so that nobody
 /// gets them who has not asked.
 const DROP_IN: [(&str, &str); 2] =
@@ -78,13 +78,12 @@ pub(crate) fn run() -> Result<()> {
             .arg(&archive)
             .arg("usr"),
     )?;
-    let glibc = glibc(&usr.join("bin").join(LAUNCHER))?;
     write(
         &package.join("DEBIAN/control"),
         &format!(
             "Package: coracle\nVersion: {VERSION}\nArchitecture: {arch}\nSection: admin\n\
              Priority: optional\nMaintainer: {AUTHORS}\n\
-             Depends: libc6 (>= {glibc}), libgcc-s1\nRecommends: uidmap, fuse3\n\
+             Depends: libc-bin\nRecommends: uidmap, fuse3\n\
              Description: rootless containers without any privilege\n \
              The command coracle, its user-mode network (netstack, stands in for\n \
              slirp4netns) and its union filesystem over FUSE (overlayfs-fuse, for\n \
@@ -101,7 +100,6 @@ pub(crate) fn run() -> Result<()> {
     )?;
     check(&dist, &deb)?;
     say!("{}\n{}", deb.display(), archive.display());
-    say!("netstack, overlayfs-fuse: static; coracle: needs glibc {glibc} or newer");
     Ok(())
 }
 
@@ -115,56 +113,41 @@ fn copyright() -> Result<String> {
         "{whose}\n\
          Licensed under MIT or Apache-2.0, at your option: see LICENSE-MIT and LICENSE-APACHE\n\
          beside this file; the latter is /usr/share/common-licenses/Apache-2.0 as well.\n\n\
-         libseccomp is part of the program coracle, and the GNU C library of netstack and\n\
-         overlayfs-fuse, under the GNU Lesser General Public License, version 2.1 (the C\n\
+         libseccomp is part of the program coracle, and the GNU C library of all three,\n\
+         under the GNU Lesser General Public License, version 2.1 (the C\n\
          library: or later): see /usr/share/common-licenses/LGPL-2.1.\n"
     ))
 }
 
-/// The two services, where no other build has its own: other flags, other code.
-fn services(target: &Path, triple: &str) -> Result<Vec<PathBuf>> {
-    let mut programs = Vec::new();
-    let mut services = cargo();
-    services.args(["build", "--release", "--target", triple, "--bins"]);
-    for package in STATIC {
-        services.args(["--package", package]);
-        programs.push(target.join(triple).join("release").join(package));
-    }
-    run_to_end(services.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
-    Ok(programs)
-}
-
-/// A directory with the services as they are delivered, and `coracle` of the release build:
-/// what is to be measured.
-pub(crate) fn to_measure() -> Result<PathBuf> {
-    let target = target_dir()?;
-    let dir = target.join("measured");
-    let mut programs = services(&target, &host()?)?;
-    programs.push(target.join("release").join(LAUNCHER));
-    for program in &programs {
-        let file = program.file_name().context("a program has a name")?;
-        copy(program, &dir.join(file), 0o755)?;
-    }
-    Ok(dir)
-}
-
-/// The three programs.
+/// The programs, where no other build has its own: other flags, other code.
 fn build(target: &Path, triple: &str) -> Result<Vec<PathBuf>> {
-    let mut programs = services(target, triple)?;
-    let dir = target.join("dist/launcher");
     let libraries = output(Command::new("gcc").arg("-print-file-name=libseccomp.a"))?;
     let libraries = Path::new(&libraries);
     ensure!(libraries.is_absolute(), "libseccomp.a is missing (package libseccomp-dev)");
-    run_to_end(
-        cargo()
-            .args(["build", "--release", "--target", triple, "--bins"])
-            .args(["--package", "launcher", "--target-dir"])
-            .arg(&dir)
-            .env("LIBSECCOMP_LINK_TYPE", "static")
-            .env("LIBSECCOMP_LIB_PATH", libraries.parent().unwrap_or(Path::new("/"))),
-    )?;
-    programs.push(dir.join(triple).join("release").join(LAUNCHER));
+    let mut programs = Vec::new();
+    let mut build = cargo();
+    build.args(["build", "--release", "--target", triple, "--bins"]);
+    for (package, program) in PROGRAMS {
+        build.args(["--package", package]);
+        programs.push(target.join(triple).join("release").join(program));
+    }
+    build
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("LIBSECCOMP_LINK_TYPE", "static")
+        .env("LIBSECCOMP_LIB_PATH", libraries.parent().unwrap_or(Path::new("/")));
+    run_to_end(&mut build)?;
     Ok(programs)
+}
+
+/// A directory with the programs as they are delivered: what is to be measured.
+pub(crate) fn to_measure() -> Result<PathBuf> {
+    let target = target_dir()?;
+    let dir = target.join("measured");
+    for program in build(&target, &host()?)? {
+        let file = program.file_name().context("a program has a name")?;
+        copy(&program, &dir.join(file), 0o755)?;
+    }
+    Ok(dir)
 }
 
 fn manual(target: &Path, usr: &Path) -> Result<()> {
@@ -209,7 +192,7 @@ fn check(dist: &Path, deb: &Path) -> Result<()> {
     }
     run_to_end(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&root))?;
     let bin = root.join("usr/bin");
-    for program in STATIC.into_iter().chain([LAUNCHER]) {
+    for (_, program) in PROGRAMS {
         let said = output(Command::new(bin.join(program)).arg("--version"))?;
         ensure!(said.contains(VERSION), "{program} --version said {said:?}");
     }
@@ -217,27 +200,12 @@ fn check(dist: &Path, deb: &Path) -> Result<()> {
         let path = root.join("usr/lib/coracle/drop-in").join(theirs);
         output(Command::new(path).arg("--version"))?;
     }
-    for program in STATIC {
-        let bytes = fs::read(bin.join(program))?;
-        ensure!(newest_glibc(&bytes).is_none(), "{program} is not linked statically");
+    for (_, program) in PROGRAMS {
+        let headers = output(Command::new("readelf").arg("-lW").arg(bin.join(program)))?;
+        ensure!(!headers.contains("INTERP"), "{program} is not linked statically");
     }
     fs::remove_dir_all(&root)?;
     Ok(())
-}
-
-/// The newest version of glibc that a program asks for.
-fn glibc(program: &Path) -> Result<String> {
-    let bytes = fs::read(program).with_context(|| program.display().to_string())?;
-    let minor = newest_glibc(&bytes);
-    let minor = minor.with_context(|| format!("{} asks for no glibc", program.display()))?;
-    Ok(format!("2.{minor}"))
-}
-
-/// `GLIBC_2.N`, as the table of needed versions names it: a whole string of its own.
-fn newest_glibc(bytes: &[u8]) -> Option<u32> {
-    let names = bytes.split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok());
-    let minor = |name: &str| name.strip_prefix("GLIBC_2.")?.split('.').next()?.parse().ok();
-    names.filter_map(minor).max()
 }
 
 fn host() -> Result<String> {
@@ -273,15 +241,4 @@ fn output(command: &mut Command) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?} failed: {}\n{said}", output.status);
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-#[cfg(test)]
-mod unit {
-    use super::newest_glibc;
-
-    #[test]
-    fn the_newest_glibc_is_found() {
-        assert_eq!(newest_glibc(b"x\0GLIBC_2.2.5\0GLIBC_2.34\0GLIBC_2.9\0"), Some(34));
-        assert_eq!(newest_glibc(b"needs GLIBC_2.34\0GLIBC_PRIVATE\0"), None);
-    }
 }

@@ -95,10 +95,7 @@ fn bench(args: &[String]) -> Result<()> {
         prepare::machine(FOR_BENCH)?;
     }
     let programs = match measures {
-        true => {
-            build_release()?;
-            Some(dist::to_measure()?)
-        }
+        true => Some(dist::to_measure()?),
         false => None,
     };
     let status =

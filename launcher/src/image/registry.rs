@@ -16,13 +16,17 @@
 
 use std::fs;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::http::Response;
+use ureq::config::Config;
+use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body};
 
 use super::auth::Credentials;
@@ -31,11 +35,15 @@ use super::import::{Blobs, Top};
 use super::manifest::{Descriptor, MOST_JSON, media};
 use super::reference::{DOCKER_HUB, LATEST, Reference};
 use super::{ImageError, Result, malformed};
+use crate::database;
 
 /// How long a registry may be silent.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long connecting may take.
 const CONNECTING: Duration = Duration::from_secs(30);
+
+/// As many addresses of a registry as are tried.
+const MOST_ADDRESSES: usize = 16;
 
 /// How to reach a registry.
 #[derive(Debug, Clone, Default)]
@@ -351,7 +359,7 @@ fn agent(host: &str, access: &Access) -> Result<Agent> {
         .disable_verification(!access.tls_verify)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build();
-    Ok(Agent::config_builder()
+    let config = Agent::config_builder()
         .tls_config(tls)
         .http_status_as_error(false)
         .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
@@ -360,8 +368,35 @@ fn agent(host: &str, access: &Access) -> Result<Agent> {
         .timeout_connect(Some(CONNECTING))
         .timeout_recv_response(Some(PATIENCE))
         .timeout_per_read(Some(PATIENCE))
-        .build()
-        .new_agent())
+        .build();
+    Ok(Agent::with_parts(config, DefaultConnector::default(), Names))
+}
+
+/// Asks for the addresses of registries as [`database`] does.
+#[derive(Debug)]
+struct Names;
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        _config: &Config,
+        _timeout: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let usual = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+        let port = uri.port_u16().unwrap_or(usual);
+        let found = match host.parse() {
+            Ok(address) => vec![address],
+            Err(_) => database::addresses(host)?,
+        };
+        let mut addresses = self.empty();
+        // As many as it has room for.
+        for address in found.into_iter().take(MOST_ADDRESSES) {
+            addresses.push(SocketAddr::new(address, port));
+        }
+        if addresses.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(addresses) }
+    }
 }
 
 /// Where certificates for a host are: containers-certs.d(5).

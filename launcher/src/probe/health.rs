@@ -12,6 +12,7 @@ use nix::sys::statfs::statfs;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::HostCaps;
+use crate::database;
 use crate::idmap::IdMap;
 use crate::image::attributes::OPAQUE;
 use crate::spawn;
@@ -110,8 +111,7 @@ pub fn health() -> Health {
         (None, false) => enter_with_map(&caps.map, namespaces).err().map(|error| in_words(&error)),
         _ => None,
     };
-    let user = nix::unistd::User::from_uid(geteuid()).ok().flatten();
-    let user = user.map_or_else(|| geteuid().to_string(), |user| user.name);
+    let user = database::caller().map_or_else(|| geteuid().to_string(), |user| user.name);
     let works = if namespace.is_none() && mapped.is_none() { Some(&caps.map) } else { None };
     Health {
         granted: super::granted_ids(),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{getegid, geteuid};
 
 use crate::cgroup;
+use crate::database;
 use crate::idmap::{self, IdMap};
 use crate::spawn;
 
@@ -91,8 +92,8 @@ pub fn probe(map: IdMap, network: bool) -> HostCaps {
 /// the host grants any and has the helpers to use them, else one.
 pub fn id_map() -> IdMap {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = name_of(&passwd, uid);
+    let caller = database::caller();
+    let name = caller.as_ref().map(|user| user.name.as_str());
     let helpers = ["newuidmap", "newgidmap"].iter().all(|p| spawn::find_in_path(p).is_some());
     let granted = |file| {
         if helpers { fs::read_to_string(file).unwrap_or_default() } else { String::new() }
@@ -103,20 +104,11 @@ pub fn id_map() -> IdMap {
 /// How many subordinate user and group ids the host grants the caller.
 fn granted_ids() -> [u64; 2] {
     let uid = geteuid().as_raw();
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = name_of(&passwd, uid);
+    let caller = database::caller();
+    let name = caller.as_ref().map(|user| user.name.as_str());
     ["/etc/subuid", "/etc/subgid"].map(|file| {
         let granted = fs::read_to_string(file).unwrap_or_default();
         idmap::granted(uid, name, &granted).iter().map(|range| u64::from(range.count)).sum()
-    })
-}
-
-fn name_of(passwd: &str, uid: u32) -> Option<&str> {
-    let number = uid.to_string();
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == number).then_some(name)
     })
 }
 
