@@ -41,15 +41,27 @@ impl Fault {
     pub fn new(what: impl Into<String>, error: impl Into<io::Error>) -> Self {
         let error = error.into();
         match error.raw_os_error() {
-            Some(errno) => Self { what: what.into(), errno, code: 125 },
-            None => Self { what: format!("{}: {error}", what.into()), errno: 0, code: 125 },
+            Some(errno) => Self { what: bounded(what.into()), errno, code: 125 },
+            None => Self::said(format!("{}: {error}", what.into())),
         }
     }
 
     /// A fault that needs no errno to be understood.
     pub fn said(what: impl Into<String>) -> Self {
-        Self { what: what.into(), errno: 0, code: 125 }
+        Self { what: bounded(what.into()), errno: 0, code: 125 }
     }
+}
+
+/// What is said of a fault must fit into a message, whatever words of others it repeats,
+/// even when each of their bytes is escaped.
+fn bounded(text: String) -> String {
+    const MOST: usize = 4096;
+    if text.len() <= MOST {
+        return text;
+    }
+    let (start, end) =
+        (text.floor_char_boundary(MOST / 2), text.ceil_char_boundary(text.len() - 64));
+    format!("{}…{}", &text[..start], &text[end..])
 }
 
 impl std::fmt::Display for Fault {
@@ -261,6 +273,10 @@ mod tests {
         here.send(&"nonsense", &[]).unwrap();
         let error = there.receive::<ToStage>().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let fault = Fault::new("\u{1}".repeat(LONGEST) + "ä' is too long", Errno::ENAMETOOLONG);
+        let text = fault.to_string();
+        assert!(text.starts_with('\u{1}') && text.ends_with("ä' is too long: File name too long"));
+        here.send(&ToMonitor::Failed(fault), &[]).unwrap();
         let long = "x".repeat(LONGEST);
         let error = here.send(&long, &[]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Result, ensure};
 use tests::command::{Cmd, pipe, read_ready};
 use tests::harness::{Test, World};
+use tests::lab::Ids;
 
 use crate::fixtures::busybox_rootfs;
 
@@ -83,6 +84,14 @@ fn volumes_and_users(world: &World<'_>) -> Result<()> {
     world.coracle(&words).run()?.fails_with(125, "/no/such/source")?;
     let words = ["run", "--rm", "--network", "none", "-u", "no-such-user", "--", "true"];
     world.coracle(&words).run()?.fails_with(125, "no-such-user")?;
+    // With a single id all are pretended.
+    if world.ids == Ids::Subordinate {
+        for user in ["70000000", "0:70000000"] {
+            let words = ["run", "--rm", "--network", "none", "-u", user, "--", "true"];
+            let output = world.coracle(&words).run()?.fails_with(125, "70000000")?;
+            output.fails_with(125, "no such id")?;
+        }
+    }
     Ok(())
 }
 

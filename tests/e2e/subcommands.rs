@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("subcommands/no-arguments", no_arguments),
     Test::new("subcommands/unknown-names", unknown_names).each_user().seconds(120),
     Test::new("subcommands/odd-names", odd_names),
+    Test::new("subcommands/huge-words", huge_words).each_user(),
 ];
 
 /// What comes of a subcommand without arguments.
@@ -49,6 +50,7 @@ const CASES: &[Case] = &[
         Shell,
         &[
             (&["nobody"], 125, "'nobody'"),
+            (&[""], 125, "'' is no image"),
             (&["--pull=never", "localhost/nobody"], 125, "nobody"),
             (&["--rootfs", "/nobody", "true"], 125, "/nobody"),
             (&["--network", "none", "--", "nobody"], 127, "nobody"),
@@ -103,6 +105,8 @@ const CASES: &[Case] = &[
             (&["/nobody"], 1, "/nobody"),
             (&["oci:/nobody"], 1, "/nobody"),
             (&["docker-archive:/nobody"], 1, "/nobody"),
+            (&["docker-archive:"], 1, "names no file"),
+            (&["oci::box"], 1, "names no file"),
         ],
     ),
     case(&["image", "pull"], Wants("NAME"), &[(&["127.0.0.1:1/nobody"], 1, "127.0.0.1:1")]),
@@ -168,7 +172,7 @@ fn unknown_options(world: &World<'_>) -> Result<()> {
         for option in ["--no-such-option", "-Z"] {
             let output = coracle(world, case.words).arg(option).run()?;
             let output = output.fails_with(125, option).with_context(at)?;
-            let help = format!("(see 'coracle {} --help')", case.words[0]);
+            let help = format!("(see 'coracle {} --help')", case.words.join(" "));
             ensure!(output.stderr.contains(&help), "{}", output.describe());
         }
         // Its help is its own.
@@ -244,4 +248,39 @@ fn odd_names(world: &World<'_>) -> Result<()> {
         image.fails_with(1, "no image is named").with_context(|| format!("image rm {name:?}"))?;
     }
     Ok(())
+}
+
+/// Words as long as the kernel takes them are told of like others.
+fn huge_words(world: &World<'_>) -> Result<()> {
+    let huge = "\u{1}x".repeat(60_000);
+    let given = ["run", "--network", "none"];
+    let words = [&given[..], &["--name", "h", "-d", "--", "sleep", "1000"]].concat();
+    coracle(world, &words).run()?.ok()?;
+    let checked = (|| {
+        for (words, code, named) in [
+            (&[&given[..], &["--rm", "--", &huge]].concat()[..], 126, "File name too long"),
+            (
+                &[&given[..], &["--rm", "-w", &format!("/{huge}"), "--", "true"]].concat(),
+                126,
+                "File name too long",
+            ),
+            (&[&given[..], &["--rm", "-u", &huge, "--", "true"]].concat(), 125, "user"),
+            (
+                &[&given[..], &["--rm", "--rootfs", &huge, "true"]].concat(),
+                125,
+                "File name too long",
+            ),
+            (&["exec", "h", &huge], 126, "File name too long"),
+            (&["exec", "-w", &format!("/{huge}"), "h", "true"], 126, "File name too long"),
+            (&["exec", "-u", &huge, "h", "true"], 125, "user"),
+        ] {
+            let output = coracle(world, words).run()?;
+            ensure!(!output.stderr.contains('\u{1}'), "raw: {:?}", &output.stderr[..80]);
+            output.fails_with(code, named)?;
+        }
+        coracle(world, &["exec", "h", "true", &huge]).run()?.ok()?;
+        Ok(())
+    })();
+    coracle(world, &["rm", "-f", "h"]).run()?.ok()?;
+    checked
 }

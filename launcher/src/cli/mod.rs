@@ -200,17 +200,23 @@ fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Unread> {
             Unread::Wrong("which command? (see 'coracle --help')".to_owned())
         }
         _ => {
-            let help = helpful(args.get(1));
+            let help = helpful(args.get(1..).unwrap_or_default());
             Unread::Wrong(format!("{} (see '{help} --help')", one_line(&error.to_string())))
         }
     })
 }
 
 /// The command whose help is pointed to.
-fn helpful(word: Option<&OsString>) -> String {
+fn helpful(words: &[OsString]) -> String {
     let command = Cli::command();
-    let known = word.and_then(|word| word.to_str()).and_then(|w| command.find_subcommand(w));
-    known.map_or_else(|| "coracle".to_owned(), |known| format!("coracle {}", known.get_name()))
+    let mut innermost = &command;
+    let mut said = "coracle".to_owned();
+    for word in words.iter().filter_map(|word| word.to_str()) {
+        let Some(known) = innermost.find_subcommand(word) else { break };
+        innermost = known;
+        said = said + " " + known.get_name();
+    }
+    said
 }
 
 /// Of clap's message what stands before the usage: reason and advice.

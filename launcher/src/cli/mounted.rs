@@ -47,8 +47,8 @@ pub(super) fn with_root<T>(
         .start(&pipes)
         .map_err(|error| told(&format!("cannot start {}", program.display()), error))?;
     drop(pipes);
-    let mounted = spawn::wait_ready(&mut overlay.ready).map_err(|_| String::new());
-    let done = mounted.and_then(|()| opened()).and_then(work);
+    let mounted = spawn::wait_ready(&mut overlay.ready).is_ok();
+    let done = mounted.then(|| opened().and_then(work));
     // Its hang-up: all is written back, then the overlay ends.
     drop(tell_exit);
     let ended = loop {
@@ -58,8 +58,8 @@ pub(super) fn with_root<T>(
         }
     };
     match (done, ended) {
-        (Ok(done), Ok(WaitStatus::Exited(_, 0))) => Ok(done),
-        (Err(why), _) if !why.is_empty() => Err(why),
+        (Some(done), Ok(WaitStatus::Exited(_, 0))) => done,
+        (Some(Err(why)), _) if !why.is_empty() => Err(why),
         _ => {
             let mut text = String::new();
             let mut said = File::from(said);

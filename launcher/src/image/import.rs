@@ -126,6 +126,9 @@ impl Import<'_> {
     /// # Errors
     /// [`ImageError`]; nothing of the image has a name then.
     pub fn from(&self, source: &Source, name: Option<&Reference>) -> Result<Imported> {
+        if source.path.as_os_str().is_empty() {
+            return Err(malformed("the source", "it names no file or directory"));
+        }
         let wanted = source.name.as_deref();
         let stem = source.path.file_name().map(|name| name.to_string_lossy().into_owned());
         let stem = stem.unwrap_or_default();

@@ -175,8 +175,16 @@ fn prepare(
         let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
         setgroups(&groups).context(|| "cannot set the groups")?;
     }
-    setresgid(gid, gid, gid).context(|| format!("cannot become group {gid}"))?;
-    setresuid(uid, uid, uid).context(|| format!("cannot become user {uid}"))?;
+    // setresuid(2): EINVAL for an id that the user namespace does not have.
+    let refused = |what: String, errno: Errno| {
+        let hint = match errno {
+            Errno::EINVAL => " (the container has no such id: see IDMappings in 'coracle inspect')",
+            _ => "",
+        };
+        Fault::new(what + hint, errno)
+    };
+    setresgid(gid, gid, gid).map_err(|e| refused(format!("cannot become group {gid}"), e))?;
+    setresuid(uid, uid, uid).map_err(|e| refused(format!("cannot become user {uid}"), e))?;
     // After the change of identity, which forgets the request.
     process::die_with_parent(parent).context(|| "the container's init is gone")?;
     let keep = if uid.is_root() { workload.capabilities } else { 0 };

@@ -229,8 +229,12 @@ pub(super) fn bad_input(world: &World<'_>) -> Result<()> {
     let given = ["run", "--name", "gone", "--network", "none", "--upper", "ram", "--rootfs"];
     let root = world.dir().join("rootfs");
     coracle(world, &[&given[..], &[text(&root)?, "true"]].concat()).run()?.ok()?;
+    let ended = ["run", "--name", "e", "--network", "none", "--rootfs", text(&root)?, "true"];
+    coracle(world, &ended).run()?.ok()?;
     let done = (|| {
         for (from, to, word) in [
+            ("no-such", "e:/tmp", "no-such: No such file"),
+            ("e:/no/such", "x", "/no/such: No such file"),
             ("f", "g", "neither path"),
             ("-", "-", "neither path"),
             ("nobody:/x", "x", "nobody"),
@@ -254,5 +258,5 @@ pub(super) fn bad_input(world: &World<'_>) -> Result<()> {
         coracle(world, &["cp", "c:/x"]).run()?.fails_with(125, "DEST")?;
         Ok(())
     })();
-    then_remove(world, &["c", "gone"], done)
+    then_remove(world, &["c", "gone", "e"], done)
 }

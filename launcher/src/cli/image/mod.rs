@@ -308,6 +308,9 @@ pub(super) fn ready(
     fetch: Fetch,
     registry: &RegistryArgs,
 ) -> anyhow::Result<(Ready, Lock)> {
+    if wanted.is_empty() {
+        anyhow::bail!("'' is no image: name one (see 'coracle images')");
+    }
     let care = Care { max_size: DEFAULT_SIZE, quiet: false };
     let lock = images.shared()?;
     let found = match (images.find(wanted), fetch) {
