@@ -68,6 +68,19 @@ impl Work {
         }
     }
 
+    /// What holds on both sides, whatever the two programs do (`podman-profile.txt`).
+    fn note(self) -> &'static str {
+        match self {
+            Self::Pull => "the whole command; Podman starts neither program for it",
+            Self::Build | Self::Commit => {
+                "the whole command; Podman waits for the next full second after each layer"
+            }
+            Self::Run | Self::IperfUp | Self::IperfDown => {
+                "the whole command, Podman's own time included"
+            }
+        }
+    }
+
     fn better(self) -> Better {
         match self {
             Self::IperfUp | Self::IperfDown => Better::Higher,
@@ -137,7 +150,7 @@ fn cell<'a>(
             unit: unit.to_owned(),
             better: work.better(),
             params: BTreeMap::new(),
-            note: Some("the whole command, Podman's own time included".to_owned()),
+            note: Some(work.note().to_owned()),
         },
         seconds,
         warm_up: 1,
@@ -192,11 +205,19 @@ impl<'a> Side<'a> {
     }
 
     fn cmd(&self, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.by_path().display());
         Cmd::new(program)
             .user(&self.user)
             .dir(&self.user.home)
+            .env("PATH", path)
             .env("TMPDIR", &self.user.home)
             .limit(LIMIT)
+    }
+
+    /// Where `podman build` finds its network: it looks for slirp4netns on the search
+    /// path, whatever `network_cmd_path` says.
+    fn by_path(&self) -> PathBuf {
+        self.user.home.join("programs")
     }
 
     fn podman(&self, words: &[&str]) -> Cmd {
@@ -212,6 +233,8 @@ impl<'a> Side<'a> {
         let home = &self.user.home;
         let config = home.join(".config/containers");
         fs::create_dir_all(&config)?;
+        fs::create_dir(self.by_path())?;
+        symlink(&self.network, self.by_path().join("slirp4netns"))?;
         let network = self.network.display();
         self.write(
             ".config/containers/containers.conf",

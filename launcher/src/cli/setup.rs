@@ -32,7 +32,8 @@ enum Engine {
 /// Set network_cmd_path in containers.conf and mount_program in storage.conf.
 ///
 /// Without --network and --storage, both. A store of another driver than overlay is left
-/// alone. What runs already goes on as it is.
+/// alone. What runs already goes on as it is. The containers of 'podman build' have the
+/// slirp4netns that is found on $PATH all the same.
 #[derive(Debug, clap::Args)]
 struct Podman {
     /// Only the network (containers.conf)

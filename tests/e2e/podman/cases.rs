@@ -114,6 +114,7 @@ const BUILD: Case = Case::new(include_str!("storage/build.sh")).holds(&[
     ("layers", "20"),
     ("run", "11\n12\n[0]"),
     ("network", "hello from outside"),
+    ("by-path", "[0]"),
     ("exported-tree", "./data/file"),
     ("save-load", "11\n12\n[0]"),
 ]);
@@ -192,6 +193,7 @@ const BUILDAH_ALONE: Case = Case::new(include_str!("storage/buildah.sh"))
         ("volume-colon-untouched", "plain"),
         ("run-network", "hello from outside"),
         ("run-name", "hello from outside"),
+        ("by-path", "[0]"),
         ("run-code", "[5]"),
         ("volume-untouched", "plain"),
         ("bud-cached", "3"),

@@ -28,6 +28,12 @@ storage_conf() { # MOUNT-PROGRAM OPTION…
 }
 storage_conf "$MOUNT"
 echo '{"default":[{"type":"insecureAcceptAnything"}]}' >~/.config/containers/policy.json
+# Buildah, also the one in `podman build`, looks for slirp4netns on the search path, whatever
+# network_cmd_path says. That it was called that way is noted.
+mkdir ~/.programs
+printf '#!/bin/sh\necho called >>%s\nexec %s "$@"\n' ~/.by-path "$NETWORK" >~/.programs/slirp4netns
+chmod +x ~/.programs/slirp4netns
+PATH=~/.programs:$PATH
 
 t() { # NAME WORDS…
     printf '== %s\n' "$1"

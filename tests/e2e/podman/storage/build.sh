@@ -45,3 +45,4 @@ mkdir out
 t exported-contents sh -c 'podman export box | tar x -C out --exclude=bin --exclude=lib* --exclude=usr; chmod -R u+rwX out'
 t exported-tree tree out
 t save-load sh -c 'podman save -q -o built.tar built; podman rm box >/dev/null; podman rmi -fa >/dev/null; podman load -q -i built.tar | sed "s/.*: //"; podman run --rm built'
+t by-path test -s ~/.by-path

@@ -23,3 +23,4 @@ t bud-run podman run --rm bud sh -c 'cat /hi/two /one; stat -c "%a" /tmp'
 t bud-volume sh -c 'printf "FROM made\nRUN cat /v/f\n" | buildah bud -v "$PWD/vol:/v:O" -f - . 2>/dev/null | grep plain'
 t from-image sh -c 'buildah from --name x bud; buildah run x cat /hi/two; buildah rm x w >/dev/null; buildah rmi -fa >/dev/null; buildah images -q; buildah containers -q' 2>/dev/null
 t left until_ok gone "$(basename "$MOUNT")"
+t by-path test -s ~/.by-path
