@@ -42,6 +42,7 @@ Joins directories into one, copy-on-write, without privilege.
   volatile                    never sync
   remount,ro or remount,rw    change that of the mount that is there (so does mount(8))
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
+  uring=auto|off              auto: through io_uring where the host's root allows it
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)
   noacl, noxattrs             without ACLs, without extended attributes
 ";

@@ -66,6 +66,8 @@ pub struct Config {
     pub flags: MountFlags,
     /// How long to spin.
     pub spin: SpinTime,
+    /// Not through io_uring, even where the machine's root has switched it on.
+    pub no_rings: bool,
     /// Where SIGUSR1 writes the counters; stderr without.
     pub stats: Option<PathBuf>,
     /// The source shown in /proc/mounts.
@@ -199,6 +201,13 @@ impl Config {
                     "auto" => SpinTime::Auto,
                     "off" => SpinTime::Micros(0),
                     _ => SpinTime::Micros(number()?),
+                };
+            }
+            "uring" => {
+                self.no_rings = match text()?.as_str() {
+                    "auto" => false,
+                    "off" => true,
+                    _ => return Err(bad("the value is auto or off")),
                 };
             }
             "stats" => self.stats = Some(path()?),

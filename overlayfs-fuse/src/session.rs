@@ -39,8 +39,9 @@ use crate::{mount, sys};
 const SPIN: u64 = 60;
 /// How long a detached mount may take to hand over what is dirty, milliseconds.
 const GRACE: u16 = 2000;
-/// Most descriptors that are kept: half for directories, a quarter for files. The
-/// rest is for what is under way and for removed files that are still in use.
+/// Most descriptors that are kept: half for directories, a quarter for files, at most an
+/// eighth for rings. The rest is for what is under way and for removed files that are
+/// still in use.
 const DESCRIPTORS: usize = 4096;
 
 /// Mounts, serves, and returns when it is over (or, as a parent, live).
@@ -89,7 +90,8 @@ fn serve(asked: &Mount, ready: Option<OwnedFd>, exit: Option<OwnedFd>) -> Result
     std::env::set_current_dir("/").context("change to /")?;
     let device = mount::make(config, &target)?;
     let adapter = Adapter::new(overlay, asked.debug);
-    let server = Server::start(device, adapter).context("answer the kernel's INIT");
+    let rings = if config.no_rings { 0 } else { descriptors / 8 };
+    let server = Server::start(device, adapter, rings).context("answer the kernel's INIT");
     let begun = server.and_then(|server| {
         if let Some(ready) = ready {
             std::fs::File::from(ready).write_all(b"1").context("write to --ready-fd")?;

@@ -63,7 +63,7 @@ impl Adapter {
     #[must_use]
     pub fn new(overlay: Overlay, debug: bool) -> Self {
         let options = overlay.options();
-        let wishes = Wishes { acl: !options.no_acl && !options.no_xattrs };
+        let wishes = Wishes { acl: !options.no_acl && !options.no_xattrs, rings: false };
         Self { overlay, wishes, granted: OnceLock::new(), debug }
     }
 
@@ -73,22 +73,23 @@ impl Adapter {
     }
 
     /// Answers the first request; `None` when it cannot be understood.
-    pub(crate) fn init(&self, request: &Request<'_>, answer: &mut Answer) -> Option<Granted> {
+    /// `rings`: there are some for the kernel to use.
+    pub(crate) fn init(
+        &self,
+        request: &Request<'_>,
+        rings: bool,
+        answer: &mut Answer,
+    ) -> Option<Granted> {
         let mut body = request.body;
-        let granted = init::answer(&mut body, self.wishes, answer)?;
+        let wishes = Wishes { rings, ..self.wishes };
+        let granted = init::answer(&mut body, wishes, answer)?;
         Some(*self.granted.get_or_init(|| granted))
     }
 
     /// What a READ for much asks for: file, offset and size. `None` for anything else,
     /// and where the file cannot be opened, which serving it will tell.
     pub(crate) fn wants(&self, request: &Request<'_>) -> Option<(Arc<OwnedFd>, u64, usize)> {
-        let size = request.read_size();
-        if size < super::splice::LEAST {
-            return None;
-        }
-        let mut body = request.body;
-        body.u64()?;
-        let offset = body.u64()?;
+        let (offset, size) = request.read().filter(|read| read.1 >= super::splice::LEAST)?;
         Some((self.overlay.data(request.node).ok()?, offset, size))
     }
 
@@ -108,14 +109,24 @@ impl Adapter {
             Err(Failure::Errno(errno)) => Verdict::Fail(errno),
             Err(Failure::Malformed) => Verdict::Fail(libc::EIO),
             Err(Failure::Union(error)) => {
-                // Absence is an answer, not a failure.
-                if self.debug && !matches!(error, Error::NotFound | Error::NoAttribute) {
-                    let operation = wire::name_of(request.opcode).unwrap_or("?");
-                    tracing::debug!(operation, node = request.node, %error, errno = error.errno());
-                }
-                Verdict::Fail(error.errno())
+                Verdict::Fail(self.errno(request.opcode, request.node, &error))
             }
         }
+    }
+
+    /// Reads as READ asks for; an error number else.
+    pub(crate) fn read(&self, node: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, i32> {
+        let read = self.overlay.read(node, offset, buffer);
+        read.map_err(|error| self.errno(op::READ, node, &error))
+    }
+
+    fn errno(&self, opcode: u32, node: u64, error: &Error) -> i32 {
+        // Absence is an answer, not a failure.
+        if self.debug && !matches!(error, Error::NotFound | Error::NoAttribute) {
+            let operation = wire::name_of(opcode).unwrap_or("?");
+            tracing::debug!(operation, node, %error, errno = error.errno());
+        }
+        error.errno()
     }
 
     fn forget(&self, request: &Request<'_>) -> Option<()> {

@@ -16,6 +16,8 @@ pub struct Counters {
     /// Waits for a request that spinning ended, and that it did not.
     pub(crate) spin_hits: AtomicU64,
     pub(crate) spin_misses: AtomicU64,
+    /// Requests that came through io_uring.
+    pub(crate) ring_requests: AtomicU64,
     /// Another server thread was called to help.
     pub(crate) summons: AtomicU64,
 }
@@ -27,6 +29,7 @@ impl Default for Counters {
             errors: AtomicU64::new(0),
             spin_hits: AtomicU64::new(0),
             spin_misses: AtomicU64::new(0),
+            ring_requests: AtomicU64::new(0),
             summons: AtomicU64::new(0),
         }
     }
@@ -64,6 +67,7 @@ impl Counters {
             ("spin.hits", &self.spin_hits),
             ("spin.misses", &self.spin_misses),
             ("summons", &self.summons),
+            ("ring.requests", &self.ring_requests),
         ] {
             line(&mut out, name, counter.load(Ordering::Relaxed));
         }

@@ -12,6 +12,8 @@ const MAX_BACKGROUND: u16 = 64;
 pub(crate) struct Wishes {
     /// Access control lists are kept.
     pub(crate) acl: bool,
+    /// Requests are to come through io_uring.
+    pub(crate) rings: bool,
 }
 
 /// What came of it.
@@ -26,18 +28,34 @@ impl Granted {
     }
 }
 
+/// What the kernel offers in INIT, and the version it speaks. `None`: no message of that.
+fn offer(body: &mut Body<'_>) -> Option<Offer> {
+    let (major, minor, max_readahead) = (body.u32()?, body.u32()?, body.u32()?);
+    let mut flags = u64::from(body.u32()?);
+    if flags & init::INIT_EXT != 0 {
+        flags |= u64::from(body.u32()?) << 32;
+    }
+    Some(Offer { major, minor, max_readahead, flags })
+}
+
+struct Offer {
+    major: u32,
+    minor: u32,
+    max_readahead: u32,
+    flags: u64,
+}
+
+/// Whether the kernel would send requests through io_uring: its root has switched it on.
+pub(crate) fn offers_rings(mut body: Body<'_>) -> bool {
+    offer(&mut body).is_some_and(|offer| offer.flags & init::OVER_IO_URING != 0)
+}
+
 /// Answers INIT. `None`: the message makes no sense, or speaks another major
 /// version (there has been no other since 2005).
 pub(crate) fn answer(body: &mut Body<'_>, wishes: Wishes, answer: &mut Answer) -> Option<Granted> {
-    let major = body.u32()?;
-    let minor = body.u32()?;
+    let Offer { major, minor, max_readahead, flags: offered } = offer(body)?;
     if major != wire::MAJOR {
         return None;
-    }
-    let max_readahead = body.u32()?;
-    let mut offered = u64::from(body.u32()?);
-    if offered & init::INIT_EXT != 0 {
-        offered |= u64::from(body.u32()?) << 32;
     }
     let mut wanted = init::ASYNC_READ
         | init::BIG_WRITES
@@ -55,6 +73,9 @@ pub(crate) fn answer(body: &mut Body<'_>, wishes: Wishes, answer: &mut Answer) -
         | init::INIT_EXT;
     if wishes.acl {
         wanted |= init::POSIX_ACL;
+    }
+    if wishes.rings {
+        wanted |= init::OVER_IO_URING;
     }
     let flags = offered & wanted;
     answer.u32(wire::MAJOR);
@@ -80,26 +101,50 @@ mod tests {
     use super::super::wire::tests::message;
     use super::*;
 
-    fn ask(minor: u32, flags: u32) -> (Granted, Vec<u8>) {
+    fn ask(minor: u32, flags: u32, more: u32, rings: bool) -> (Granted, Vec<u8>) {
         let body: Vec<u8> =
-            [7, minor, 131_072, flags, 0].iter().flat_map(|n: &u32| n.to_ne_bytes()).collect();
+            [7, minor, 131_072, flags, more].iter().flat_map(|n: &u32| n.to_ne_bytes()).collect();
         let message = message(wire::op::INIT, 0, &body);
         let mut request = Request::parse(&message).unwrap();
         let mut out = Answer::default();
         out.clear();
-        let wishes = Wishes { acl: false };
+        let wishes = Wishes { acl: false, rings };
         let granted = answer(&mut request.body, wishes, &mut out).unwrap();
         (granted, out.finish(1, 0).to_vec())
     }
 
     #[test]
     fn only_what_is_offered_is_taken() {
-        let (granted, answer) = ask(31, u32::MAX);
+        let (granted, answer) = ask(31, u32::MAX, 0, false);
         assert!(granted.has(init::SETXATTR_EXT) && !granted.has(init::POSIX_ACL));
         assert_eq!(answer.len(), 16 + 64);
         assert_eq!(answer[20..24], 31u32.to_ne_bytes());
-        let (granted, answer) = ask(99, 0);
+        let (granted, answer) = ask(99, 0, 0, false);
         assert_eq!(granted, Granted::default());
         assert_eq!(answer[20..24], wire::MINOR.to_ne_bytes());
+    }
+
+    #[test]
+    fn rings_take_an_offer_and_a_wish() {
+        let bit = 1 << (41 - 32);
+        for (ext, more, wish, want) in [
+            (true, bit, true, true),
+            (true, bit, false, false),
+            (true, 0, true, false),
+            // The second word means nothing.
+            (false, bit, true, false),
+        ] {
+            let flags = if ext { 1 << 30 } else { 0 };
+            let (granted, answer) = ask(42, flags, more, wish);
+            assert_eq!(granted.has(init::OVER_IO_URING), want, "{ext} {more} {wish}");
+            let said = u32::from_ne_bytes(answer[48..52].try_into().unwrap());
+            assert_eq!(said & bit != 0, want, "{ext} {more} {wish}");
+            let mut body = [7, 42, 131_072, flags, more].map(u32::to_ne_bytes).concat();
+            body = message(wire::op::INIT, 0, &body);
+            let offered = offers_rings(Request::parse(&body).unwrap().body);
+            assert_eq!(offered, ext && more != 0);
+        }
+        let short = message(wire::op::INIT, 0, &[0; 12]);
+        assert!(!offers_rings(Request::parse(&short).unwrap().body));
     }
 }

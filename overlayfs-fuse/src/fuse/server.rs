@@ -18,8 +18,13 @@
 //!   [`LINGER`] ticks without a request it sleeps until the next one. Hence
 //!   without traffic nothing of ours ever wakes up.
 //!
+//! Where the kernel sends requests through io_uring ([`rings`]) the device has hardly
+//! anything to say, and nothing spins there.
+//!
 //! Spinning is worth it only while requests come soon, and never if somebody else
 //! wants the processor: [`Spin`] decides, from what came of it lately.
+
+mod rings;
 
 use std::io::{PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,7 +38,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::adapter::{Adapter, Verdict};
 use super::counters::{Counters, count, line};
-use super::init::MAX_WRITE;
+use super::init::{self, MAX_WRITE};
 use super::splice::{self, Pipe};
 use super::wire::{Answer, Request, op};
 
@@ -148,6 +153,10 @@ pub struct Server {
     called: Condvar,
     /// Of whoever listens.
     spin: Mutex<Spin>,
+    /// Rings whose threads have not been started.
+    queues: Mutex<Vec<rings::Queue>>,
+    /// Requests come through rings.
+    ringing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -172,11 +181,12 @@ enum Received {
 
 impl Server {
     /// A server of the mount behind `device`, with INIT answered: from now on the
-    /// mount is live. It does not spin before [`Server::spin_for`].
+    /// mount is live. It does not spin before [`Server::spin_for`]. At most `rings`
+    /// descriptors are used for rings, or there are none.
     ///
     /// # Errors
     /// The kernel does not speak our protocol, or the mount is gone already.
-    pub fn start(device: OwnedFd, adapter: Adapter) -> std::io::Result<Self> {
+    pub fn start(device: OwnedFd, adapter: Adapter, rings: usize) -> std::io::Result<Self> {
         let server = Self {
             device,
             adapter,
@@ -187,6 +197,8 @@ impl Server {
             bench: Mutex::default(),
             called: Condvar::new(),
             spin: Mutex::new(Spin::new(Duration::ZERO)),
+            queues: Mutex::default(),
+            ringing: AtomicBool::new(false),
         };
         let mut buffer = [0; FIRST_BUFFER];
         let len = loop {
@@ -201,10 +213,17 @@ impl Server {
         answer.clear();
         let request = Request::parse(&buffer[..len]).filter(|r| r.opcode == op::INIT);
         let request = request.ok_or(Errno::EPROTO)?;
-        if server.adapter.init(&request, &mut answer).is_none() {
+        let queues = match init::offers_rings(request.body) {
+            true => rings::make(server.device.as_fd(), rings),
+            false => Vec::new(),
+        };
+        let ringing = !queues.is_empty();
+        if server.adapter.init(&request, ringing, &mut answer).is_none() {
             server.reply(answer.finish(request.unique, libc::EPROTO))?;
             return Err(Errno::EPROTO.into());
         }
+        server.ringing.store(ringing, Ordering::Relaxed);
+        *server.queues() = queues;
         server.counters.request(request.opcode);
         server.reply(answer.finish(request.unique, 0))?;
         Ok(server)
@@ -222,17 +241,29 @@ impl Server {
     /// A thread cannot be started. Of the threads the device may fail.
     pub fn run(self: &Arc<Self>, over: PipeWriter) -> std::io::Result<Vec<Serving>> {
         let over = Arc::new(over);
-        (0..THREADS)
-            .map(|n| {
+        let queues = std::mem::take(&mut *self.queues());
+        let rings = queues.into_iter().map(|queue| ("ring", Some(queue)));
+        rings
+            .chain((0..THREADS).map(|_| ("serve", None)))
+            .enumerate()
+            .map(|(n, (name, queue))| {
                 let (server, over) = (Arc::clone(self), Arc::clone(&over));
-                std::thread::Builder::new().name(format!("serve-{n}")).spawn(move || {
-                    let result = server.work();
-                    server.end();
+                std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
+                    let device = queue.is_none();
+                    let result = queue.map_or_else(|| server.work(), |q| server.work_at(q));
+                    // A ring that the kernel does not take ends nothing.
+                    if device || result.is_err() {
+                        server.end();
+                    }
                     drop(over);
                     result
                 })
             })
             .collect()
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Vec<rings::Queue>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counters of the requests and of the union, one `name value` a line.
@@ -342,7 +373,7 @@ impl Server {
     /// Waits for a request, spinning or asleep.
     fn listen(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
         let start = now();
-        if self.spin().wanted(start) {
+        if !self.ringing.load(Ordering::Relaxed) && self.spin().wanted(start) {
             let mut last = start;
             loop {
                 nix::sched::sched_yield()?;

@@ -103,6 +103,7 @@ pub(crate) mod init {
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
+    pub(crate) const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// Bits of `fuse_setattr_in.valid`.
@@ -162,13 +163,19 @@ impl<'a> Request<'a> {
 }
 
 impl Request<'_> {
-    /// How many bytes a READ asks for (`struct fuse_read_in`); 0 for anything else.
-    pub(crate) fn read_size(&self) -> usize {
+    /// Offset and size that a READ asks for (`struct fuse_read_in`).
+    pub(crate) fn read(&self) -> Option<(u64, usize)> {
         let mut body = self.body;
-        if self.opcode == op::READ && body.bytes(16).is_some() {
-            return body.u32().map_or(0, |n| n as usize);
+        if self.opcode != op::READ {
+            return None;
         }
-        0
+        body.u64()?;
+        Some((body.u64()?, body.u32()? as usize))
+    }
+
+    /// How many bytes a READ asks for; 0 for anything else.
+    pub(crate) fn read_size(&self) -> usize {
+        self.read().map_or(0, |(_, size)| size)
     }
 }
 

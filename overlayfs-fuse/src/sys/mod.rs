@@ -2,6 +2,8 @@
 //! safely, and descriptors that arrive as numbers on the command line.
 #![allow(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 
+pub(crate) mod ring;
+
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -7,6 +7,10 @@
 //! that vanishes with the namespace. Where that is not possible every case is
 //! skipped, says so, and is counted. A few compare with what the kernel's overlay
 //! does for real root only; they run when the tests do, in a mount namespace.
+//!
+//! Requests come through io_uring only where the machine's root has switched that on, for
+//! all mounts to come. As root the tests do so for as long as those cases run, one after
+//! the other as all do: other servers must ask for it, and ours must work with it.
 
 #![allow(clippy::unwrap_used, reason = "a test: it fails by panicking")]
 
@@ -20,6 +24,7 @@ mod model;
 mod promises;
 mod quota;
 mod redirect;
+mod rings;
 mod together;
 
 use std::os::unix::fs::PermissionsExt;
@@ -94,8 +99,53 @@ const PRIVILEGED: &[Case] = &[
     ("model::random_renames_match_the_kernel", model::redirects),
 ];
 
+/// Cases whose requests come through io_uring: its own, and those of others that ask for
+/// the most.
+const RINGS: &[Case] = &[
+    ("rings::requests_come_through_rings", rings::requests_come_through_rings),
+    ("rings::the_device_serves_without_rings", rings::the_device_serves_without_rings),
+    ("rings::every_end_of_a_mount", rings::every_end_of_a_mount),
+    ("rings::copy_up_keeps_everything", corners::copy_up_keeps_everything),
+    ("rings::reading_a_directory_while_it_changes", corners::reading_while_changing),
+    ("rings::shared_mappings_reach_the_upper", promises::shared_mappings),
+    ("rings::remounted_read_only_and_back", promises::remounted),
+    ("rings::file_operations_as_on_a_plain_file", conformance::file_operations),
+    ("rings::locks_and_syncing", conformance::locks_and_syncing),
+    ("rings::many_at_once", together::many_at_once),
+    ("rings::renames_leave_nothing_behind", together::renames_leave_nothing),
+    ("rings::at_every_step", crash::at_every_step),
+    ("rings::random_operations_match_the_kernel", model::random_operations),
+];
+
 fn cases() -> impl Iterator<Item = &'static Case> {
-    CASES.iter().chain(PRIVILEGED)
+    CASES.iter().chain(PRIVILEGED).chain(RINGS)
+}
+
+/// FUSE over io_uring, switched on; as before on drop.
+struct RingsOn(String);
+
+impl RingsOn {
+    const SWITCH: &str = "/sys/module/fuse/parameters/enable_uring";
+
+    /// Or why it cannot be had.
+    fn new() -> Result<Self, String> {
+        let before = std::fs::read_to_string(Self::SWITCH)
+            .map_err(|e| format!("the kernel has no FUSE over io_uring ({}: {e})", Self::SWITCH))?;
+        if before.trim() != "Y" {
+            std::fs::write(Self::SWITCH, "Y").map_err(|e| {
+                format!("FUSE over io_uring is switched off ({}: {e})", Self::SWITCH)
+            })?;
+        }
+        Ok(Self(before))
+    }
+}
+
+impl Drop for RingsOn {
+    fn drop(&mut self) {
+        if self.0.trim() != "Y" {
+            std::fs::write(Self::SWITCH, &self.0).expect("it could be switched on");
+        }
+    }
 }
 
 /// Names the case in a process that has its namespaces.
@@ -126,7 +176,8 @@ fn main() -> ExitCode {
     let root = nix::unistd::geteuid().is_root();
     for (name, _) in cases().filter(|c| wanted(c.0)) {
         let privileged = PRIVILEGED.iter().any(|c| c.0 == *name);
-        match &place {
+        let rings = RINGS.iter().any(|c| c.0 == *name).then(RingsOn::new).transpose();
+        match place.as_ref().and_then(|place| rings.as_ref().map(|_| place)) {
             _ if privileged && !root => {
                 println!("test {name} ... SKIPPED: it takes root");
                 skipped += 1;

@@ -1,0 +1,128 @@
+//! Requests through io_uring. The runner has switched it on (`fuse.enable_uring`).
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Child, Command};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{errno, layers, program, sh};
+
+/// A server that a failing case leaves behind is ended.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// The program in the foreground, mounted at `m`.
+fn start(options: &str, limits: &str) -> Server {
+    fs::create_dir_all("m").unwrap();
+    let (mut ready, ready_end) = std::io::pipe().unwrap();
+    let inherit = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
+    nix::fcntl::fcntl(ready_end.as_fd(), inherit).unwrap();
+    let script = format!(
+        "{limits} exec {} -f --ready-fd {} -o {options},stats=stats m",
+        program().display(),
+        ready_end.as_raw_fd()
+    );
+    let child = Command::new("sh").args(["-ec", &script]).spawn().unwrap();
+    drop(ready_end);
+    assert_eq!(ready.read(&mut [0]).unwrap(), 1, "{options}: it did not come up");
+    Server(child)
+}
+
+/// A counter of the server.
+fn counter(server: &Server, name: &str) -> u64 {
+    fs::remove_file("stats").ok();
+    kill(Pid::from_raw(server.0.id().cast_signed()), Signal::SIGUSR1).unwrap();
+    let report = loop {
+        match fs::read_to_string("stats") {
+            Ok(report) => break report,
+            _ => std::thread::yield_now(),
+        }
+    };
+    let value = report.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    value.unwrap_or_else(|| panic!("no {name} in {report}")).parse().unwrap()
+}
+
+/// What is read and written, small and large, is right, and went through the rings; what
+/// still comes through the device is heard.
+pub(crate) fn requests_come_through_rings() {
+    let options = layers();
+    // Not a multiple of anything, no two pages alike.
+    let data: Vec<u8> = (0..1_300_001u32).flat_map(u32::to_le_bytes).collect();
+    fs::write("lower/large", &data).unwrap();
+    sh("mkdir lower/d; for n in $(seq 300); do echo $n >lower/d/$n; done; ln -s d lower/link");
+    let mut server = start(&options, "");
+    assert!(fs::read("m/large").unwrap() == data);
+    sh("for n in $(seq 300); do test $(cat m/link/$n) = $n; done; test $(ls m/d | wc -l) = 300");
+    for name in ["large", "new"] {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(format!("m/{name}"));
+        file.as_mut().unwrap().write_all(&data).unwrap();
+    }
+    assert!(fs::read("upper/large").unwrap() == [&data[..], &data[..]].concat());
+    assert!(fs::read("upper/new").unwrap() == data);
+    assert_eq!(errno(fs::read("m/none")), libc::ENOENT);
+    let name = "n".repeat(255);
+    fs::write(format!("m/{name}"), "x").unwrap();
+    sh(&format!(
+        "setfattr -n user.a -v $(printf %01000d 7) m/{name}
+        test $(getfattr --only-values -n user.a m/{name} | wc -c) = 1000"
+    ));
+    // At least each small file was read by one.
+    let rings = counter(&server, "ring.requests");
+    assert!(rings >= 300, "{rings}");
+    // Names that are gone are forgotten, which the device tells, a little later.
+    sh("rm -r m/d m/link m/large m/n*");
+    let forgotten = (0..2000).any(|_| counter(&server, "nodes") == 1);
+    assert!(forgotten, "{} nodes are left", counter(&server, "nodes"));
+    sh("umount m");
+    assert!(server.0.wait().unwrap().success());
+}
+
+/// Where it is not wanted, and where there are not enough descriptors, the device is used.
+pub(crate) fn the_device_serves_without_rings() {
+    let options = layers();
+    sh("echo x >lower/f");
+    for (more, limits, through) in
+        [("", "", true), (",uring=off", "", false), ("", "ulimit -n 15;", false)]
+    {
+        let mut server = start(&format!("{options}{more}"), limits);
+        assert_eq!(fs::read_to_string("m/f").unwrap(), "x\n");
+        let rings = counter(&server, "ring.requests");
+        assert_eq!(rings > 0, through, "{more} {limits} {rings}");
+        sh("umount m");
+        assert!(server.0.wait().unwrap().success());
+    }
+}
+
+/// What is said of a mount without its server: the rings of a process end a moment later.
+const GONE: [i32; 3] = [libc::ENOTCONN, libc::ECONNABORTED, libc::ECANCELED];
+
+/// By whatever it ends, with a file in use, nobody hangs and the process goes.
+pub(crate) fn every_end_of_a_mount() {
+    let options = layers();
+    sh("echo x >lower/f");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut server = start(&options, "");
+        let mut used = fs::OpenOptions::new().read(true).append(true).open("m/f").unwrap();
+        used.write_all(b"y").unwrap();
+        kill(Pid::from_raw(server.0.id().cast_signed()), signal).unwrap();
+        let status = server.0.wait().unwrap();
+        assert_eq!(status.success(), signal == Signal::SIGTERM);
+        assert!(GONE.contains(&errno(used.write_all(b"z"))));
+        if signal == Signal::SIGKILL {
+            assert!(GONE.contains(&errno(fs::read("m/f"))));
+            drop(used);
+            sh("umount m");
+        }
+        sh("! grep -q ' /mnt/m ' /proc/mounts");
+    }
+    assert_eq!(fs::read_to_string("upper/f").unwrap(), "x\nyy");
+}
