@@ -23,6 +23,8 @@ pub enum Left {
     Ended(Ended),
     /// The monitor is gone without a word.
     Lost,
+    /// The container lives on; standard output takes nothing any more.
+    Unheard(Errno),
 }
 
 /// What becomes of signals that this process gets.
@@ -120,6 +122,12 @@ impl Join<'_> {
                 if let Some(left) = self.hear()? {
                     return Ok(left);
                 }
+            }
+            // Whoever runs it in front of him runs it on.
+            if self.proxy != Proxy::All
+                && let Some(errno) = self.caller.failure()
+            {
+                return Ok(Left::Unheard(errno));
             }
             if input {
                 self.take_input();

@@ -529,7 +529,7 @@ impl Life {
                 let left = attach::join(&ours, caller, keys, Proxy::All)?;
                 drop(ours);
                 match left {
-                    Left::Detached => Ok(0),
+                    Left::Detached | Left::Unheard(_) => Ok(0),
                     Left::Lost => {
                         process::reap(pid);
                         Err(RunError::StageDied("monitor"))

@@ -156,6 +156,7 @@ pub struct Caller {
     raw: bool,
     input: bool,
     output: Output,
+    failed: Option<Errno>,
     pending: Vec<u8>,
 }
 
@@ -172,6 +173,7 @@ impl Caller {
             raw: false,
             input,
             output: output(),
+            failed: None,
             pending: Vec::new(),
         })
     }
@@ -273,12 +275,21 @@ impl Caller {
                 Ok(length) => drop(self.pending.drain(..length)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return,
-                Err(_) => self.output = Output::Gone,
+                Err(errno) => {
+                    self.output = Output::Gone;
+                    self.failed = Some(errno);
+                }
             }
             if matches!(self.output, Output::Careful) {
                 return;
             }
         }
+    }
+
+    /// Why standard output takes nothing any more.
+    #[must_use]
+    pub fn failure(&self) -> Option<Errno> {
+        self.failed
     }
 
     /// Waits until all that was printed is written, or a signal says that nobody

@@ -195,6 +195,13 @@ fn reader_leaves(world: &World<'_>) -> Result<()> {
             let output = running.wait(LIMIT)?.code_is(UNREAD)?;
             ensure!(output.stderr.is_empty(), "{}", output.describe());
         }
+        // Who is attached to a container leaves it alone.
+        let script = "while :; do echo tick; sleep 0.02; done";
+        let words = ["run", "-d", "--name", "t", "--network", "none", "box", "sh", "-c", script];
+        coracle(world, &words).run()?.ok()?;
+        unread(world, "coracle", &["attach", "t"])?;
+        full(world, "coracle", &["attach", "t"], 125)?;
+        coracle(world, &["exec", "t", "true"]).run()?.ok()?;
         Ok(())
     })
 }

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::choose::{self, Chosen};
-use super::output::UNREAD;
+use super::output::{UNREAD, Unprinted};
 use super::{OWN_FAILURE, complain, for_each, parse, print, run};
 use crate::attach::{self, Left, Proxy};
 use crate::cgroup;
@@ -287,6 +287,7 @@ pub(super) fn attach(args: AttachArgs) -> anyhow::Result<u8> {
     let proxy = if args.sig_proxy { Proxy::Attached } else { Proxy::None };
     match attach::join(&socket, caller, args.keys.keys, proxy)? {
         Left::Detached => Ok(0),
+        Left::Unheard(errno) => Err(Unprinted::decode(errno as i32).into()),
         Left::Ended(ended) => {
             if let Some(message) = ended.message {
                 complain(message);
