@@ -87,8 +87,12 @@ impl InRoot {
             return found();
         };
         // Made first, looked for only when that says it is there: on a file system
-        // in user space each look at what is missing is a message and an answer.
-        let above = self.ensure_below(parent, Make::Directory, links)?;
+        // in user space each look at what is missing is a message and an answer. To make
+        // what is there is one each time, so what is above is looked for first: it nearly
+        // always is, and then in the kernel's cache.
+        let above = self
+            .resolve(parent, OFlag::O_PATH, ResolveFlag::empty())
+            .or_else(|_| self.ensure_below(parent, Make::Directory, links))?;
         let made = match make {
             Make::Directory => mkdirat(&above, name, Mode::from_bits_truncate(0o755)),
             Make::File => mknodat(&above, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0),
