@@ -55,6 +55,14 @@ fn exit_codes(world: &World<'_>) -> Result<()> {
         }
         output.code_is(code)?;
     }
+    // What lies in a program's place is not waited for.
+    let root = busybox_rootfs(world)?;
+    world.cmd("mkfifo").args(["-m", "777"]).arg(root.join("bin/fifo")).run()?.ok()?;
+    let root = root.display().to_string();
+    for name in ["fifo", "/bin/fifo", "/dev/tty"] {
+        let words = ["run", "--rm", "--network", "none", "--rootfs", &root, "--", name];
+        world.coracle(&words).run()?.fails_with(126, name)?;
+    }
     Ok(())
 }
 

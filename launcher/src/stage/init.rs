@@ -305,7 +305,10 @@ impl Stage<'_> {
             InitStep::Hostname(name) => {
                 sethostname(name).context(|| format!("cannot set the host name {name}"))?;
             }
-            InitStep::Pivot => self.pivot()?,
+            InitStep::Pivot => {
+                self.pivot()?;
+                workload::read_ahead(&self.plan.workload);
+            }
             InitStep::Hide(path) => self.hide(path)?,
             InitStep::Protect(path) => self.protect(path)?,
             InitStep::RootReadOnly => InRoot::open_root("/".as_ref())
