@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
-use nix::unistd::{Gid, Uid, chown};
+use nix::unistd::{Gid, Pid, Uid, chown};
 
 pub use outside::Outside;
 use outside::outside;
@@ -402,12 +402,17 @@ impl Lab {
     /// Collects orphans that have ended while a test runs, and nothing that the test itself
     /// waits for: what its threads have started are children of those threads, and orphans
     /// come to the first thread (`find_new_reaper` in the kernel's exit.c), which calls this.
+    /// One that another thread traces is left to it: to wait for whatever comes would take
+    /// the tracer's stops as well (`wait_consider_task`).
     pub fn reap_orphans(&self) {
-        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        use nix::sys::wait::{WaitPidFlag, waitpid};
         let own = WaitPidFlag::WNOHANG | WaitPidFlag::__WNOTHREAD;
-        while let Ok(status) = waitpid(None, Some(own)) {
-            if status == WaitStatus::StillAlive {
-                break;
+        for pid in self.processes() {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let ended = status.lines().any(|line| line.starts_with("State:\tZ"));
+            if ended && status.lines().any(|line| line == "TracerPid:\t0") {
+                // ECHILD: somebody else's, who waits for it.
+                drop(waitpid(Pid::from_raw(pid), Some(own)).map_err(std::io::Error::from));
             }
         }
     }
