@@ -32,13 +32,18 @@ pub fn caller() -> Option<User> {
 /// # Errors
 /// When getent cannot be started.
 pub fn addresses(host: &str) -> std::io::Result<Vec<IpAddr>> {
+    Ok(each_once(&getent(&["ahosts", "--", host])?))
+}
+
+/// The addresses that `getent ahosts` tells, a line for each and kind of socket.
+fn each_once(told: &str) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
-    for line in getent(&["ahosts", "--", host])?.lines() {
+    for line in told.lines() {
         // One with a scope (`fe80::1%eth0`) is for links, where no registry is.
         let address = line.split_whitespace().next().and_then(|word| word.parse().ok());
         addresses.extend(address.filter(|address| !addresses.contains(address)));
     }
-    Ok(addresses)
+    addresses
 }
 
 fn getent(args: &[&str]) -> std::io::Result<String> {
@@ -77,9 +82,12 @@ mod tests {
 
     #[test]
     fn addresses_are_told_once() {
-        let found = addresses("127.0.0.1").unwrap();
-        assert_eq!(found, ["127.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert!(addresses("--help").unwrap().is_empty());
-        assert!(addresses("no-such-host.invalid").unwrap().is_empty());
+        let told = "2001:db8::7      STREAM registry.example\n2001:db8::7      DGRAM  \n\
+                    192.0.2.7        STREAM \nfe80::1%eth0     STREAM \n\n192.0.2.7        RAW    \n";
+        let wanted = ["2001:db8::7", "192.0.2.7"].map(|a| a.parse::<IpAddr>().unwrap());
+        assert_eq!(each_once(told), wanted);
+        assert!(each_once("").is_empty());
+        // A number: nobody is asked for it.
+        assert_eq!(addresses("127.0.0.1").unwrap(), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
     }
 }

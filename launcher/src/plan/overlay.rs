@@ -33,7 +33,8 @@ impl Joined<'_> {
             return Err(PlanError::NoDevice {
                 device: "/dev/fuse",
                 advice: "load the kernel's fuse module and let every user read and write the \
-                         device, or use --overlay kernel",
+                         device (or use --overlay kernel, for an image or a directory, with \
+                         subordinate ids)",
             });
         }
         let mut options = self.options(fuse_path);
