@@ -25,6 +25,7 @@ mod promises;
 mod quota;
 mod redirect;
 mod rings;
+mod step;
 mod together;
 
 use std::os::unix::fs::PermissionsExt;
