@@ -9,6 +9,8 @@ use tests::lab::Ids;
 use tests::leak::Snapshot;
 use tests::trace::{self, Deed, Role, Step, Traced, When};
 
+use crate::fixtures::busybox_rootfs;
+
 use Deed::{Ends, Executes, Renames, Says, Signals, Unlinks};
 use Role::{Init, Monitor, Netstack, Overlay, Owners, Storage, Workload};
 use When::{After, Before};
@@ -34,6 +36,10 @@ pub(crate) const TESTS: &[Test] = &[
     .seconds(240),
     Test::new("handshake/detached", |world| walk(world, DETACHED, Run::Detached))
         .each_user()
+        .lab()
+        .seconds(120),
+    Test::new("handshake/by-kernel", |world| walk(world, BY_KERNEL, Run::ByKernel))
+        .subordinate_ids()
         .lab()
         .seconds(120),
     Test::new("handshake/terminal", |world| walk(world, TERMINAL, Run::Waiting))
@@ -94,6 +100,17 @@ const COMING_TO_AN_END: &[Row] = &[
 const COMING_TO_A_KEPT_END: &[Row] =
     &[row(Init, Ends, &[After], &[Monitor, Overlay]), row(Overlay, Ends, &[After], &[Monitor])];
 
+/// Without overlayfs-fuse: storage mounts the root itself, and ends.
+const BY_KERNEL: &[Row] = &[
+    row(Storage, Executes, &[After], &[Monitor, Storage]),
+    row(Storage, Says("Init"), SIDES, &[Monitor, Storage, Init]),
+    row(Storage, Says("Done"), SIDES, &[Monitor, Storage, Init]),
+    // Its part is done with this: nobody needs it any more.
+    row(Storage, Signals, &[After], &[Monitor, Storage, Init]),
+    row(Init, Says("Ready"), SIDES, &[Monitor, Init]),
+    row(Init, Says("Started"), SIDES, &[Monitor, Init]),
+];
+
 const TERMINAL: &[Row] = &[row(Init, Says("Console"), SIDES, &[Monitor, Overlay, Init])];
 
 /// The monitor in the background; the command waits for its report. After the
@@ -130,10 +147,15 @@ enum Run {
     Kept,
     /// One that waits, in the background.
     Detached,
+    /// One that waits, on a root that the kernel joins.
+    ByKernel,
 }
 
 fn walk(world: &World<'_>, rows: &[Row], run: Run) -> Result<()> {
     let single = world.ids == Ids::Single;
+    if run == Run::ByKernel {
+        busybox_rootfs(world)?;
+    }
     for row in rows {
         // Owners are kept by a process of their own where there is one id only.
         if !single && [Says("Owners"), Says("device")].contains(&row.deed) {
@@ -157,9 +179,16 @@ fn one(world: &World<'_>, step: Step, victim: Role, run: Run) -> Result<()> {
     if step.deed == Says("Console") {
         words.push("-t");
     }
+    let root = world.dir().join("rootfs").display().to_string();
+    if run == Run::ByKernel {
+        words.extend(["--overlay", "kernel", "--rootfs", &root]);
+    }
     words.push("--");
+    // So that what goes on comes to an end.
+    let ends = (step.deed, victim) == (Signals, Storage);
     words.extend(match run {
-        Run::Waiting => &["cat"][..],
+        Run::ByKernel if ends => &["sh", "-c", "exit 7"],
+        Run::Waiting | Run::ByKernel => &["cat"][..],
         Run::Ending | Run::Kept => &["sh", "-c", "exit 7"],
         Run::Detached => &["sleep", "1000"],
     });
@@ -187,15 +216,20 @@ fn judge(traced: &Traced, step: Step, victim: Role, run: Run) -> Result<()> {
     }
     let named = traced.stderr.contains(word(victim));
     match traced.code {
+        125 if run == Run::ByKernel && victim == Storage && step.deed == Signals => {
+            anyhow::bail!("its death took the container down")
+        }
         125 => ensure!(named, "it does not say that {} died", word(victim)),
         // As a program of the container's that was killed.
         137 => ensure!(matches!(victim, Init | Workload), "wrong exit code"),
         // The program had come to its end, and what died was needed no more: the network,
         // or an overlay whose changes nobody is to see, once all is over in the container.
+        // Nor is storage, once it has told init.
         7 => ensure!(
             run == Run::Ending
                 && (victim == Netstack
-                    || victim == Overlay && (step.role, step.deed) == (Init, Ends)),
+                    || victim == Overlay && (step.role, step.deed) == (Init, Ends))
+                || run == Run::ByKernel && victim == Storage && step.deed == Signals,
             "wrong exit code"
         ),
         _ => anyhow::bail!("wrong exit code"),

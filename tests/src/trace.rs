@@ -365,9 +365,9 @@ fn field(pid: i32, name: &str) -> Option<String> {
 /// What a process that stopped before this call is about to do, as far as a
 /// [`Deed`] has a name for it. Which of the names is asked for is compared later.
 fn deed(pid: i32, number: u64, args: [u64; 6]) -> Option<Deed> {
-    const MESSAGES: [&str; 11] = [
-        "Plan", "Overlay", "Owners", "Init", "Tap", "Console", "Ready", "Go", "Started", "Failed",
-        "device",
+    const MESSAGES: [&str; 12] = [
+        "Plan", "Overlay", "Done", "Owners", "Init", "Tap", "Console", "Ready", "Go", "Started",
+        "Failed", "device",
     ];
     let number = i64::try_from(number).ok()?;
     match number {

@@ -386,7 +386,8 @@ impl Monitor<'_> {
         let Some(storage) = &mut self.storage else { return Ok(()) };
         storage.reap(PollTimeout::NONE)?;
         match storage.ended {
-            Some(End::Exited(0)) if self.progress.stored => Ok(()),
+            // All it had left to do was to tell init. Where that never came, init says so.
+            Some(End::Exited(0) | End::Killed(_)) if self.progress.stored => Ok(()),
             _ => Err(RunError::StageDied("storage stage")),
         }
     }

@@ -20,14 +20,17 @@ impl Monitor<'_> {
     pub(super) fn last_words(&mut self, error: RunError) -> RunError {
         // The failure that led here is the one to tell.
         drop(self.hear_storage_out());
-        // What failed on the way may be no more than the echo of a death.
+        // What failed on the way may be no more than the echo of a death; not of storage's
+        // once it has done its part, unless init never heard of that.
+        let unheard = matches!(&error, RunError::Stage(fault) if fault.what == storage::NO_ROOT);
+        let storage = self.storage.as_mut().filter(|_| unheard || !self.progress.stored);
         let stages = [
-            (&mut self.storage, "storage stage"),
-            (&mut self.owners, "keeper of owners"),
-            (&mut self.init, "init"),
+            (storage, "storage stage"),
+            (self.owners.as_mut(), "keeper of owners"),
+            (self.init.as_mut(), "init"),
         ];
         for (stage, name) in stages {
-            if stage.as_mut().is_some_and(Process::was_killed) {
+            if stage.is_some_and(Process::was_killed) {
                 return RunError::StageDied(name);
             }
         }
