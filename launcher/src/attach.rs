@@ -27,6 +27,18 @@ pub enum Left {
     Unheard(Errno),
 }
 
+/// What kept standard output from taking all that a program printed, but for a reader, or a
+/// terminal, that has gone: that is nothing to be told.
+pub(crate) fn lost(caller: &Caller) -> Option<Errno> {
+    let gone = [Errno::EPIPE, Errno::ECONNRESET, Errno::EIO];
+    caller.failure().filter(|errno| !gone.contains(errno))
+}
+
+/// That something was lost.
+pub(crate) fn unprinted(errno: Errno) -> RunError {
+    RunError::os("cannot write to standard output")(errno)
+}
+
 /// What becomes of signals that this process gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proxy {
@@ -100,9 +112,18 @@ pub fn join(socket: &Socket, caller: Caller, keys: Keys, proxy: Proxy) -> Result
     let mut join = Join { socket, caller, keys, proxy, signals, waiting, leaving };
     let left = join.watch();
     join.caller.finish(&join.signals);
+    let lost = if proxy == Proxy::All { lost(&join.caller) } else { None };
     drop(join);
     old.thread_set_mask().map_err(RunError::os("cannot restore the signal mask"))?;
-    left
+    Ok(match (left?, lost) {
+        // What the program came to is no news where what it printed is lost.
+        (Left::Ended(ended), Some(errno)) if ended.message.is_none() => {
+            let message = Some(unprinted(errno).line());
+            Left::Ended(Ended { code: 125, message })
+        }
+        (Left::Detached, Some(errno)) => Left::Unheard(errno),
+        (left, _) => left,
+    })
 }
 
 impl Join<'_> {

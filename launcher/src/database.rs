@@ -3,11 +3,23 @@
 //! process. That lets it be linked statically, and takes half of what its start costs.
 
 use std::fs;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
+
+use crate::clock;
+
+/// How long a lookup may take. A server of names that does not answer would keep a start
+/// for ever.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A line of passwd(5).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,20 +30,35 @@ pub struct User {
     pub home: PathBuf,
 }
 
-/// The caller; `None` when no database knows the number.
-#[must_use]
-pub fn caller() -> Option<User> {
+/// The caller; `None` when no database knows the number, or there is no getent to ask.
+///
+/// # Errors
+/// When the databases do not answer.
+pub fn caller() -> io::Result<Option<User>> {
     let uid = geteuid().as_raw();
     // Nearly everybody is there, and it costs no process.
-    let file = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    find(&file, uid).or_else(|| find(&getent(&["passwd", &uid.to_string()]).ok()?, uid))
+    match find(passwd(), uid) {
+        Some(user) => Ok(Some(user)),
+        None => match getent(&["passwd", &uid.to_string()]) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            told => Ok(find(&told?, uid)),
+        },
+    }
+}
+
+/// Content of the host's /etc/passwd, as it was when it was first asked for; empty when there
+/// is none.
+#[must_use]
+pub fn passwd() -> &'static str {
+    static CONTENT: OnceLock<String> = OnceLock::new();
+    CONTENT.get_or_init(|| fs::read_to_string("/etc/passwd").unwrap_or_default())
 }
 
 /// The addresses of a host, each once, the preferred first; none when it is unknown.
 ///
 /// # Errors
-/// When getent cannot be started.
-pub fn addresses(host: &str) -> std::io::Result<Vec<IpAddr>> {
+/// When getent cannot be started, or does not answer.
+pub fn addresses(host: &str) -> io::Result<Vec<IpAddr>> {
     Ok(each_once(&getent(&["ahosts", "--", host])?))
 }
 
@@ -46,17 +73,51 @@ fn each_once(told: &str) -> Vec<IpAddr> {
     addresses
 }
 
-fn getent(args: &[&str]) -> std::io::Result<String> {
-    let output = Command::new("getent")
-        .args(args)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .map_err(|error| {
-            std::io::Error::new(error.kind(), format!("cannot start getent: {error}"))
-        })?;
+fn getent(args: &[&str]) -> io::Result<String> {
+    let mut command = Command::new("getent");
+    command.args(args);
     // What is unknown is no output, and an exit code.
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    said_by(command, PATIENCE).map_err(|error| {
+        let asked = args.join(" ");
+        io::Error::new(error.kind(), format!("cannot ask 'getent {asked}': {error}"))
+    })
+}
+
+/// What a program prints, which has `patience` to come to its end.
+fn said_by(mut command: Command, patience: Duration) -> io::Result<String> {
+    let deadline = clock::monotonic() + patience;
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let mut said = Vec::new();
+    let heard = match &mut child.stdout {
+        None => Ok(()),
+        Some(stdout) => loop {
+            let left = deadline.saturating_duration_since(clock::monotonic());
+            let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+                Err(Errno::EINTR) => continue,
+                Err(errno) => break Err(errno.into()),
+                Ok(0) => {
+                    let said = format!("no answer in {} s", patience.as_secs());
+                    break Err(io::Error::new(io::ErrorKind::TimedOut, said));
+                }
+                Ok(_) => {}
+            }
+            let mut buffer = [0; 4096];
+            match stdout.read(&mut buffer) {
+                Ok(0) => break Ok(()),
+                Ok(length) => said.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        },
+    };
+    if heard.is_err() {
+        // It is there, and not waited for: this cannot fail.
+        drop(child.kill());
+    }
+    child.wait()?;
+    heard.map(|()| String::from_utf8_lossy(&said).into_owned())
 }
 
 fn find(passwd: &str, uid: u32) -> Option<User> {
@@ -78,6 +139,20 @@ mod tests {
         let ada = User { name: "ada".to_owned(), home: "/home/ada".into() };
         assert_eq!(find(passwd, 7), Some(ada));
         assert_eq!((find(passwd, 70), find("", 0)), (None, None));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_not_waited_for() {
+        let program = |words: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            command
+        };
+        let silent = said_by(program(&["sleep", "1000"]), Duration::from_millis(20)).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(said_by(program(&["echo", "x"]), PATIENCE).unwrap(), "x\n");
+        assert_eq!(said_by(program(&["false"]), PATIENCE).unwrap(), "");
+        assert!(said_by(program(&["/nonesuch"]), PATIENCE).is_err());
     }
 
     #[test]

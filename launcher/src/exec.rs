@@ -123,7 +123,7 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
         .map_err(RunError::os("cannot reach the joining process"))?;
     let mut joined =
         Joined { channel: Some(channel), child, signals, relay: None, input: exec.interactive };
-    let code = joined.watch();
+    let mut code = joined.watch();
     if code.is_err() {
         // Its own end is on its way, or must come; left behind, it would be
         // somebody else's zombie.
@@ -132,6 +132,9 @@ fn join(state: &State, exec: &Exec, cache: &Path) -> Result<u8, RunError> {
     }
     if let Some(relay) = &mut joined.relay {
         relay.drain(&joined.signals);
+        if let (Ok(_), Some(errno)) = (&code, attach::lost(&relay.caller)) {
+            code = Err(attach::unprinted(errno));
+        }
     }
     drop(joined);
     old.thread_set_mask().map_err(RunError::os("cannot restore the signal mask"))?;

@@ -529,7 +529,8 @@ impl Life {
                 let left = attach::join(&ours, caller, keys, Proxy::All)?;
                 drop(ours);
                 match left {
-                    Left::Detached | Left::Unheard(_) => Ok(0),
+                    Left::Detached => Ok(0),
+                    Left::Unheard(errno) => Err(attach::unprinted(errno)),
                     Left::Lost => {
                         process::reap(pid);
                         Err(RunError::StageDied("monitor"))

@@ -144,7 +144,8 @@ impl Store {
         };
         let home = || {
             absolute("HOME").or_else(|| {
-                database::caller().map(|user| user.home).filter(|dir| dir.is_absolute())
+                let user = database::caller().ok().flatten()?;
+                Some(user.home).filter(|dir| dir.is_absolute())
             })
         };
         let data = absolute("XDG_DATA_HOME")

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::command::{Cmd, pipe, read_ready};
 use tests::harness::{Test, World};
 use tests::lab::Ids;
@@ -82,6 +82,20 @@ fn unreadable_lower(world: &World<'_>) -> Result<()> {
 fn volumes_and_users(world: &World<'_>) -> Result<()> {
     let words = ["run", "--rm", "-v", "/no/such/source:/mnt", "--", "true"];
     world.coracle(&words).run()?.fails_with(125, "/no/such/source")?;
+    // A file over a directory, and the other way round: both are named, and what to do.
+    world.write("kept", "x")?;
+    let file = world.dir().join("kept");
+    for (volume, words) in [
+        (format!("{}:/etc", file.display()), ["is a file", "as /etc/kept"]),
+        (format!("{}:/etc/passwd", world.dir().display()), ["is a directory", "name a directory"]),
+    ] {
+        let run = ["run", "--rm", "--network", "none", "-v", &volume, "--", "true"];
+        let output = world.coracle(&run).run()?.fails_with(125, words[0])?;
+        let (source, target) = volume.split_once(':').context("a volume has two paths")?;
+        for word in [source, target, words[1]] {
+            ensure!(output.stderr.contains(word), "no '{word}'\n{}", output.describe());
+        }
+    }
     let words = ["run", "--rm", "--network", "none", "-u", "no-such-user", "--", "true"];
     world.coracle(&words).run()?.fails_with(125, "no-such-user")?;
     // With a single id all are pretended.

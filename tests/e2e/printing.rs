@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("printing/listings", listings).each_user().seconds(240),
     Test::new("printing/effects", effects).each_user().seconds(120),
     Test::new("printing/reader-leaves", reader_leaves).each_user(),
+    Test::new("printing/terminals", terminals).each_user().seconds(120),
     Test::new("printing/services", services),
 ];
 
@@ -202,6 +203,32 @@ fn reader_leaves(world: &World<'_>) -> Result<()> {
         unread(world, "coracle", &["attach", "t"])?;
         full(world, "coracle", &["attach", "t"], 125)?;
         coracle(world, &["exec", "t", "true"]).run()?.ok()?;
+        Ok(())
+    })
+}
+
+/// What a program with a terminal prints goes through us: that it was lost is told, and what
+/// was to be done is done.
+fn terminals(world: &World<'_>) -> Result<()> {
+    with_both(world, || {
+        let script = "echo printed; echo x >/done; exit 7";
+        let program = ["sh", "-c", script];
+        let words = ["run", "-t", "--network", "none", "--name", "t", "box"];
+        full(world, "coracle", &[&words[..], &program].concat(), 125)?;
+        let made = ["cp", "t:/done", "-"];
+        coracle(world, &made).run()?.ok()?;
+        full(world, "coracle", &["start", "-a", "t"], 125)?;
+        full(world, "coracle", &[&["exec", "-t", "d"], &program[..]].concat(), 125)?;
+        coracle(world, &["cp", "d:/done", "-"]).run()?.ok()?;
+        // What is wrong besides is told alone.
+        let words = ["run", "--rm", "-t", "--network", "none", "box", "nonesuch"];
+        let output = printing(world, "coracle", &words, ">/dev/full").run()?;
+        output.fails_with(127, "nonesuch")?;
+        // Of a reader that has gone there is nothing to tell: the program's end is.
+        let (reader, writer) = pipe()?;
+        drop(reader);
+        let words = [&["run", "--rm", "-t", "--network", "none", "box"], &program[..]].concat();
+        into_pipe(world, "coracle", &words, writer).run()?.code_is(7)?;
         Ok(())
     })
 }

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use super::complain;
 use super::security::{LONGEST, read_text};
-use crate::store::{State, Status, Store, StoreError};
+use crate::store::{State, Store, StoreError};
 
 /// Containers by name, by file, or all.
 #[derive(Debug, clap::Args)]
 pub(super) struct Chosen {
     /// All that it can be done to
     #[arg(short, long, conflicts_with_all = ["names", "cidfiles"])]
-    all: bool,
+    pub(super) all: bool,
 
     /// One that is not there is no error
     #[arg(short, long)]
@@ -75,9 +75,4 @@ pub(super) fn all(
         }
     }
     Ok((names, code))
-}
-
-/// It runs, and not paused.
-pub(super) fn goes_on(state: &State) -> bool {
-    state.status == Status::Running && !state.is_paused()
 }

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::choose::{self, Chosen};
+use super::choose::Chosen;
 use super::{for_each, print};
 use crate::cgroup;
-use crate::store::{Status, Store};
+use crate::store::{State, Status, Store};
 
 /// Freeze all processes of containers.
 #[derive(Debug, clap::Args)]
@@ -37,8 +37,11 @@ pub(super) fn unpause(args: &UnpauseArgs) -> anyhow::Result<u8> {
 
 fn each(chosen: &Chosen, frozen: bool) -> anyhow::Result<u8> {
     let store = Store::open()?;
-    let (names, code) = chosen
-        .names(&store, |state| if frozen { choose::goes_on(state) } else { state.is_paused() })?;
+    // One that stands still may do so for a commit, and be to pause, or not, after it.
+    let wanted = |state: &State| {
+        if frozen { state.status == Status::Running } else { state.is_paused() }
+    };
+    let (names, code) = chosen.names(&store, wanted)?;
     Ok(code.max(for_each(&names, |name| {
         let group = group(&store, name)?;
         let verb = if frozen { "pause" } else { "unpause" };
@@ -47,6 +50,9 @@ fn each(chosen: &Chosen, frozen: bool) -> anyhow::Result<u8> {
         let _lock = cgroup::lock(&group).with_context(what)?;
         let now = cgroup::is_frozen(&group);
         if now == frozen {
+            if chosen.all {
+                return Ok(());
+            }
             anyhow::bail!("container '{name}' is {} paused", if now { "already" } else { "not" });
         }
         cgroup::freeze(&group, frozen).with_context(what)?;

@@ -87,6 +87,8 @@ pub struct Health {
     pub apparmor_restricts: Option<bool>,
     /// /dev/fuse.
     pub fuse: Device,
+    /// The kernel offers FUSE through io_uring; none: it is too old, or has no FUSE yet.
+    pub uring: Option<bool>,
     /// /dev/net/tun.
     pub tun: Device,
     /// net.ipv4.ping_group_range has the caller's group.
@@ -111,7 +113,8 @@ pub fn health() -> Health {
         (None, false) => enter_with_map(&caps.map, namespaces).err().map(|error| in_words(&error)),
         _ => None,
     };
-    let user = database::caller().map_or_else(|| geteuid().to_string(), |user| user.name);
+    let user = database::caller().ok().flatten();
+    let user = user.map_or_else(|| geteuid().to_string(), |user| user.name);
     let works = if namespace.is_none() && mapped.is_none() { Some(&caps.map) } else { None };
     Health {
         granted: super::granted_ids(),
@@ -121,6 +124,7 @@ pub fn health() -> Health {
         apparmor_restricts: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
             .map(|n| n != 0),
         fuse: device("/dev/fuse"),
+        uring: uring(),
         tun: device("/dev/net/tun"),
         ping: may_ping(),
         lowest_port: number("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -168,6 +172,12 @@ fn device(path: &str) -> Device {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Device::Missing,
         Err(error) => Device::Closed(error.to_string()),
     }
+}
+
+/// Documentation/filesystems/fuse/fuse-io-uring.rst
+fn uring() -> Option<bool> {
+    let switch = fs::read_to_string("/sys/module/fuse/parameters/enable_uring").ok()?;
+    Some(switch.trim() == "Y")
 }
 
 /// By trying: which of the caller's groups counts is the kernel's to say.

@@ -14,6 +14,7 @@ use crate::cgroup;
 use crate::database;
 use crate::idmap::{self, IdMap};
 use crate::spawn;
+use crate::stage::monitor::say;
 
 /// What the host offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub fn probe(map: IdMap, network: bool) -> HostCaps {
     let usable = |device: &str| fs::OpenOptions::new().read(true).write(true).open(device).is_ok();
     HostCaps {
         map,
-        homes: homes(&fs::read_to_string("/etc/passwd").unwrap_or_default()),
+        homes: homes(database::passwd()),
         resolv_conf: fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         hosts: fs::read_to_string("/etc/hosts").unwrap_or_default(),
         hostname: nix::unistd::gethostname()
@@ -92,7 +93,11 @@ pub fn probe(map: IdMap, network: bool) -> HostCaps {
 /// the host grants any and has the helpers to use them, else one.
 pub fn id_map() -> IdMap {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-    let caller = database::caller();
+    let caller = database::caller().unwrap_or_else(|error| {
+        // It goes on by number; what is granted by name is not found.
+        say(&format!("warning: nobody tells who user {uid} is: {error}"));
+        None
+    });
     let name = caller.as_ref().map(|user| user.name.as_str());
     let helpers = ["newuidmap", "newgidmap"].iter().all(|p| spawn::find_in_path(p).is_some());
     let granted = |file| {
@@ -104,7 +109,7 @@ pub fn id_map() -> IdMap {
 /// How many subordinate user and group ids the host grants the caller.
 fn granted_ids() -> [u64; 2] {
     let uid = geteuid().as_raw();
-    let caller = database::caller();
+    let caller = database::caller().ok().flatten();
     let name = caller.as_ref().map(|user| user.name.as_str());
     ["/etc/subuid", "/etc/subgid"].map(|file| {
         let granted = fs::read_to_string(file).unwrap_or_default();

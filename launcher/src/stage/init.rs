@@ -419,13 +419,9 @@ impl Stage<'_> {
         recursive: bool,
         attributes: u64,
     ) -> io::Result<()> {
-        let copy = mount::copy_path(source, recursive)?;
-        if attributes != 0 {
-            mount::restrict(copy.as_fd(), attributes, recursive)?;
-        }
         let root = self.root.as_ref().ok_or(Errno::ENOTDIR)?;
         let place = root.ensure(target, make)?;
-        mount::attach(copy.as_fd(), place.as_fd())
+        show(source, &place, recursive, attributes)
     }
 
     fn device(&mut self, name: &str) -> Result<(), Fault> {
@@ -461,12 +457,33 @@ impl Stage<'_> {
             true => Make::Directory,
             false => Make::File,
         };
+        let place = self.root()?.ensure(target, make).context(what)?;
+        let kind =
+            SFlag::from_bits_truncate(fstat(&place).context(what)?.st_mode & SFlag::S_IFMT.bits());
+        match (make, kind == SFlag::S_IFDIR) {
+            (Make::File, true) => {
+                return Err(Fault::said(format!(
+                    "{}: the former is a file, the latter a directory of the container; give the \
+                     file a name in there, as {}",
+                    what(),
+                    target.join(source.file_name().unwrap_or_default()).display()
+                )));
+            }
+            (Make::Directory, false) => {
+                return Err(Fault::said(format!(
+                    "{}: the former is a directory, the latter a file of the container; name a \
+                     directory, or what is not there yet",
+                    what()
+                )));
+            }
+            _ => {}
+        }
         let mut attributes = mount::NOSUID | mount::NODEV;
         if read_only {
             attributes |= mount::RDONLY;
         }
         let source = c_path(source).context(what)?;
-        self.bind(&source, target, make, true, attributes).context(what)
+        show(&source, &place, true, attributes).context(what)
     }
 
     fn pivot(&self) -> Result<(), Fault> {
@@ -510,6 +527,15 @@ impl Stage<'_> {
         mount::restrict(copy.as_fd(), attributes, true).context(what)?;
         mount::attach(copy.as_fd(), place.as_fd()).context(what)
     }
+}
+
+/// Shows what is at `source`, seen from the host, at `place`.
+fn show(source: &CStr, place: &OwnedFd, recursive: bool, attributes: u64) -> io::Result<()> {
+    let copy = mount::copy_path(source, recursive)?;
+    if attributes != 0 {
+        mount::restrict(copy.as_fd(), attributes, recursive)?;
+    }
+    mount::attach(copy.as_fd(), place.as_fd())
 }
 
 /// A device of the host's, not in its place yet.

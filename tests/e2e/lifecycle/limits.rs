@@ -146,21 +146,40 @@ fn commit_pauses(world: &World<'_>) -> Result<()> {
         // that after. (The commit stands at the list of images for so long.)
         let list = std::fs::File::open(data.join("coracle/images/index.lock"))?;
         let group_dir = std::fs::File::open(group)?;
-        for (word, stays) in [("pause", true), ("unpause", false)] {
+        for (words, stays) in [
+            (["pause", "c"], true),
+            (["unpause", "c"], false),
+            (["pause", "--all"], true),
+            (["unpause", "--all"], false),
+        ] {
             list.lock()?;
             let commit = coracle(&["commit", "-q", "c", "made"]).spawn()?;
             while !(frozen()? && is_waited_for(&list)?) {
                 ensure!(!commit.ends_within(Duration::ZERO)?, "it never stood still");
             }
-            let other = coracle(&[word, "c"]).spawn()?;
+            let other = coracle(&words).spawn()?;
             while !is_waited_for(&group_dir)? {
-                ensure!(!other.ends_within(Duration::ZERO)?, "{word} does not wait");
+                ensure!(!other.ends_within(Duration::ZERO)?, "{words:?} does not wait");
             }
             list.unlock()?;
             commit.wait(LIMIT)?.ok()?;
             other.wait(LIMIT)?.ok()?.stdout_is("c")?;
-            ensure!(frozen()? == stays, "after {word} it is not so");
+            ensure!(frozen()? == stays, "after {words:?} it is not so");
         }
+        // A commit alone had it stand still: there is nothing to be undone, and nothing wrong.
+        list.lock()?;
+        let commit = coracle(&["commit", "-q", "c", "made"]).spawn()?;
+        while !(frozen()? && is_waited_for(&list)?) {
+            ensure!(!commit.ends_within(Duration::ZERO)?, "it never stood still");
+        }
+        let other = coracle(&["unpause", "--all"]).spawn()?;
+        while !is_waited_for(&group_dir)? {
+            ensure!(!other.ends_within(Duration::ZERO)?, "unpause does not wait");
+        }
+        list.unlock()?;
+        commit.wait(LIMIT)?.ok()?;
+        other.wait(LIMIT)?.ok()?.stdout_is("")?;
+        ensure!(!frozen()?, "it stays paused");
         // Killed in the middle, it leaves nobody behind.
         let running = coracle(&["commit", "-q", "c", "never"]).spawn()?;
         while !frozen()? {
