@@ -27,6 +27,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod attr;
+mod barred;
 mod copy_up;
 mod create;
 pub mod data;
