@@ -116,6 +116,10 @@ const PRIVILEGED: &[Case] = &[
 const RINGS: &[Case] = &[
     ("rings::requests_come_through_rings", rings::requests_come_through_rings),
     ("rings::the_device_serves_without_rings", rings::the_device_serves_without_rings),
+    (
+        "rings::the_device_serves_where_rings_are_refused",
+        rings::the_device_serves_where_rings_are_refused,
+    ),
     ("rings::every_end_of_a_mount", rings::every_end_of_a_mount),
     ("rings::copy_up_keeps_everything", corners::copy_up_keeps_everything),
     ("rings::reading_a_directory_while_it_changes", corners::reading_while_changing),
