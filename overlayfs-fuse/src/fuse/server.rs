@@ -21,6 +21,9 @@
 //! Where the kernel sends requests through io_uring ([`rings`]) the device has hardly
 //! anything to say, and nothing spins there.
 //!
+//! Between two looks a spinning thread does what may spare the next request time
+//! ([`Overlay::prepare`](crate::overlay::Overlay::prepare)).
+//!
 //! Spinning is worth it only while requests come soon, and never if somebody else
 //! wants the processor: [`Spin`] decides, from what came of it lately.
 
@@ -372,10 +375,15 @@ impl Server {
 
     /// Waits for a request, spinning or asleep.
     fn listen(&self, buffer: &mut [u8]) -> std::io::Result<Received> {
-        let start = now();
+        let mut start = now();
         if !self.ringing.load(Ordering::Relaxed) && self.spin().wanted(start) {
             let mut last = start;
             loop {
+                // That takes time, which is not the client's silence.
+                if self.adapter.overlay().prepare() {
+                    start = now();
+                    last = start;
+                }
                 nix::sched::sched_yield()?;
                 let received = self.look(buffer)?;
                 let at = now();

@@ -142,6 +142,8 @@ impl MemLayer {
         stat.st_ino = inode.number;
         stat.st_nlink = 1;
         (stat.st_uid, stat.st_gid, stat.st_rdev) = (0, 0, 0);
+        (stat.st_atime, stat.st_mtime, stat.st_ctime) = (0, 0, 0);
+        (stat.st_atime_nsec, stat.st_mtime_nsec, stat.st_ctime_nsec) = (0, 0, 0);
         Ok(stat)
     }
 }

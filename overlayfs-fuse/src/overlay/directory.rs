@@ -111,6 +111,22 @@ impl DirState {
         }
     }
 
+    pub(crate) fn is_indexed(&self) -> bool {
+        self.index.is_some()
+    }
+
+    /// The next directory that reading after `cookie` gives, among so many entries.
+    pub(crate) fn subdirectory_after(&self, cookie: u64, far: usize) -> Option<(u64, Arc<OsStr>)> {
+        let entries = self.index.as_ref()?.entries.range(cookie + 1..).take(far);
+        let mut directories = entries.filter(|(_, entry)| entry.kind == libc::S_IFDIR);
+        directories.next().map(|(cookie, entry)| (*cookie, Arc::clone(&entry.name)))
+    }
+
+    /// Where reading goes on after `name`.
+    pub(crate) fn cookie(&self, name: &OsStr) -> Option<u64> {
+        self.index.as_ref()?.cookies.get(name).copied()
+    }
+
     /// Whether a name that is not shown can be made without looking for a `.wh.`
     /// file that hides it.
     pub(crate) fn is_unmarked(&self) -> bool {
@@ -239,7 +255,7 @@ impl Overlay {
     }
 
     /// The names after `cookie`, at most `limit`.
-    fn entries_after(
+    pub(crate) fn entries_after(
         &self,
         node: &Arc<Node>,
         cookie: u64,
@@ -267,18 +283,22 @@ impl Overlay {
         }
     }
 
-    /// Notes what finding a name has cost without an index, which each layer above the one
-    /// that has it has been asked in vain: makes the index once that has cost as much.
+    /// Notes what finding a name has cost without an index, for which each layer above the
+    /// one that has it has been asked in vain, and for a directory each below as well: makes
+    /// the index once that has cost as much.
     pub(crate) fn found_the_long_way(
         &self,
         node: &Arc<Node>,
         state: &mut DirState,
         found: &Lower,
     ) -> Result<()> {
-        let Lower::File(layer, ..) = found else { return Ok(()) };
         let (upper, lowers) = self.dir_layers(node)?;
-        let above = lowers.iter().position(|dir| dir.layer == *layer).unwrap_or(0);
-        let layers = above + usize::from(upper.is_some());
+        let vain = match found {
+            Lower::File(layer, ..) => lowers.iter().position(|dir| dir.layer == *layer),
+            Lower::Dirs(dirs, _) => lowers.len().checked_sub(dirs.len()),
+            Lower::None => return Ok(()),
+        };
+        let layers = vain.unwrap_or(0) + usize::from(upper.is_some());
         // For the name, and for the `.wh.` file that would hide it.
         state.spent = state.spent.saturating_add(u32::try_from(2 * layers).unwrap_or(u32::MAX));
         if state.spent < state.worth.unwrap_or(WASTE) {
@@ -286,17 +306,21 @@ impl Overlay {
         }
         let worth = *state.worth.get_or_insert_with(|| {
             // What cannot even be looked at will not be listed either.
-            let size = |dir: &LowerDir| {
-                let stat = self.lowers[dir.layer].stat(&dir.path, OsStr::new(""));
-                stat.map_or(i64::MAX, |stat| stat.st_size)
-            };
-            let size = lowers.iter().map(size).fold(0, i64::saturating_add);
-            u32::try_from(size / BYTES_A_CALL).unwrap_or(u32::MAX)
+            u32::try_from(self.size(&lowers) / BYTES_A_CALL).unwrap_or(u32::MAX)
         });
         if state.spent >= worth {
             self.index_if_possible(node, state);
         }
         Ok(())
+    }
+
+    /// Bytes of directories on their disks.
+    pub(crate) fn size(&self, lowers: &[LowerDir]) -> i64 {
+        let size = |dir: &LowerDir| {
+            let stat = self.lowers[dir.layer].stat(&dir.path, OsStr::new(""));
+            stat.map_or(i64::MAX, |stat| stat.st_size)
+        };
+        lowers.iter().map(size).fold(0, i64::saturating_add)
     }
 
     /// The upper directory (`O_PATH`) behind a directory, if it has one, and its
@@ -334,9 +358,14 @@ impl Overlay {
     ) -> Result<()> {
         const BATCH: usize = 128;
         let node = self.node(id)?;
+        if cookie == 0 {
+            self.begins(&node);
+        }
         let mut at = cookie;
+        // Of these two nothing else is asked.
+        let directory = Attr { mode: libc::S_IFDIR, ..Attr::default() };
         if at < 1 {
-            let attr = self.getattr(id)?;
+            let attr = Attr { ino: id, ..directory };
             if !add(1, OsStr::new("."), &attr) {
                 return Ok(());
             }
@@ -344,7 +373,7 @@ impl Overlay {
         }
         if at < 2 {
             let parent = node.body().place.as_ref().map_or(id, |(p, _)| p.id);
-            let attr = self.getattr(parent)?;
+            let attr = Attr { ino: parent, ..directory };
             if !add(2, OsStr::new(".."), &attr) {
                 return Ok(());
             }
@@ -354,8 +383,8 @@ impl Overlay {
             let entries = self.entries_after(&node, at, BATCH)?;
             let last = entries.len() < BATCH;
             for (cookie, entry) in entries {
-                at = cookie;
-                let (child, attr) = match self.entry(&node, &entry.name, count) {
+                let before = std::mem::replace(&mut at, cookie);
+                let (child, attr) = match self.entry(&node, cookie, &entry.name, count) {
                     Ok(Some(found)) => found,
                     Ok(None) | Err(Error::Stale) => continue,
                     // There is such a name, but nothing can be said of it.
@@ -376,6 +405,7 @@ impl Overlay {
                     } else {
                         self.inodes.purge(child);
                     }
+                    self.has_read(&node, before, false);
                     return Ok(());
                 }
                 if !count {
@@ -383,6 +413,7 @@ impl Overlay {
                 }
             }
             if last {
+                self.has_read(&node, at, true);
                 return Ok(());
             }
         }
@@ -390,9 +421,10 @@ impl Overlay {
 
     /// One entry of a directory as lookup gives it, if it is still there; `count`
     /// adds a lookup.
-    fn entry(
+    pub(crate) fn entry(
         &self,
         dir: &Arc<Node>,
+        cookie: u64,
         name: &Arc<OsStr>,
         count: bool,
     ) -> Result<Option<(Arc<Node>, Attr)>> {
@@ -401,7 +433,13 @@ impl Overlay {
         let state = dir.dir_state().ok_or(Error::NotDirectory)?;
         let mut found = match state.look(name) {
             Indexed::Absent => None,
-            Indexed::Present(place) => self.find(dir, name, Some(place))?,
+            Indexed::Present(place) => match self.ahead.take(dir.id, cookie, place) {
+                Some(mut found) => {
+                    found.identity.place = Some((Arc::clone(dir), Arc::clone(name)));
+                    Some(found)
+                }
+                None => self.find(dir, name, Some(place))?,
+            },
             Indexed::Unknown => self.find(dir, name, None)?,
         };
         // The node, of which there may be many, keeps no name of its own.

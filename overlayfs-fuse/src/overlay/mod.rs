@@ -26,8 +26,8 @@ use crate::layer::{Layer, open_beneath};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+mod ahead;
 mod attr;
-mod barred;
 mod copy_up;
 mod create;
 pub mod data;
@@ -145,6 +145,7 @@ pub struct Overlay {
     refused: Vec<data::Refused>,
     /// Copy-ups that succeeded.
     copied: AtomicU64,
+    ahead: ahead::Ahead,
     /// See the theory above.
     tree: RwLock<()>,
 }
@@ -212,6 +213,7 @@ impl Overlay {
             files: files::Files::default(),
             refused,
             copied: AtomicU64::new(0),
+            ahead: ahead::Ahead::default(),
             tree: RwLock::new(()),
         })
     }
@@ -240,6 +242,8 @@ impl Overlay {
             ("nodes", self.known_nodes() as u64),
             ("open_files", self.files.len() as u64),
             ("copy_ups", self.copied.load(Ordering::Relaxed)),
+            ("ahead.looked", self.ahead.looked.load(Ordering::Relaxed)),
+            ("ahead.used", self.ahead.used.load(Ordering::Relaxed)),
         ];
         if let Some(quota) = &self.quota {
             gauges.extend([("upper.bytes", quota.taken()), ("upper.quota", quota.limit())]);

@@ -93,13 +93,16 @@ impl Vfs {
     }
 
     fn list(&self, dir: usize) -> Vec<OsString> {
-        let _names = self.names[dir].read().unwrap();
+        let names = self.names[dir].read().unwrap();
         let mut out = Vec::new();
         let add = &mut |_, name: &OsStr, _: &Attr| {
             out.push(name.to_owned());
             true
         };
         self.union.read_dir(self.dirs[dir], 0, false, add).unwrap();
+        drop(names);
+        // The directory read before is beside this one, or has been: a walk.
+        while self.union.prepare() {}
         out.sort();
         out
     }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 
 use nix::errno::Errno;
 
-use super::{Attr, Options, Overlay, ROOT, RedirectDir};
+use super::{Attr, Caller, Changes, New, Options, Overlay, ROOT, RedirectDir, Upper};
 use crate::layer::{Layer, MemLayer};
 
 fn union(lowers: Vec<MemLayer>, options: Options) -> Overlay {
@@ -119,17 +119,29 @@ fn who_looks_up_many_names_gets_an_index() {
     for n in 0..20 {
         bottom = bottom.file(&format!("n{n}"), &[n], 0o644);
     }
-    let union = union(vec![MemLayer::new(1), MemLayer::new(2), bottom], Options::default());
-    let indexed = || {
+    let indexed = |union: &Overlay| {
         let root = union.node(ROOT).unwrap();
         let state = root.dir_state().unwrap();
         !matches!(state.look(OsStr::new("n0")), super::directory::Indexed::Unknown)
     };
+    let of_files = union(vec![MemLayer::new(1), MemLayer::new(2), bottom], Options::default());
     for n in 0..20 {
-        assert_eq!(indexed(), n >= 8, "{n}");
-        assert_eq!(read(&union, &format!("n{n}")), [n]);
+        assert_eq!(indexed(&of_files), n >= 8, "{n}");
+        assert_eq!(read(&of_files, &format!("n{n}")), [n]);
     }
-    assert_eq!(find(&union, "none").unwrap_err(), libc::ENOENT);
+    assert_eq!(find(&of_files, "none").unwrap_err(), libc::ENOENT);
+    // The two above a directory are asked in vain, or those below it.
+    for at in 0..3 {
+        let mut layers: Vec<_> = (1..=3).map(MemLayer::new).collect();
+        let filled = std::mem::replace(&mut layers[at], MemLayer::new(9));
+        let filled = (0..20).fold(filled, |layer, n| layer.dir(&format!("d{n}"), 0o755));
+        layers[at] = filled;
+        let of_directories = union(layers, Options::default());
+        for n in 0..20 {
+            assert_eq!(indexed(&of_directories), n >= 8, "layer {at}, {n}");
+            assert_eq!(find(&of_directories, &format!("d{n}")).unwrap().nlink, 1);
+        }
+    }
 }
 
 #[test]
@@ -273,4 +285,136 @@ fn redirects_are_refused_where_they_could_show_what_is_hidden() {
         assert!(names(&union, ROOT).contains(&"b".to_owned()));
         assert!(find(&union, "d").is_ok() && find(&union, "gone").is_ok());
     }
+}
+
+/// What is shown of a directory, read in pieces of so many entries, with what comes after
+/// each piece prepared if that is asked for.
+fn shown(union: &Overlay, dir: u64, piece: usize, prepare: bool) -> Vec<(String, Attr)> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    loop {
+        let (mut taken, from) = (0, at);
+        let add = &mut |cookie, name: &OsStr, attr: &Attr| {
+            if taken == piece {
+                return false;
+            }
+            (taken, at) = (taken + 1, cookie);
+            out.push((name.to_string_lossy().into_owned(), *attr));
+            true
+        };
+        union.read_dir(dir, from, true, add).unwrap();
+        while prepare && union.prepare() {}
+        if taken == 0 {
+            out.retain(|(name, _)| name != "." && name != "..");
+            return out;
+        }
+    }
+}
+
+/// The counter of entries that had been looked at when they were asked for.
+fn used(union: &Overlay) -> u64 {
+    union.gauges().into_iter().find(|(name, _)| *name == "ahead.used").unwrap().1
+}
+
+/// Directories `a` with `a/s`, `b` and `c`, of two layers, with files in each.
+fn walked() -> Vec<MemLayer> {
+    [1, 2]
+        .map(|device| {
+            let mut layer = MemLayer::new(device);
+            for dir in ["a", "a/s", "b", "c"] {
+                layer = layer.dir(dir, 0o755);
+                for n in 0..20 {
+                    let bytes = vec![b'x'; n + 1];
+                    layer = layer.file(&format!("{dir}/{device}-{n}"), &bytes, 0o644);
+                }
+            }
+            layer
+        })
+        .into()
+}
+
+#[test]
+fn a_walk_finds_what_was_looked_at_before() {
+    let plain = union(walked(), Options::default());
+    let ahead = union(walked(), Options::default());
+    let mut expected = 0;
+    // Roots are read before their directories are known.
+    for path in ["", "a", "a/s", "b", "c"] {
+        let of = |union: &Overlay| match path {
+            "" => ROOT,
+            path => find(union, path).unwrap().ino,
+        };
+        let want = shown(&plain, of(&plain), usize::MAX, false);
+        assert_eq!(shown(&ahead, of(&ahead), usize::MAX, true), want, "{path}");
+        if !["", "a"].contains(&path) {
+            expected += want.len() as u64;
+        }
+        assert_eq!(used(&ahead), expected, "{path}");
+    }
+    assert_eq!(used(&plain), 0);
+}
+
+#[test]
+fn pieces_of_a_directory_are_looked_at_before() {
+    let (plain, ahead) = (union(walked(), Options::default()), union(walked(), Options::default()));
+    let want = shown(&plain, find(&plain, "b").unwrap().ino, 7, false);
+    assert_eq!(want.len(), 40);
+    assert_eq!(shown(&ahead, find(&ahead, "b").unwrap().ino, 7, true), want);
+    // All but the first piece, which begins with `.` and `..`; those that had no room in
+    // one of the next four, twice.
+    assert_eq!((used(&ahead), used(&plain)), (40 - 5 + 4, 0));
+}
+
+/// Whoever reads here and there has nothing prepared.
+#[test]
+fn nothing_is_looked_at_for_who_does_not_walk() {
+    let union = union(walked(), Options::default());
+    for path in ["b", "a/s", "b", "a/s"] {
+        shown(&union, find(&union, path).unwrap().ino, usize::MAX, true);
+    }
+    let gauges = union.gauges();
+    assert!(gauges.contains(&("ahead.looked", 0)), "{gauges:?}");
+}
+
+#[test]
+fn what_changed_since_is_looked_at_again() {
+    let place = tempfile::tempdir().unwrap();
+    for dir in ["upper", "work"] {
+        std::fs::create_dir(place.path().join(dir)).unwrap();
+    }
+    let upper = Upper::open(&place.path().join("upper"), &place.path().join("work")).unwrap();
+    let lowers = walked().into_iter().map(|l| Box::new(l) as Box<dyn Layer>).collect();
+    let union = Overlay::new(lowers, Some(upper), Options::default()).unwrap();
+    shown(&union, ROOT, usize::MAX, false);
+    let (a, b) = (find(&union, "a").unwrap().ino, find(&union, "b").unwrap().ino);
+    let s = find(&union, "a/s").unwrap().ino;
+    shown(&union, a, usize::MAX, true);
+    shown(&union, s, usize::MAX, true);
+    // Now those of `b` have been looked at.
+    let caller = Caller {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        umask: 0,
+    };
+    let mode = Changes { mode: Some(0o600), ..Changes::default() };
+    union.setattr(find(&union, "b/1-0").unwrap().ino, &mode).unwrap();
+    union.unlink(b, OsStr::new("1-1")).unwrap();
+    union.unlink(b, OsStr::new("1-2")).unwrap();
+    union.make(b, OsStr::new("1-2"), New::File(0o640), caller).unwrap();
+    union.rename(b, OsStr::new("2-3"), b, OsStr::new("2-4"), 0).unwrap();
+    union.make(b, OsStr::new("new"), New::Directory(0o700), caller).unwrap();
+    let before = used(&union);
+    let mut found: Vec<_> = shown(&union, b, usize::MAX, false);
+    found.sort_by(|x, y| x.0.cmp(&y.0));
+    assert_eq!(used(&union) - before, 40 - 5);
+    let looked_up: Vec<_> = found
+        .iter()
+        .map(|(name, _)| (name.clone(), union.lookup(b, OsStr::new(name)).unwrap()))
+        .collect();
+    assert_eq!(found, looked_up);
+    let of = |name: &str| found.iter().find(|(n, _)| n == name).map(|(_, a)| (a.mode, a.size));
+    assert_eq!(of("1-0"), Some((libc::S_IFREG | 0o600, 1)));
+    assert_eq!((of("1-1"), of("2-3")), (None, None));
+    assert_eq!(of("1-2"), Some((libc::S_IFREG | 0o640, 0)));
+    assert_eq!(of("2-4").map(|(_, size)| size), Some(4));
+    assert_eq!(of("new").map(|(mode, _)| mode), Some(libc::S_IFDIR | 0o700));
 }
