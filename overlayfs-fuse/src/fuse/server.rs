@@ -32,8 +32,8 @@ mod rings;
 use std::io::{PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -160,6 +160,8 @@ pub struct Server {
     queues: Mutex<Vec<rings::Queue>>,
     /// Requests come through rings.
     ringing: AtomicBool,
+    /// The thread that looks ahead where there are rings.
+    ahead: OnceLock<Thread>,
 }
 
 #[derive(Debug, Default)]
@@ -170,6 +172,26 @@ struct Bench {
     summoned: usize,
     /// One of them looks every tick.
     watched: bool,
+}
+
+/// What a thread does.
+enum Work {
+    /// Serves what comes through the device.
+    Device,
+    /// Serves what comes through a ring.
+    Ring(Box<rings::Queue>),
+    /// Looks ahead, where those that serve cannot.
+    Ahead,
+}
+
+impl Work {
+    fn name(&self) -> &'static str {
+        match self {
+            Work::Device => "serve",
+            Work::Ring(_) => "ring",
+            Work::Ahead => "ahead",
+        }
+    }
 }
 
 /// A thread that serves.
@@ -202,6 +224,7 @@ impl Server {
             spin: Mutex::new(Spin::new(Duration::ZERO)),
             queues: Mutex::default(),
             ringing: AtomicBool::new(false),
+            ahead: OnceLock::new(),
         };
         let mut buffer = [0; FIRST_BUFFER];
         let len = loop {
@@ -245,17 +268,23 @@ impl Server {
     pub fn run(self: &Arc<Self>, over: PipeWriter) -> std::io::Result<Vec<Serving>> {
         let over = Arc::new(over);
         let queues = std::mem::take(&mut *self.queues());
-        let rings = queues.into_iter().map(|queue| ("ring", Some(queue)));
+        let ahead = (!queues.is_empty()).then_some(Work::Ahead);
+        let rings = queues.into_iter().map(|queue| Work::Ring(Box::new(queue)));
         rings
-            .chain((0..THREADS).map(|_| ("serve", None)))
+            .chain(ahead)
+            .chain((0..THREADS).map(|_| Work::Device))
             .enumerate()
-            .map(|(n, (name, queue))| {
+            .map(|(n, work)| {
                 let (server, over) = (Arc::clone(self), Arc::clone(&over));
-                std::thread::Builder::new().name(format!("{name}-{n}")).spawn(move || {
-                    let device = queue.is_none();
-                    let result = queue.map_or_else(|| server.work(), |q| server.work_at(q));
-                    // A ring that the kernel does not take ends nothing.
-                    if device || result.is_err() {
+                let name = format!("{}-{n}", work.name());
+                std::thread::Builder::new().name(name).spawn(move || {
+                    let (result, last) = match work {
+                        Work::Device => (server.work(), true),
+                        // One that the kernel does not take ends nothing.
+                        Work::Ring(queue) => (server.work_at(*queue), false),
+                        Work::Ahead => (server.look_ahead(), false),
+                    };
+                    if last || result.is_err() {
                         server.end();
                     }
                     drop(over);
@@ -475,6 +504,9 @@ impl Server {
 
     fn end(&self) {
         self.over.store(true, Ordering::Release);
+        if let Some(ahead) = self.ahead.get() {
+            ahead.unpark();
+        }
         let _bench = self.bench();
         self.called.notify_all();
     }

@@ -133,9 +133,14 @@ impl Overlay {
         false
     }
 
+    /// Whether there is a step to take.
+    pub fn could_prepare(&self) -> bool {
+        self.ahead.due.load(Ordering::Relaxed)
+    }
+
     /// Takes a step of what may spare the next request time. `false`: there was none.
     pub fn prepare(&self) -> bool {
-        if !self.ahead.due.load(Ordering::Relaxed) {
+        if !self.could_prepare() {
             return false;
         }
         let step = self.ahead.state().step;

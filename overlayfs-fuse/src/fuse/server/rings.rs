@@ -12,6 +12,8 @@
 //! A client that reads much at once wants the opposite, its pages copied beside it, so for
 //! a while after a large read a thread runs wherever there is room ([`Seat`]).
 //!
+//! A thread of its own looks ahead for all of them ([`Server::look_ahead`]).
+//!
 //! The kernel sends nothing through the rings before each queue has a thread, and nothing
 //! else through the device but FORGET and INTERRUPT. When it does not take a ring it goes
 //! on with the device alone. All rings are made before INIT is answered: once the kernel
@@ -170,7 +172,25 @@ impl Server {
             if !ring.answer(answer.finish(unique, errno)) {
                 ring.answer_from_room(out_header(0, unique, libc::EIO), 0);
             }
+            if let Some(ahead) = self.ahead.get()
+                && self.adapter.overlay().could_prepare()
+            {
+                ahead.unpark();
+            }
         }
+    }
+
+    /// Looks at what will be asked next until the mount is gone, and sleeps where that is
+    /// not known. A thread that is bound to its client's processor cannot: it would keep
+    /// the client from working.
+    pub(super) fn look_ahead(&self) -> std::io::Result<()> {
+        self.ahead.get_or_init(std::thread::current);
+        while !self.over.load(Ordering::Acquire) {
+            if !self.adapter.overlay().prepare() {
+                std::thread::park();
+            }
+        }
+        Ok(())
     }
 }
 
