@@ -11,6 +11,7 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, ftruncate};
 
+use super::directory::DirState;
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::object::{Object, chmod_path};
 use super::xattr::{
@@ -19,8 +20,8 @@ use super::xattr::{
 };
 use super::{Attr, IdMap, Overlay, Owners};
 use crate::error::{During, Error, Result};
-use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
+use crate::sync::{Arc, MutexGuard};
 use crate::sys;
 
 /// A time to set.
@@ -153,6 +154,7 @@ impl Overlay {
             self.resize(&node, size)?;
         }
         let _tree = self.tree_shared();
+        let _state = self.passes_on_anew(&node);
         if changes.mode.is_some() {
             self.forget_plain(&node);
         }
@@ -163,9 +165,6 @@ impl Overlay {
             let stat = fstat(object.as_fd()).during("stat a file of the upper")?;
             let kept = self.kept(|a| sys::getxattr(object.as_fd(), OsStr::new(a)))?;
             self.change_kept(&object, &node, &stat, kept, changes)?;
-        }
-        if node.is_dir() {
-            self.forget_passes_on(&node);
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             object
@@ -186,11 +185,12 @@ impl Overlay {
         Ok(Object::Path(spot.reach().during("reach a file of the upper")?))
     }
 
-    /// What a directory passes on may have changed.
-    fn forget_passes_on(&self, node: &Node) {
-        if let Some(mut state) = node.dir_state() {
-            state.passes_on = None;
-        }
+    /// What a directory passes on is about to change, and what its mode allows: it is
+    /// locked.
+    fn passes_on_anew<'a>(&self, node: &'a Node) -> Option<MutexGuard<'a, DirState>> {
+        let mut state = node.dir_state()?;
+        state.passes_on = None;
+        Some(state)
     }
 
     fn resize(&self, node: &Arc<Node>, size: u64) -> Result<()> {
@@ -386,7 +386,7 @@ impl Overlay {
         let _tree = self.tree_shared();
         self.forget_plain(&node);
         node.bare.store(false, Ordering::Relaxed);
-        self.forget_passes_on(&node);
+        let _state = self.passes_on_anew(&node);
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
         if let Some(mode) = self.mode_of_acl(node.kind, name, value) {
@@ -430,7 +430,7 @@ impl Overlay {
         let node = self.node(id)?;
         self.copy_up(&node, None)?;
         let _tree = self.tree_shared();
-        self.forget_passes_on(&node);
+        let _state = self.passes_on_anew(&node);
         let spot = self.upper_spot(&node)?.ok_or(Error::Stale)?;
         let object = spot.reach().during("reach a file of the upper")?;
         match sys::removexattr(object.as_fd(), name) {

@@ -28,6 +28,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat, mknodat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
+use super::barred::{Entered, Place};
 use super::data::copy_data;
 use super::files::OpenFile;
 use super::inode::{Lower, Node, UpperAt};
@@ -268,17 +269,16 @@ impl Overlay {
         layer: usize,
         copy: Copy,
     ) -> Result<()> {
-        let _tree = self.tree_shared();
         let Copy { source, made, object, forgetful, plain } = copy;
         let links = i64::try_from(source.st_nlink).unwrap_or(i64::MAX);
         let place = node.body().place.clone();
         // Locked to the end: a lookup must not find the copy before the node is it.
-        let mut state = match &place {
-            Some((parent, _)) => Some(parent.dir_state().ok_or(Error::NotDirectory)?),
-            None => None,
+        let (mut entered, _tree) = match &place {
+            Some((parent, _)) => (Some(self.enter(parent, node)?), None),
+            None => (None, Some(self.tree_shared())),
         };
         // It may have lost its name before the directory was locked.
-        let named = node.body().place.is_some();
+        let named = entered.as_ref().is_some_and(|entered| entered.dir.is_some());
         let shown = links.saturating_add(node.body().nlink_delta);
         let mut at = UpperAt::Named;
         let mut indexed = None;
@@ -296,10 +296,9 @@ impl Overlay {
                 delta = by_index;
             }
         }
-        match (&place, &mut state) {
-            (Some((parent, name)), Some(state)) if named => {
-                let dir = self.upper_dir(parent)?;
-                move_in(up, temp, dir.as_fd(), name)?;
+        match (&place, &mut entered) {
+            (Some((parent, name)), Some(Entered { dir: Some((dir, stat)), state, .. })) => {
+                self.move_in(up, temp, parent, (dir, stat), name)?;
                 state.add(name, node.kind, false);
             }
             _ => {
@@ -333,6 +332,24 @@ impl Overlay {
         self.inodes.alias(node, dev_ino(made));
         node.epoch.fetch_add(1, Ordering::Release);
         self.copied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Renames a copy into its directory (of the upper, and its status), whose times stay
+    /// what they were: for the user of the union nothing in it has changed.
+    fn move_in(
+        &self,
+        up: &Upper,
+        temp: &OsStr,
+        parent: &Arc<Node>,
+        (dir, stat): (&Arc<OwnedFd>, &FileStat),
+        name: &OsStr,
+    ) -> Result<()> {
+        let place = || Ok(Place::At(self.upper_path(parent)?));
+        up.opened(dir.as_fd(), stat, place, || {
+            renameat2(&up.work, temp, dir, name, RenameFlags::RENAME_NOREPLACE)
+                .during("put a copy into place")
+        })?;
+        put_back_times(dir.as_fd(), stat)
     }
 
     /// Copies a directory (not what is in it) up, and those above it.
@@ -377,14 +394,14 @@ impl Overlay {
             }
             let made = fstat(copy.as_fd()).during("stat a copy")?;
             self.copy_metadata(up, &copy, &made, &original)?;
-            let _tree = self.tree_shared();
-            let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
-            if node.body().place.is_none() {
-                return Err(Error::NotFound);
-            }
-            let dir = self.upper_dir(&parent)?;
-            move_in(up, &temp, dir.as_fd(), &name)?;
-            state.add(&name, libc::S_IFDIR, !blank);
+            let mut entered = self.enter(&parent, node)?;
+            let (dir, stat) = entered.dir.as_ref().ok_or(Error::NotFound)?;
+            let place = || Ok(Place::At(self.upper_path(&parent)?.join(&*name)));
+            let ready = fstat(copy.as_fd()).during("stat a copy")?;
+            up.opened(copy.as_fd(), &ready, place, || {
+                self.move_in(up, &temp, &parent, (dir, stat), &name)
+            })?;
+            entered.state.add(&name, libc::S_IFDIR, !blank);
             let mut body = node.body();
             body.upper = UpperAt::Named;
             body.upper_ino = Some(dev_ino(&made));
@@ -400,15 +417,6 @@ impl Overlay {
 fn reach(up: &Upper, temp: &OsStr) -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(&up.work, temp, flags, Mode::empty()).during("reach a copy")
-}
-
-/// Renames a copy into its directory, whose times stay what they were: for the
-/// user of the union nothing in it has changed.
-fn move_in(up: &Upper, temp: &OsStr, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    let times = fstat(dir).during("stat a directory")?;
-    renameat2(&up.work, temp, dir, name, RenameFlags::RENAME_NOREPLACE)
-        .during("put a copy into place")?;
-    put_back_times(dir, &times)
 }
 
 /// Undoes what adding an entry did to a directory's times.

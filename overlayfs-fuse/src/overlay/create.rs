@@ -15,6 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, mknodat};
 use nix::unistd::{Gid, LinkatFlags, Uid, fchownat, linkat, symlinkat};
 
+use super::barred;
 use super::directory::{DirState, Indexed, PassesOn, Place};
 use super::files::OpenFile;
 use super::inode::{Identity, Ino, Lower, Node, UpperAt};
@@ -121,7 +122,8 @@ impl Overlay {
         };
         let Made { fd, stat } = match made {
             Err(Error::Exists | Error::Layer { errno: Errno::EEXIST, .. }) => {
-                self.make_covering(up, &dir, &lowers, name, &new, caller, passes_on)?
+                let at = (&parent, &dir, &*lowers);
+                self.make_covering(up, at, name, &new, caller, passes_on)?
             }
             other => other?,
         };
@@ -152,12 +154,10 @@ impl Overlay {
     }
 
     /// Makes an object after a look at what is in the way of it.
-    #[expect(clippy::too_many_arguments, reason = "one step of make(), which has them all")]
     fn make_covering(
         &self,
         up: &Upper,
-        dir: &Arc<OwnedFd>,
-        lowers: &[super::inode::LowerDir],
+        (parent, dir, lowers): (&Arc<Node>, &Arc<OwnedFd>, &[super::inode::LowerDir]),
         name: &OsStr,
         new: &New<'_>,
         caller: Caller,
@@ -174,7 +174,10 @@ impl Overlay {
                 }
                 Ok(made)
             }
-            _ => self.make_in_work(up, dir.as_fd(), name, new, caller, &slot, covers, passes_on),
+            _ => {
+                let dir = (parent, dir.as_fd());
+                self.make_in_work(up, dir, name, new, caller, &slot, covers, passes_on)
+            }
         }
     }
 
@@ -256,7 +259,7 @@ impl Overlay {
     fn make_in_work(
         &self,
         up: &Upper,
-        dir: BorrowedFd<'_>,
+        (parent, dir): (&Arc<Node>, BorrowedFd<'_>),
         name: &OsStr,
         new: &New<'_>,
         caller: Caller,
@@ -269,15 +272,24 @@ impl Overlay {
         let result = (|| {
             let at = stand_in.as_ref().map_or(up.work.as_fd(), |(_, fd)| fd.as_fd());
             let made = self.make_at(up, at, dir, &temp, new, caller, passes_on)?;
-            if stand_in.is_some() {
-                renameat2(at, temp.as_os_str(), &up.work, temp.as_os_str(), RenameFlags::empty())
-                    .during("take a new object out of its stand-in directory")?;
-            }
-            if opaque {
-                up.set_opaque(made.fd.as_fd())?;
-            }
+            let place = || Ok(barred::Place::At(self.upper_path(parent)?.join(name)));
             let replaces = matches!(slot, Slot::Whiteout).then_some(libc::S_IFCHR);
-            up.swap_in(&temp, dir, name, replaces)?;
+            let put = || {
+                if stand_in.is_some() {
+                    let (from, to) = (temp.as_os_str(), temp.as_os_str());
+                    renameat2(at, from, &up.work, to, RenameFlags::empty())
+                        .during("take a new object out of its stand-in directory")?;
+                }
+                if opaque {
+                    up.set_opaque(made.fd.as_fd())?;
+                }
+                up.swap_in(&temp, dir, name, replaces)
+            };
+            if new.kind() == libc::S_IFDIR {
+                up.opened(made.fd.as_fd(), &made.stat, place, put)?;
+            } else {
+                put()?;
+            }
             if matches!(slot, Slot::Marker) {
                 up.remove_marker(dir, name)?;
             }

@@ -139,7 +139,7 @@ impl Overlay {
             self.copy_up(node, None)?;
             self.complete(node)?;
         }
-        let _tree = self.tree_shared();
+        let tree = self.tree_shared();
         let epoch = node.epoch();
         let fits =
             |file: &&OpenFile| file.epoch == epoch && if writes { file.writes } else { file.reads };
@@ -148,7 +148,14 @@ impl Overlay {
             return Ok(Arc::clone(&file.fd));
         }
         // Two threads may both open it: either's descriptor will do.
-        let Opened { fd, reads, elsewhere } = self.open_node(node, writes)?;
+        let Opened { fd, reads, elsewhere } = match self.open_node(node, writes) {
+            // Whoever asks opened it before its mode came to forbid it.
+            Err(Error::Layer { errno: Errno::EACCES, .. }) if self.may_be_barred_from(node) => {
+                drop(tree);
+                Opened { fd: self.open_barred(node, writes)?, reads: true, elsewhere: false }
+            }
+            other => other?,
+        };
         let fd = Arc::new(fd);
         let file = OpenFile { epoch, reads, writes, plain: false, elsewhere, fd: Arc::clone(&fd) };
         self.keep_file(node, file);

@@ -8,7 +8,8 @@
 //!
 //! What can have no attributes (symbolic links and special files without privilege,
 //! anything on a file system that has none) is in the index even with a single name,
-//! and its attributes are in a *record*: a symbolic link `iINO`, INO being the inode
+//! and its attributes are in a *record* (the number alone, where a file has attributes
+//! that cannot be changed: its owner may not write it, and that is who serves): a symbolic link `iINO`, INO being the inode
 //! number of the copy, whose target is `KEY COUNT`. As long as the entry of that key is
 //! the copy the number cannot be another's; a record without such an entry is void.
 //!
@@ -96,21 +97,23 @@ impl Upper {
     /// Records how many names exist in lowers only, of the copy that the index has,
     /// or is to have, under `key`.
     pub(crate) fn set_nlink_delta(&self, object: &Object, key: &OsStr, delta: i64) -> Result<()> {
-        if self.set_private(object, "coracle.nlink", delta.to_string().as_bytes())? {
-            return Ok(());
-        }
+        const OP: &str = "record the names of a copy";
         let stat = fstat(object.as_fd()).during("stat a copy")?;
+        if self.set_private(object, "coracle.nlink", delta.to_string().as_bytes())? {
+            return self.remove_note(&record_name(stat.st_ino), OP);
+        }
         let mut target = key.to_owned();
         target.push(format!(" {delta}"));
-        self.put_note(&record_name(stat.st_ino), &target, "record the names of a copy")
+        self.put_note(&record_name(stat.st_ino), &target, OP)
     }
 
     /// Sets an attribute of ours; `false` where the object cannot have one.
     fn set_private(&self, object: &Object, name: &str, value: &[u8]) -> Result<bool> {
         match object.set_attribute(&self.attribute(name), value, 0) {
             Ok(()) => Ok(true),
-            // EPERM: attributes of the user exist on files and directories only.
-            Err(Errno::EOPNOTSUPP | Errno::EPERM) => Ok(false),
+            // EPERM: attributes of the user exist on files and directories only. EACCES: and
+            // only who may write a file may set them.
+            Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EACCES) => Ok(false),
             Err(errno) => Err(Error::Layer { op: "record the origin of a copy", errno }),
         }
     }
@@ -136,7 +139,10 @@ impl Upper {
         let value = self.private_at(dir, file, "coracle.origin")?;
         if let Some(origin) = value.and_then(|v| Origin::parse(&v)) {
             // Only a copied-up hard link keeps a count of names.
-            let delta = parse_delta(self.private_at(dir, file, "coracle.nlink")?);
+            let mut delta = parse_delta(self.private_at(dir, file, "coracle.nlink")?);
+            if stat.st_nlink > 1 {
+                delta = self.recorded_delta(&origin.key(), stat.st_ino)?.or(delta);
+            }
             return Ok(Some(Past { origin, delta, recorded: false }));
         }
         // Its place in the index is one more name.
@@ -153,13 +159,17 @@ impl Upper {
 
     /// How many names exist in lowers only of the copy that the index has under `key`.
     pub(crate) fn linked_nlink_delta(&self, key: &OsStr, stat: &FileStat) -> Result<i64> {
-        if let Some(delta) =
-            parse_delta(self.private_at(self.links.as_fd(), key, "coracle.nlink")?)
-        {
+        if let Some(delta) = self.recorded_delta(key, stat.st_ino)? {
             return Ok(delta);
         }
-        let past = self.record(stat.st_ino)?.filter(|past| *past.origin.key() == *key);
-        Ok(past.and_then(|past| past.delta).unwrap_or(0))
+        let value = self.private_at(self.links.as_fd(), key, "coracle.nlink")?;
+        Ok(parse_delta(value).unwrap_or(0))
+    }
+
+    /// What a record says of that: it is younger than an attribute.
+    fn recorded_delta(&self, key: &OsStr, ino: u64) -> Result<Option<i64>> {
+        let past = self.record(ino)?.filter(|past| *past.origin.key() == *key);
+        Ok(past.and_then(|past| past.delta))
     }
 
     /// Whether the index of hard links has `object` under `key`.

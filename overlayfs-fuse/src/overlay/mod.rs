@@ -28,6 +28,7 @@ use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod ahead;
 mod attr;
+mod barred;
 mod copy_up;
 mod create;
 pub mod data;

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
 
+use super::barred::Place;
 use super::directory::Indexed;
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::object::Object;
@@ -56,6 +57,7 @@ impl Overlay {
             (false, true) => return Err(Error::NotDirectory),
             _ => {}
         }
+        let stat = found.stat;
         let (node, attr) = self.intern(found, false);
         let result = (|| {
             if directory {
@@ -69,10 +71,18 @@ impl Overlay {
             let last =
                 self.announce_last(up, &node, &parent, name, present.is_some(), attr.nlink)?;
             let _naming = node.naming();
-            let removed = match present {
+            let remove = || match present {
                 _ if hides => up.place_whiteout(dir.as_fd(), name, present),
                 Some(kind) => up.remove_entry(dir.as_fd(), name, kind),
                 None => Ok(()),
+            };
+            let removed = match &held {
+                // It may hold whiteouts.
+                Some(held) if directory => {
+                    let place = || Ok(Place::At(self.upper_path(&parent)?.join(name)));
+                    up.opened(held.as_fd(), &stat, place, remove)
+                }
+                _ => remove(),
             };
             if let (Err(_), Some(key)) = (&removed, last) {
                 up.forget_last(&key)?;

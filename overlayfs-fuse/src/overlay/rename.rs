@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::barred::Place;
 use super::directory::DirState;
 use super::inode::{Ino, Node, UpperAt};
 use super::object::Object;
@@ -186,7 +187,7 @@ impl Overlay {
             let last = self.announce_last(up, target, &new.parent, new.name, in_upper, links)?;
             gone = Some((held, links, last));
             if present == Some(libc::S_IFDIR) {
-                empty_for_good(up, new.dir.as_fd(), new.name)?;
+                self.opened_at(up, new, |dir| empty_for_good(up, dir))?;
             }
         }
         let _naming = match self.take_place(up, source, target, old, new) {
@@ -264,14 +265,29 @@ impl Overlay {
         if !node.is_dir() {
             return Ok(());
         }
+        let same_parent = Arc::ptr_eq(&from.parent, &to.parent);
         if has_lower_part(node) {
-            let fd = reach_dir(from.dir.as_fd(), from.name)?;
-            self.redirect(up, node, fd.as_fd(), Arc::ptr_eq(&from.parent, &to.parent))
+            self.opened_at(up, from, |dir| self.redirect(up, node, dir, same_parent))
         } else if to.covered {
-            mark_opaque(up, from.dir.as_fd(), from.name)
+            self.opened_at(up, from, |dir| up.set_opaque(dir))
         } else {
             Ok(())
         }
+    }
+
+    /// Does something with a directory of the upper that its mode may not allow. The tree
+    /// is locked exclusively.
+    fn opened_at(
+        &self,
+        up: &Upper,
+        at: &End<'_>,
+        act: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = openat(&at.dir, at.name, flags, Mode::empty()).during("reach a directory")?;
+        let stat = fstat(&dir).during("stat a directory")?;
+        let place = || Ok(Place::At(self.upper_path(&at.parent)?.join(at.name)));
+        up.opened(dir.as_fd(), &stat, place, || act(dir.as_fd()))
     }
 
     fn exchange(
@@ -347,23 +363,13 @@ fn lock_both<'a>(
     }
 }
 
-fn reach_dir(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    openat(dir, name, flags, Mode::empty()).during("open a directory")
-}
-
-fn mark_opaque(up: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    up.set_opaque(reach_dir(dir, name)?.as_fd())
-}
-
 /// Empties a directory of the upper that shows no name, so that a rename may
 /// replace it. Opaque first: its whiteouts can then go without anything that
 /// they hid being seen.
-fn empty_for_good(up: &Upper, dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
-    let fd = reach_dir(dir, name)?;
-    if super::upper::has_entries(fd.as_fd())? {
-        up.set_opaque(fd.as_fd())?;
-        super::upper::remove_contents(fd.as_fd())?;
+fn empty_for_good(up: &Upper, dir: BorrowedFd<'_>) -> Result<()> {
+    if super::upper::has_entries(dir)? {
+        up.set_opaque(dir)?;
+        super::upper::remove_contents(dir)?;
     }
     Ok(())
 }

@@ -162,6 +162,7 @@ impl Upper {
     fn clean(&self) -> Result<()> {
         for name in names_in(self.work.as_fd())? {
             self.settle_last(&name)?;
+            self.settle_mode(&name)?;
             self.discard(&name)?;
         }
         Ok(())
@@ -399,17 +400,14 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
         Err(Errno::ENOTEMPTY | Errno::EEXIST) => {}
         Err(errno) => return Err(Error::Layer { op: "remove from the work directory", errno }),
     }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let fd = match openat(dir, name, flags, Mode::empty()) {
-        Err(Errno::EACCES) => {
-            let mode = Mode::from_bits_truncate(0o700);
-            fchmodat(dir, name, mode, FchmodatFlags::FollowSymlink)
-                .during("remove from the work directory")?;
-            openat(dir, name, flags, Mode::empty())
-        }
-        other => other,
+    // Its mode may bar even its owner.
+    let stat = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+    if stat.during("remove from the work directory")?.st_mode & 0o700 != 0o700 {
+        fchmodat(dir, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)
+            .during("remove from the work directory")?;
     }
-    .during("remove from the work directory")?;
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let fd = openat(dir, name, flags, Mode::empty()).during("remove from the work directory")?;
     remove_contents(fd.as_fd())?;
     unlinkat(dir, name, UnlinkatFlags::RemoveDir).during("remove from the work directory")
 }

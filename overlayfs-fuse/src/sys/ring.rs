@@ -23,6 +23,7 @@ const SETUP_SINGLE_ISSUER: u32 = 1 << 12;
 const SETUP_DEFER_TASKRUN: u32 = 1 << 13;
 const ENTER_GETEVENTS: libc::c_uint = 1;
 const REGISTER_ENABLE_RINGS: libc::c_uint = 12;
+const UNREGISTER_EVENTFD: libc::c_uint = 5;
 const OP_URING_CMD: u8 = 46;
 const OFFSET_RINGS: libc::off_t = 0;
 const OFFSET_ENTRIES: libc::off_t = 0x1000_0000;
@@ -145,6 +146,32 @@ impl Ring {
         let memory = Mapping::new(PAYLOAD + room, None)?;
         let device = device.as_raw_fd();
         Ok(Self { fd, rings, entries, memory, device, queue, sq: params.sq, cq: params.cq })
+    }
+
+    /// Whether the other two calls are allowed as well, before the ring is begun: a filter
+    /// may have forgotten one.
+    ///
+    /// # Errors
+    /// What such a call meets.
+    pub(crate) fn may_begin(&self) -> nix::Result<()> {
+        let (fd, none) = (self.fd.as_raw_fd(), std::ptr::null::<u8>());
+        // SAFETY: the commands take no memory of ours.
+        let (registered, entered) = unsafe {
+            let registered =
+                libc::syscall(libc::SYS_io_uring_register, fd, UNREGISTER_EVENTFD, none, 0);
+            let registered = Errno::result(registered);
+            let entered = libc::syscall(libc::SYS_io_uring_enter, fd, 0, 0, 0, none, 0);
+            (registered, Errno::result(entered))
+        };
+        // What the kernel itself says: there is none to take back, and it is not begun.
+        for (result, said) in [(registered, Errno::ENXIO), (entered, Errno::EBADFD)] {
+            if let Err(errno) = result
+                && errno != said
+            {
+                return Err(errno);
+            }
+        }
+        Ok(())
     }
 
     /// Ties the ring to this thread and offers its memory.

@@ -101,6 +101,47 @@ pub(crate) fn a_copy_of_what_nobody_may_write() {
     assert!(sh("getfattr -d -m coracle upper/f").contains("origin"));
 }
 
+/// Files that are in use are written to, and read, whatever their mode has become, also when
+/// their descriptors have been closed meanwhile; by a server that is bound by modes.
+pub(crate) fn opened_before_its_mode_forbade_it() {
+    let options = layers();
+    sh("mkdir union; cd lower; for n in $(seq 100); do echo $n >$n; done; echo old >known
+        echo old >linked; ln linked linked2; echo old >gone");
+    let mount = format!("ulimit -n 64; exec {} -o {options} union", program().display());
+    sh(&mount);
+    let union = Mounted(fs::canonicalize("union").unwrap());
+    let read_all = || sh("cat union/[1-9]*; cat union/[1-9]*");
+    let open = |name: &str, mode: u32| {
+        let mut all = OpenOptions::new();
+        all.read(true).append(true).create(true).mode(mode).open(union.path(name)).unwrap()
+    };
+    let mut files = ["new", "known", "linked", "gone"].map(|name| (name, open(name, 0o444)));
+    for (name, file) in &mut files[1..] {
+        file.write_all(b"first ").unwrap();
+        sh(&format!("chmod 0 union/{name}"));
+    }
+    sh("rm union/gone");
+    for round in 0..2 {
+        for (name, file) in &mut files {
+            read_all();
+            file.write_all(b"more").unwrap_or_else(|e| panic!("{name}, {round}: {e}"));
+            read_all();
+            let mut content = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut content).unwrap_or_else(|e| panic!("{name}, {round}: {e}"));
+            let before = if *name == "new" { "" } else { "old\nfirst " };
+            assert_eq!(content, format!("{before}{}", "more".repeat(round + 1)), "{name}");
+        }
+    }
+    for (name, want) in [("new", 0o444), ("known", 0), ("linked", 0), ("linked2", 0)] {
+        assert_eq!(mode(union.path(name)), want, "{name}");
+        assert_eq!(errno(OpenOptions::new().append(true).open(union.path(name))), libc::EACCES);
+    }
+    assert_eq!(mode("upper/new"), 0o444);
+    drop(files);
+    assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
+}
+
 pub(crate) fn set_gid_directories() {
     let options = layers();
     sh("mkdir -m 2777 lower/d; chown :42 lower/d; chmod 2777 lower/d; touch lower/d/old");

@@ -21,7 +21,7 @@ use std::process::Command;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::lab::{Mounted, sh};
+use crate::lab::{Mounted, errno, sh};
 
 /// xorshift64*: good enough, and the same everywhere.
 struct Random(u64);
@@ -63,14 +63,15 @@ enum Step {
 }
 
 impl Step {
-    fn random(r: &mut Random) -> Self {
+    /// `barred`: owners may be denied to write by a mode.
+    fn random(r: &mut Random, barred: bool) -> Self {
         match r.below(18) {
             0 | 1 => Self::Write(r.path(), r.below(5000), r.below(3) == 0),
             2 => Self::Make(r.path()),
-            3 => Self::MakeDir(
-                r.path(),
-                [0o755, 0o700, 0o2775][usize::try_from(r.below(3)).unwrap()],
-            ),
+            3 => {
+                let mode = [0o755, 0o700, 0o2775][usize::try_from(r.below(3)).unwrap()];
+                Self::MakeDir(r.path(), if barred { mode & 0o7555 } else { mode })
+            }
             4 => Self::Remove(r.path()),
             5 => Self::RemoveDir(r.path()),
             6 => Self::RemoveAll(r.path()),
@@ -80,7 +81,10 @@ impl Step {
             }
             10 => Self::Link(r.path(), r.path()),
             11 => Self::Symlink(r.path(), r.path()),
-            12 => Self::Mode(r.path(), u32::try_from(r.below(0o10000)).unwrap() | 0o700),
+            12 => {
+                let owners = if barred { 0o500 } else { 0o700 };
+                Self::Mode(r.path(), u32::try_from(r.below(0o10000)).unwrap() | owners)
+            }
             13 => Self::Owner(r.path(), u32::try_from(r.below(5)).unwrap()),
             14 => Self::Fifo(r.path()),
             15 => Self::Truncate(r.path(), r.below(3000)),
@@ -279,7 +283,7 @@ fn number(key: &str, default: u64) -> u64 {
 
 /// Random lowers, made by random steps and a few whiteouts.
 fn lowers(r: &mut Random, dir: &str, right: Right) -> String {
-    let links = right == Right::Plain;
+    let links = right.is_plain();
     let space = if right == Right::KernelWithRedirects { "trusted" } else { "user" };
     let n = 1 + r.below(5);
     let mut names = Vec::new();
@@ -319,6 +323,11 @@ fn lowers(r: &mut Random, dir: &str, right: Right) -> String {
             ));
         }
         sh(&format!("find {} -type f -exec sh -c 'echo {i} $1 >$1' - {{}} \\;", root.display()));
+        if right == Right::PlainBarred {
+            for _ in 0..6 {
+                Step::Mode(r.path(), 0o555).run(&root);
+            }
+        }
         names.push(root.display().to_string());
     }
     names.join(":")
@@ -330,6 +339,14 @@ enum Right {
     Kernel,
     KernelWithRedirects,
     Plain,
+    /// Of files that their owner, who is also the one who serves, may not write.
+    PlainBarred,
+}
+
+impl Right {
+    fn is_plain(self) -> bool {
+        matches!(self, Self::Plain | Self::PlainBarred)
+    }
 }
 
 pub(crate) fn random_operations() {
@@ -342,6 +359,12 @@ pub(crate) fn redirects() {
 
 pub(crate) fn plain_directory() {
     sequences(Right::Plain);
+}
+
+/// Runs without the capabilities by which modes do not matter.
+pub(crate) fn plain_directory_by_its_modes() {
+    assert_eq!(errno(File::open(sh("f=$(mktemp -p .); chmod 0 $f; echo $f"))), libc::EACCES);
+    sequences(Right::PlainBarred);
 }
 
 /// The mount or directory that is right.
@@ -357,7 +380,9 @@ impl Reference {
             Right::KernelWithRedirects => {
                 Self::Kernel(Kernel::new(&format!("redirect_dir=on,{layers}"), "kernel"))
             }
-            Right::Plain => Self::Plain(fs::canonicalize(dir).unwrap().join("plain")),
+            Right::Plain | Right::PlainBarred => {
+                Self::Plain(fs::canonicalize(dir).unwrap().join("plain"))
+            }
         }
     }
 
@@ -372,7 +397,7 @@ impl Reference {
 fn sequences(right: Right) {
     let first = number("CORACLE_MODEL_SEED", 1);
     let ours_only = if right == Right::Kernel { "" } else { ",redirect_dir=on" };
-    let links = right == Right::Plain;
+    let (links, barred) = (right.is_plain(), right == Right::PlainBarred);
     for seed in first..first + number("CORACLE_MODEL_SEQUENCES", 20) {
         let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let dir = format!("s{seed}");
@@ -381,7 +406,7 @@ fn sequences(right: Right) {
         let ours_at = format!("lowerdir={lower},upperdir={dir}/u1,workdir={dir}/w1");
         let right_at = format!("lowerdir={lower},upperdir={dir}/u2,workdir={dir}/w2");
         let ours_now = || Mounted::new(&(ours_at.clone() + ours_only), "ours");
-        if right == Right::Plain {
+        if right.is_plain() {
             let shown = Mounted::new(&format!("lowerdir={lower}"), "ours");
             sh(&format!("cp -a {} {dir}/plain", shown.0.display()));
         }
@@ -390,7 +415,7 @@ fn sequences(right: Right) {
             let ours = ours_now();
             let reference = Reference::new(right, &right_at, &dir);
             for _ in 0..40 {
-                let step = Step::random(&mut r);
+                let step = Step::random(&mut r, barred);
                 let idle = step.renames_to_itself(&ours.0);
                 let (a, mut b) = (step.run(&ours.0), step.run(reference.path()));
                 // One name of a file replaces or changes places with another: nothing happens
@@ -410,7 +435,7 @@ fn sequences(right: Right) {
             same("after a remount", seed, &log, &ours.0, reference.path(), links);
         }
         // Each one's upper, mounted by the other.
-        if right != Right::Plain {
+        if !right.is_plain() {
             let ours = Mounted::new(&right_at, "ours");
             let reference = Reference::new(right, &ours_at, &dir);
             same("with exchanged uppers", seed, &log, &ours.0, reference.path(), links);

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{errno, layers, program, sh};
+use crate::lab::{errno, layers, program, sh, skip};
 
 /// A server that a failing case leaves behind is ended.
 struct Server(Child);
@@ -22,13 +22,19 @@ impl Drop for Server {
 
 /// The program in the foreground, mounted at `m`.
 fn start(options: &str, limits: &str) -> Server {
+    start_by("", options, limits, "")
+}
+
+/// The same, started by another program; with what it says of itself going where `said` is.
+fn start_by(by: &str, options: &str, limits: &str, said: &str) -> Server {
     fs::create_dir_all("m").unwrap();
     let (mut ready, ready_end) = std::io::pipe().unwrap();
     let inherit = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
     nix::fcntl::fcntl(ready_end.as_fd(), inherit).unwrap();
     let script = format!(
-        "{limits} exec {} -f --ready-fd {} -o {options},stats=stats m",
+        "{limits} exec {by} {} {} --ready-fd {} -o {options},stats=stats m {said}",
         program().display(),
+        if said.is_empty() { "-f" } else { "-d" },
         ready_end.as_raw_fd()
     );
     let child = Command::new("sh").args(["-ec", &script]).spawn().unwrap();
@@ -100,6 +106,67 @@ pub(crate) fn the_device_serves_without_rings() {
         sh("umount m");
         assert!(server.0.wait().unwrap().success());
     }
+}
+
+/// Runs what follows with the system call of this number refused by a filter, as container
+/// engines do.
+fn without_call(call: nix::libc::c_long, errno: i32) -> String {
+    format!(
+        "python3 -c '
+import ctypes, os, struct, sys
+op = lambda code, yes, no, k: struct.pack(\"HBBI\", code, yes, no, k)
+# The number; not this one: allowed; this one: the error.
+filter = op(0x20, 0, 0, 0) + op(0x15, 1, 0, {call}) + op(6, 0, 0, 0x7fff0000) + op(6, 0, 0, 0x50000 | {errno})
+held = ctypes.create_string_buffer(filter)
+program = ctypes.create_string_buffer(struct.pack(\"HxxxxxxQ\", 4, ctypes.addressof(held)))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0): sys.exit(\"no filter\")
+os.execvp(sys.argv[1], sys.argv[1:])'"
+    )
+}
+
+/// Wherever io_uring is refused, when a ring is made or when one is given to the kernel, the
+/// device serves.
+pub(crate) fn the_device_serves_where_rings_are_refused() {
+    let options = layers();
+    sh("echo x >lower/f; mkdir lower/d; for n in $(seq 50); do echo $n >lower/d/$n; done");
+    // What goes through rings, of a server that says `said` at some time.
+    let used = |script: &str, said: &str| {
+        let mut server = start_by(script, &options, "", "2>said");
+        sh("test $(cat m/f) = x; for n in $(seq 50); do test $(cat m/d/$n) = $n; done
+            echo y >>m/f; test $(wc -l <m/f) = 2; rm -r m/d");
+        let rings = counter(&server, "ring.requests");
+        // A thread that has not come to its ring yet would find the mount gone.
+        while !fs::read_to_string("said").unwrap().contains(said) {
+            assert!(server.0.try_wait().unwrap().is_none(), "{script}: it never said {said}");
+            std::thread::yield_now();
+        }
+        sh("umount m");
+        assert!(server.0.wait().unwrap().success(), "{script}");
+        sh("rm -rf upper work/* && mkdir upper");
+        rings
+    };
+    // Nothing is in the way: this is not for another reason.
+    assert!(used("", "") >= 50);
+    for call in [
+        nix::libc::SYS_io_uring_setup,
+        nix::libc::SYS_io_uring_register,
+        nix::libc::SYS_io_uring_enter,
+    ] {
+        for errno in [libc::EPERM, libc::ENOSYS] {
+            let rings = used(&without_call(call, errno), "no io_uring");
+            assert_eq!(rings, 0, "{call} {errno}");
+        }
+    }
+    // The kernel refuses rings of processors that there cannot be, after it was told of them.
+    let possible = "/sys/devices/system/cpu/possible";
+    let last: u32 = sh(&format!("cat {possible}")).rsplit('-').next().unwrap().parse().unwrap();
+    if last > 60 {
+        return skip("there are too many processors for one more to be tried");
+    }
+    fs::write("more", format!("0-{}\n", last + 2)).unwrap();
+    sh(&format!("mount --bind more {possible}"));
+    used("", "the kernel refused a ring");
 }
 
 /// What is said of a mount without its server: the rings of a process end a moment later.

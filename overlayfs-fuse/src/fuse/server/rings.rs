@@ -16,8 +16,9 @@
 //!
 //! The kernel sends nothing through the rings before each queue has a thread, and nothing
 //! else through the device but FORGET and INTERRUPT. When it does not take a ring it goes
-//! on with the device alone. All rings are made before INIT is answered: once the kernel
-//! has been told to wait for them, nothing must be missing.
+//! on with the device alone. All rings are made before INIT is answered, and whether the
+//! calls to use them are allowed is tried: once the kernel has been told to wait for them,
+//! nothing must be missing.
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
@@ -60,6 +61,9 @@ pub(super) fn make(device: BorrowedFd<'_>, most: usize) -> Vec<Queue> {
     let made = (0..queues * EACH).map(|n| {
         let queue = n % queues;
         let ring = Ring::new(device, queue, MAX_WRITE as usize)?;
+        if n == 0 {
+            ring.may_begin()?;
+        }
         Ok(Queue { ring, seat: Seat::new(usize::from(queue), all) })
     });
     made.collect::<nix::Result<_>>().unwrap_or_else(|errno| {
