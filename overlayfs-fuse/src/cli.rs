@@ -43,6 +43,8 @@ Joins directories into one, copy-on-write, without privilege.
   remount,ro or remount,rw    change that of the mount that is there (so does mount(8))
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
   uring=auto|off              auto: through io_uring where the host's root allows it
+  passthrough=on|off          on: without upperdir and as the host's root, the kernel
+                              reads files by itself: for few large files
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)
   noacl, noxattrs             without ACLs, without extended attributes
 ";

@@ -68,6 +68,8 @@ pub struct Config {
     pub spin: SpinTime,
     /// Not through io_uring, even where the machine's root has switched it on.
     pub no_rings: bool,
+    /// The kernel is to read files by itself.
+    pub passthrough: bool,
     /// Where SIGUSR1 writes the counters; stderr without.
     pub stats: Option<PathBuf>,
     /// The source shown in /proc/mounts.
@@ -210,6 +212,13 @@ impl Config {
                     _ => return Err(bad("the value is auto or off")),
                 };
             }
+            "passthrough" => {
+                self.passthrough = match text()?.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("the value is on or off")),
+                };
+            }
             "stats" => self.stats = Some(path()?),
             "upper_quota" => {
                 let size = text()?;
@@ -275,6 +284,12 @@ impl Config {
             } else if dirs.work.as_os_str().is_empty() {
                 return Err(ConfigError::NoWork);
             }
+        }
+        if self.passthrough && self.upper.is_some() {
+            return Err(ConfigError::Value {
+                option: "passthrough".to_owned(),
+                reason: "on is for mounts without upperdir".to_owned(),
+            });
         }
         if self.options.upper_quota.is_some() && self.upper.is_none() {
             return Err(ConfigError::Value {
@@ -493,6 +508,8 @@ mod tests {
             "upperdir=",
             "fsync",
             "redirect_dir=maybe",
+            "passthrough=auto",
+            "passthrough",
             "upper_quota=",
             "upper_quota=0",
             "upper_quota=-1",
@@ -507,6 +524,9 @@ mod tests {
         assert_eq!(config("upperdir=/u").check().unwrap_err(), ConfigError::NoLower);
         let both = config("lowerdir=/a,redirect_dir=on,public_lower").check().unwrap_err();
         assert!(both.to_string().contains("redirect_dir"), "{both}");
+        let both = config("lowerdir=/a,upperdir=/u,workdir=/w,passthrough=on").check().unwrap_err();
+        assert!(both.to_string().contains("passthrough"), "{both}");
+        assert!(config("lowerdir=/a,workdir=/w,passthrough=on").check().unwrap().passthrough);
         assert_eq!(config("lowerdir=/a,upperdir=/u").check().unwrap_err(), ConfigError::NoWork);
         let many = vec!["/l"; MAX_LOWERS + 1].join(":");
         assert!(config(&format!("lowerdir={many}")).check().is_err());

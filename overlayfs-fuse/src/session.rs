@@ -89,10 +89,14 @@ fn serve(asked: &Mount, ready: Option<OwnedFd>, exit: Option<OwnedFd>) -> Result
     // A daemon that sits in a directory keeps its file system busy.
     std::env::set_current_dir("/").context("change to /")?;
     let device = mount::make(config, &target)?;
-    let adapter = Adapter::new(overlay, asked.debug);
+    let adapter = Adapter::new(overlay, config.passthrough, asked.debug);
     let rings = if config.no_rings { 0 } else { descriptors / 8 };
     let server = Server::start(device, adapter, rings).context("answer the kernel's INIT");
     let begun = server.and_then(|server| {
+        if config.passthrough && !server.passes_through() {
+            say("warning: passthrough takes the machine's root and Linux 6.9 with \
+                 CONFIG_FUSE_PASSTHROUGH; files are read through this program");
+        }
         if let Some(ready) = ready {
             std::fs::File::from(ready).write_all(b"1").context("write to --ready-fd")?;
         }

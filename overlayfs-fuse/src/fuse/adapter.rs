@@ -3,14 +3,15 @@
 //! Files and directories are never opened: OPEN and OPENDIR are answered with
 //! ENOSYS, after which the kernel neither asks again nor sends RELEASE, and every
 //! request names a node only. So errors that open(2) would have met come with
-//! the first read or write.
+//! the first read or write. Except with [`Passthrough`].
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
 
 use super::init::{self, Granted, Wishes};
+use super::passthrough::Passthrough;
 use super::wire::{self, Answer, Body, Request, fattr, op};
 use crate::error::Error;
 use crate::overlay::{Attr, Caller, Changes, New, Overlay, SetTime, UNKNOWN};
@@ -31,6 +32,8 @@ pub struct Adapter {
     wishes: Wishes,
     /// What the kernel agreed to.
     granted: OnceLock<Granted>,
+    /// Where the kernel reads files by itself.
+    passthrough: OnceLock<Passthrough>,
     /// Log failed operations.
     debug: bool,
 }
@@ -59,12 +62,15 @@ fn need<T>(field: Option<T>) -> Result<T, Failure> {
 }
 
 impl Adapter {
-    /// Wraps a union.
+    /// Wraps a union. `passthrough`: the kernel is to read files by itself; there is no
+    /// upper then.
     #[must_use]
-    pub fn new(overlay: Overlay, debug: bool) -> Self {
+    pub fn new(overlay: Overlay, passthrough: bool, debug: bool) -> Self {
         let options = overlay.options();
-        let wishes = Wishes { acl: !options.no_acl && !options.no_xattrs, rings: false };
-        Self { overlay, wishes, granted: OnceLock::new(), debug }
+        let acl = !options.no_acl && !options.no_xattrs;
+        let wishes = Wishes { acl, rings: false, passthrough };
+        let (granted, passthrough) = (OnceLock::new(), OnceLock::new());
+        Self { overlay, wishes, granted, passthrough, debug }
     }
 
     /// The union.
@@ -84,6 +90,21 @@ impl Adapter {
         let wishes = Wishes { rings, ..self.wishes };
         let granted = init::answer(&mut body, wishes, answer)?;
         Some(*self.granted.get_or_init(|| granted))
+    }
+
+    /// The answer to INIT has been taken: tries whether the kernel reads files by itself, if
+    /// that was agreed.
+    pub(crate) fn begin(&self, device: BorrowedFd<'_>) {
+        if self.granted.get().is_some_and(|granted| granted.has(wire::init::PASSTHROUGH))
+            && let Some(passthrough) = Passthrough::new(device)
+        {
+            self.passthrough.get_or_init(|| passthrough);
+        }
+    }
+
+    /// Whether it does.
+    pub(crate) fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.get()
     }
 
     /// What a READ for much asks for: file, offset and size. `None` for anything else,
@@ -229,10 +250,13 @@ impl Adapter {
             op::COPY_FILE_RANGE => self.copy_range(request, body, answer),
             op::IOCTL => Err(Failure::Errno(libc::ENOTTY)),
             op::DESTROY => Ok(()),
-            // Nothing is opened, and nothing kept back that FLUSH could hand over.
-            op::OPEN | op::RELEASE | op::OPENDIR | op::RELEASEDIR | op::FLUSH => {
-                Err(Failure::NotServed)
+            op::OPEN => self.open(request, body, answer),
+            op::RELEASE => {
+                self.passthrough.get().ok_or(Failure::NotServed)?.release(request.node);
+                Ok(())
             }
+            // Nothing is opened, and nothing kept back that FLUSH could hand over.
+            op::OPENDIR | op::RELEASEDIR | op::FLUSH => Err(Failure::NotServed),
             // Nothing here can be interrupted.
             op::INTERRUPT => Err(Failure::NotServed),
             _ => Err(Failure::NotServed),
@@ -310,6 +334,20 @@ impl Adapter {
         answer.u64(0);
         answer.u32(wire::OPEN_FLAGS);
         answer.u32(0);
+        Ok(())
+    }
+
+    fn open(&self, request: &Request<'_>, body: &mut Body<'_>, answer: &mut Answer) -> Outcome {
+        let passthrough = self.passthrough.get().ok_or(Failure::NotServed)?;
+        // The kernel would write to a lower by itself, too.
+        if need(body.u32())?.cast_signed() & libc::O_ACCMODE != libc::O_RDONLY {
+            return Err(Error::ReadOnly.into());
+        }
+        let file = self.overlay.data(request.node)?;
+        let id = passthrough.open(request.node, file.as_fd());
+        answer.u64(0);
+        answer.u32(if id.is_some() { wire::PASSTHROUGH_FLAGS } else { wire::OPEN_FLAGS });
+        answer.u32(id.unwrap_or(0));
         Ok(())
     }
 

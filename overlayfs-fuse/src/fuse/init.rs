@@ -14,6 +14,8 @@ pub(crate) struct Wishes {
     pub(crate) acl: bool,
     /// Requests are to come through io_uring.
     pub(crate) rings: bool,
+    /// The kernel is to read files by itself.
+    pub(crate) passthrough: bool,
 }
 
 /// What came of it.
@@ -77,6 +79,9 @@ pub(crate) fn answer(body: &mut Body<'_>, wishes: Wishes, answer: &mut Answer) -
     if wishes.rings {
         wanted |= init::OVER_IO_URING;
     }
+    if wishes.passthrough {
+        wanted |= init::PASSTHROUGH;
+    }
     let flags = offered & wanted;
     answer.u32(wire::MAJOR);
     answer.u32(wire::MINOR.min(minor));
@@ -91,7 +96,10 @@ pub(crate) fn answer(body: &mut Body<'_>, wishes: Wishes, answer: &mut Answer) -
     answer.u16(256);
     answer.u16(0);
     answer.u32((flags >> 32) as u32);
-    answer.put(&[0; 28]);
+    // How deep in the stack of file systems the mount is to be, where it reads from others:
+    // one above those that are on none, so that one more can be put on top.
+    answer.u32(u32::from(flags & init::PASSTHROUGH != 0));
+    answer.put(&[0; 24]);
     Some(Granted { flags })
 }
 
@@ -108,7 +116,7 @@ mod tests {
         let mut request = Request::parse(&message).unwrap();
         let mut out = Answer::default();
         out.clear();
-        let wishes = Wishes { acl: false, rings };
+        let wishes = Wishes { acl: false, rings, passthrough: rings };
         let granted = answer(&mut request.body, wishes, &mut out).unwrap();
         (granted, out.finish(1, 0).to_vec())
     }
@@ -122,6 +130,16 @@ mod tests {
         let (granted, answer) = ask(99, 0, 0, false);
         assert_eq!(granted, Granted::default());
         assert_eq!(answer[20..24], wire::MINOR.to_ne_bytes());
+    }
+
+    #[test]
+    fn passthrough_says_how_deep_the_mount_is() {
+        let bits = 1 << (37 - 32) | 1 << (41 - 32);
+        for (more, wish, want) in [(bits, true, 1), (bits, false, 0), (1 << (41 - 32), true, 0)] {
+            let (granted, answer) = ask(42, 1 << 30, more, wish);
+            assert_eq!(granted.has(init::PASSTHROUGH), want != 0, "{more} {wish}");
+            assert_eq!(answer[52..56], u32::to_ne_bytes(want), "{more} {wish}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! [`wire`] is the messages, [`init`] what is agreed on, [`adapter`] decodes,
 //! calls the union and replies; [`server`] moves messages from and to /dev/fuse, [`splice`]
-//! those that are much of a file. Only the last two do I/O.
+//! those that are much of a file, [`passthrough`] has the kernel do without. Only the last
+//! three do I/O.
 //!
 //! The kernel is the cache: every change goes through it and lowers do not
 //! change, so names, attributes, missing names and directory contents are good
@@ -11,6 +12,7 @@
 mod adapter;
 pub mod counters;
 mod init;
+mod passthrough;
 pub mod server;
 mod splice;
 mod wire;

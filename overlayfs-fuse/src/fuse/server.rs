@@ -252,12 +252,19 @@ impl Server {
         *server.queues() = queues;
         server.counters.request(request.opcode);
         server.reply(answer.finish(request.unique, 0))?;
+        server.adapter.begin(server.device.as_fd());
         Ok(server)
     }
 
     /// From now on spins for at most `limit`, zero for never.
     pub fn spin_for(&self, limit: Duration) {
         self.spin().limit = limit;
+    }
+
+    /// Whether the kernel reads files by itself.
+    #[must_use]
+    pub fn passes_through(&self) -> bool {
+        self.adapter.passthrough().is_some()
     }
 
     /// Starts the threads that serve until the mount is gone. The last of them to end
@@ -304,6 +311,9 @@ impl Server {
         let mut out = self.counters.report();
         for (name, value) in self.adapter.overlay().gauges() {
             line(&mut out, name, value);
+        }
+        if let Some(passthrough) = self.adapter.passthrough() {
+            line(&mut out, "passthrough.files", passthrough.len() as u64);
         }
         out
     }

@@ -103,6 +103,7 @@ pub(crate) mod init {
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
+    pub(crate) const PASSTHROUGH: u64 = 1 << 37;
     pub(crate) const OVER_IO_URING: u64 = 1 << 41;
 }
 
@@ -125,9 +126,12 @@ pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1;
 /// `FUSE_FSYNC_FDATASYNC`.
 pub(crate) const FSYNC_DATA: u32 = 1;
-/// What CREATE answers: keep cached pages (`FOPEN_KEEP_CACHE`), and no FLUSH
+/// What CREATE and OPEN answer: keep cached pages (`FOPEN_KEEP_CACHE`), and no FLUSH
 /// (`FOPEN_NOFLUSH`).
 pub(crate) const OPEN_FLAGS: u32 = 1 << 1 | 1 << 5;
+/// What OPEN answers where the kernel reads the file by itself: `FOPEN_PASSTHROUGH`, which
+/// goes with no cached pages, and no FLUSH.
+pub(crate) const PASSTHROUGH_FLAGS: u32 = 1 << 7 | 1 << 5;
 
 /// A request, its header taken apart.
 #[derive(Clone, Copy, Debug)]

@@ -18,6 +18,9 @@ use nix::sys::time::TimeSpec;
 
 /// `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
 const FICLONE: libc::c_ulong = 0x4004_9409;
+/// _IOW(229, 1, 16 bytes) and _IOW(229, 2, 4 bytes).
+const BACKING_OPEN: libc::c_ulong = 0x4010_e501;
+const BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
 
 /// The path by which the kernel reaches whatever `fd` refers to, also an
 /// `O_PATH` descriptor and also a symbolic link (proc(5): a magic link jumps to
@@ -239,6 +242,27 @@ pub(crate) fn set_times(fd: BorrowedFd<'_>, atime: &TimeSpec, mtime: &TimeSpec) 
 pub(crate) fn reflink(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: FICLONE takes a descriptor number by value and touches no memory of ours.
     let r = unsafe { libc::ioctl(dst.as_raw_fd(), FICLONE, src.as_raw_fd()) };
+    Errno::result(r).map(drop)
+}
+
+/// Has the kernel know a file that it is to read by itself (`FUSE_DEV_IOC_BACKING_OPEN`,
+/// linux/fuse.h); the number it has there.
+///
+/// # Errors
+/// EPERM where the mount or this process may not, ELOOP where it is on a file system that
+/// stands on others.
+pub(crate) fn backing_open(device: BorrowedFd<'_>, file: BorrowedFd<'_>) -> nix::Result<u32> {
+    // `struct fuse_backing_map`: descriptor, flags, and room.
+    let map: [i32; 4] = [file.as_raw_fd(), 0, 0, 0];
+    // SAFETY: `map` has the layout and length that the command says, and is only read.
+    let id = unsafe { libc::ioctl(device.as_raw_fd(), BACKING_OPEN, map.as_ptr()) };
+    Errno::result(id).map(i32::cast_unsigned)
+}
+
+/// Takes that back (`FUSE_DEV_IOC_BACKING_CLOSE`); those who have it open keep it.
+pub(crate) fn backing_close(device: BorrowedFd<'_>, id: u32) -> nix::Result<()> {
+    // SAFETY: the command reads one number of 32 bits.
+    let r = unsafe { libc::ioctl(device.as_raw_fd(), BACKING_CLOSE, &raw const id) };
     Errno::result(r).map(drop)
 }
 

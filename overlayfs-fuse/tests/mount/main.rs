@@ -21,6 +21,7 @@ mod lab;
 mod links;
 mod metacopy;
 mod model;
+mod passthrough;
 mod promises;
 mod quota;
 mod redirect;
@@ -82,6 +83,7 @@ const CASES: &[Case] = &[
     ("crash::at_every_step", crash::at_every_step),
     ("quota::space_is_bounded", quota::space_is_bounded),
     ("quota::bounded_for_many_at_once", quota::bounded_for_many_at_once),
+    ("passthrough::refused_without_privilege", passthrough::refused_without_privilege),
     ("redirect::renamed_directories", redirect::renamed_directories),
     ("redirect::what_is_not_followed", redirect::what_is_not_followed),
     ("model::random_operations_match_the_kernel", model::random_operations),
@@ -108,6 +110,11 @@ const PRIVILEGED: &[Case] = &[
     ("metacopy::data_that_is_not_there", metacopy::data_that_is_not_there),
     ("metacopy::data_outlives_the_name", metacopy::data_outlives_the_name),
     ("metacopy::data_below_what_hides_it", metacopy::data_below_what_hides_it),
+    ("passthrough::the_kernel_reads_by_itself", passthrough::the_kernel_reads_by_itself),
+    ("passthrough::nothing_is_written", passthrough::nothing_is_written),
+    ("passthrough::opened_by_many_at_once", passthrough::opened_by_many_at_once),
+    ("passthrough::above_and_below_other_stacks", passthrough::above_and_below_other_stacks),
+    ("passthrough::readers_outlive_the_server", passthrough::readers_outlive_the_server),
     ("model::random_renames_match_the_kernel", model::redirects),
 ];
 

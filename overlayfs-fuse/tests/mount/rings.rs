@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::lab::{errno, layers, program, sh, skip};
 
 /// A server that a failing case leaves behind is ended.
-struct Server(Child);
+pub(crate) struct Server(pub(crate) Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -21,7 +21,7 @@ impl Drop for Server {
 }
 
 /// The program in the foreground, mounted at `m`.
-fn start(options: &str, limits: &str) -> Server {
+pub(crate) fn start(options: &str, limits: &str) -> Server {
     start_by("", options, limits, "")
 }
 
@@ -43,18 +43,32 @@ fn start_by(by: &str, options: &str, limits: &str, said: &str) -> Server {
     Server(child)
 }
 
-/// A counter of the server.
-fn counter(server: &Server, name: &str) -> u64 {
+/// What the server counts.
+fn report(server: &Server) -> String {
     fs::remove_file("stats").ok();
     kill(Pid::from_raw(server.0.id().cast_signed()), Signal::SIGUSR1).unwrap();
-    let report = loop {
+    loop {
         match fs::read_to_string("stats") {
-            Ok(report) => break report,
+            Ok(report) => return report,
             _ => std::thread::yield_now(),
         }
-    };
+    }
+}
+
+fn value(report: &str, name: &str) -> Option<u64> {
     let value = report.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-    value.unwrap_or_else(|| panic!("no {name} in {report}")).parse().unwrap()
+    value.map(|value| value.parse().unwrap())
+}
+
+/// A counter of the server.
+pub(crate) fn counter(server: &Server, name: &str) -> u64 {
+    let report = report(server);
+    value(&report, name).unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+/// How many requests of a kind it had: those of which there were none are left out.
+pub(crate) fn requests(server: &Server, kind: &str) -> u64 {
+    value(&report(server), &format!("request.{kind}")).unwrap_or(0)
 }
 
 /// What is read and written, small and large, is right, and went through the rings; what
