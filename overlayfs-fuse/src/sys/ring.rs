@@ -49,6 +49,11 @@ pub(crate) const OUT_HEADER: usize = 16;
 /// directly before it.
 const PAYLOAD: usize = 4096;
 
+/// A payload that is longer takes memory which is given back after so many that are not, and
+/// not at once: taking it anew costs time.
+const KEPT: usize = 256 << 10;
+const AFTER: u32 = 64;
+
 /// `struct io_uring_params`.
 #[repr(C)]
 #[derive(Default)]
@@ -97,6 +102,41 @@ impl Mapping {
     }
 }
 
+/// Headers and payload of a ring.
+#[derive(Debug)]
+struct Memory {
+    mapping: Mapping,
+    /// Shorter payloads until what only long ones take is given back; 0 when it is.
+    left: u32,
+}
+
+impl Memory {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.mapping.bytes()
+    }
+
+    /// A payload of `len` bytes is in it, and nothing else.
+    fn used(&mut self, len: usize) {
+        if len > KEPT {
+            self.left = AFTER;
+            return;
+        }
+        if self.left == 0 {
+            return;
+        }
+        self.left -= 1;
+        let rest = PAYLOAD + KEPT;
+        if self.left == 0 && self.mapping.len > rest {
+            // SAFETY: a part of a private mapping of ours without a file, to which nobody has
+            // a reference; it reads as zeros from here on. Refused, it stays as it is.
+            unsafe {
+                let start = self.mapping.start.as_ptr().add(rest);
+                libc::madvise(start.cast(), self.mapping.len - rest, libc::MADV_DONTNEED);
+            }
+        }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no borrow of it outlives `self`.
@@ -111,7 +151,7 @@ pub(crate) struct Ring {
     fd: OwnedFd,
     rings: Mapping,
     entries: Mapping,
-    memory: Mapping,
+    memory: Memory,
     device: RawFd,
     queue: u16,
     sq: [u32; 10],
@@ -143,7 +183,7 @@ impl Ring {
         let rings = Mapping::new(completions.max(array), Some((raw, OFFSET_RINGS)))?;
         let len = params.sq_entries as usize * SUBMISSION;
         let entries = Mapping::new(len, Some((raw, OFFSET_ENTRIES)))?;
-        let memory = Mapping::new(PAYLOAD + room, None)?;
+        let memory = Memory { mapping: Mapping::new(PAYLOAD + room, None)?, left: 0 };
         let device = device.as_raw_fd();
         Ok(Self { fd, rings, entries, memory, device, queue, sq: params.sq, cq: params.cq })
     }
@@ -185,8 +225,8 @@ impl Ring {
             libc::syscall(libc::SYS_io_uring_register, fd, REGISTER_ENABLE_RINGS, none, 0)
         };
         Errno::result(enabled)?;
-        let room = self.memory.len - PAYLOAD;
-        let start = self.memory.start.as_ptr().expose_provenance();
+        let room = self.memory.mapping.len - PAYLOAD;
+        let start = self.memory.mapping.start.as_ptr().expose_provenance();
         // The two parts (`struct iovec`), said in the memory itself where nothing else is.
         let parts = [start, HEADERS, start + PAYLOAD, room];
         let said = parts.map(usize::to_ne_bytes);
@@ -230,6 +270,8 @@ impl Ring {
 
     /// The request in one piece. `None` when its lengths make no sense.
     pub(crate) fn message(&mut self) -> Option<&[u8]> {
+        let payload = u32_at(self.memory.bytes(), PAYLOAD_LEN);
+        self.memory.used(payload);
         join(self.memory.bytes())
     }
 
@@ -245,6 +287,9 @@ impl Ring {
 
     /// Answers with `header` and the first `len` bytes of the room.
     pub(crate) fn answer_from_room(&mut self, header: [u8; OUT_HEADER], len: usize) {
+        if len > KEPT {
+            self.memory.used(len);
+        }
         let memory = self.memory.bytes();
         memory[..OUT_HEADER].copy_from_slice(&header);
         // Not more than the room, whose size has 32 bits.
@@ -325,6 +370,28 @@ fn join(memory: &mut [u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_long_payloads_took_is_given_back() {
+        let mut memory =
+            Memory { mapping: Mapping::new(PAYLOAD + (1 << 20), None).unwrap(), left: 0 };
+        let edge = PAYLOAD + KEPT;
+        let mut given_back = |len: usize| {
+            memory.bytes()[edge - 1..][..2].fill(7);
+            memory.used(len);
+            assert_eq!(memory.bytes()[edge - 1], 7);
+            memory.bytes()[edge] == 0
+        };
+        assert!((0..=AFTER).all(|_| !given_back(KEPT)));
+        for long in [KEPT + 1, 1 << 20] {
+            assert!(!given_back(long));
+            assert!((1..AFTER).all(|_| !given_back(0)));
+            assert!(!given_back(long));
+            assert!((1..AFTER).all(|_| !given_back(KEPT)));
+            assert!(given_back(0));
+            assert!(!given_back(0));
+        }
+    }
 
     #[test]
     fn a_request_is_put_together() {
