@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::{Mounted, errno, layers, program, sh, text};
-use crate::rings::{Server, counter, requests, start};
+use crate::rings::{GONE, Server, counter, requests, start};
 
 const OPTIONS: &str = "lowerdir=top:lower,passthrough=on";
 
@@ -128,8 +128,10 @@ pub(crate) fn above_and_below_other_stacks() {
     assert!(fs::read("m/large").unwrap() == data);
     assert!(requests(&server, "read") > 0);
     until_all_are_closed(&server);
-    sh("umount m; umount stack");
+    sh("umount m");
     assert!(server.0.wait().unwrap().success());
+    // Only now nobody has a file of it open.
+    sh("umount stack");
     let _union = Mounted::new(OPTIONS, "m");
     sh("mount -t overlay top -o lowerdir=m,upperdir=up2,workdir=wk2 above
         cmp above/large lower/large; echo more >>above/large; cmp -s above/large lower/large && exit 1
@@ -146,7 +148,7 @@ pub(crate) fn readers_outlive_the_server() {
     let mut at = [0; 8];
     file.read_exact_at(&mut at, 4_000_000).unwrap();
     assert!(at == data[4_000_000..][..8]);
-    assert_eq!(errno(File::open("m/again")), libc::ENOTCONN);
+    assert!(GONE.contains(&errno(File::open("m/again"))));
     drop(file);
     sh("umount m");
 }

@@ -184,7 +184,7 @@ pub(crate) fn the_device_serves_where_rings_are_refused() {
 }
 
 /// What is said of a mount without its server: the rings of a process end a moment later.
-const GONE: [i32; 3] = [libc::ENOTCONN, libc::ECONNABORTED, libc::ECANCELED];
+pub(crate) const GONE: [i32; 3] = [libc::ENOTCONN, libc::ECONNABORTED, libc::ECANCELED];
 
 /// By whatever it ends, with a file in use, nobody hangs and the process goes.
 pub(crate) fn every_end_of_a_mount() {
