@@ -8,7 +8,8 @@
 //! lock                     taken for as long as names are given out or taken away
 //! mnt/                     empty: where each container, in its own mount namespace, has
 //!                          memory of its own, see [`crate::plan::scratch`]
-//! cache/                   what can be computed again (compiled seccomp filters)
+//! cache/                   what can be computed again (compiled seccomp filters), and
+//! cache/spare              what the next container's directory can be, see [`spare`]
 //! containers/NAME/         mode 0700
 //!   lock                   held by the monitor for its whole life; has the exit code
 //!                          after it
@@ -51,12 +52,13 @@ mod entry;
 mod files;
 pub mod log;
 mod names;
+mod spare;
 mod state;
 
 pub use entry::Watch;
 use entry::is_owned;
 pub(crate) use files::replace;
-use files::{at, open_lock, private_dir, remove_tree, take};
+use files::{at, open_lock, private_dir, remove_tree, replace_passing, take};
 pub use state::{Process, State, Status};
 
 /// A failure to keep, find or remove a container's state.
@@ -203,11 +205,12 @@ impl Store {
     /// [`StoreError::Exists`] when the name is in use.
     pub fn create(&self, spec: &Spec) -> Result<Container> {
         let _names = self.lock()?;
-        let entry = match &spec.name {
-            Some(name) => self.make_dir(name)?,
+        let layers = spec.upper == Upper::Own;
+        let (entry, filled) = match &spec.name {
+            Some(name) => self.make_dir(name, layers)?,
             None => loop {
-                match self.make_dir(&names::made_up().map_err(at("read", "/dev/urandom".as_ref()))?)
-                {
+                let name = names::made_up().map_err(at("read", "/dev/urandom".as_ref()))?;
+                match self.make_dir(&name, layers) {
                     Err(StoreError::Exists(_)) => {}
                     other => break other?,
                 }
@@ -217,7 +220,8 @@ impl Store {
         take(&lock).map_err(at("lock", &entry.dir))?;
         let container = self.own(&entry, lock);
         // Half a container helps nobody, and it would hold its name.
-        match container.fill(spec) {
+        let full = if layers && !filled { container.fill() } else { Ok(()) };
+        match full {
             Ok(()) => Ok(container),
             Err(error) => {
                 fs::remove_dir_all(&container.dir).map_err(at("remove", &container.dir))?;
@@ -235,10 +239,16 @@ impl Store {
         }
     }
 
-    fn make_dir(&self, name: &str) -> Result<Entry> {
+    /// Makes a container's directory; whether it has `upper` and `work` already, which it may
+    /// only where it is to have them: `layers`.
+    fn make_dir(&self, name: &str, layers: bool) -> Result<(Entry, bool)> {
         let dir = self.containers().join(name);
-        match private_dir().create(&dir) {
-            Ok(()) => Ok(Entry { name: name.to_owned(), dir }),
+        let made = match layers.then(|| spare::take(&self.root, &dir)) {
+            None | Some(Ok(false)) => private_dir().create(&dir).map(|()| false),
+            Some(taken) => taken,
+        };
+        match made {
+            Ok(filled) => Ok((Entry { name: name.to_owned(), dir }, filled)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(StoreError::Exists(name.to_owned()))
             }
@@ -371,6 +381,15 @@ impl Store {
         Ok(())
     }
 
+    /// Removes what is kept for the next container.
+    ///
+    /// # Errors
+    /// When it does not go.
+    pub fn drop_spare(&self) -> Result<()> {
+        let _names = self.lock()?;
+        spare::drop_kept(&self.root).map_err(at("remove", &spare::place(&self.root)))
+    }
+
     /// Waits for the store's own lock, held for as long as the file is open.
     fn lock(&self) -> Result<File> {
         let path = self.root.join("lock");
@@ -387,10 +406,7 @@ impl Container {
         Entry { name: self.name.clone(), dir: self.dir.clone() }
     }
 
-    fn fill(&self, spec: &Spec) -> Result<()> {
-        if spec.upper != Upper::Own {
-            return Ok(());
-        }
+    fn fill(&self) -> Result<()> {
         for path in [self.upper(), self.work()] {
             private_dir().create(&path).map_err(at("make", &path))?;
         }
@@ -443,7 +459,7 @@ impl Container {
         write().map_err(at("write", &self.dir.join("lock")))
     }
 
-    /// Writes the state (a new file, renamed over the old one).
+    /// Writes the state (a new file, renamed to the old one's name).
     ///
     /// # Errors
     /// When the file cannot be written; the old state stays then.
@@ -451,7 +467,9 @@ impl Container {
         let path = self.state();
         let json = serde_json::to_vec(state)
             .map_err(|source| StoreError::Damaged { path: path.clone(), source })?;
-        replace(&path, &json).map_err(at("write", &path))
+        // With the machine those that are removed at their end are gone anyway.
+        let put = if state.spec.remove { replace_passing } else { replace };
+        put(&path, &json).map_err(at("write", &path))
     }
 
     /// Removes the directory and all in it, also what belongs to subordinate
@@ -472,9 +490,11 @@ impl Container {
             fs::rename(&self.dir, &gone).map_err(at("rename", &self.dir))?;
             self.dir = gone;
         }
+        let clean = spare::is_clean(&self.dir);
         for item in fs::read_dir(&self.dir).map_err(at("read", &self.dir))? {
             let item = item.map_err(at("read", &self.dir))?;
-            if item.file_name() != "lock" {
+            let name = item.file_name();
+            if name != "lock" && !(clean && ["upper", "work"].iter().any(|kept| name == *kept)) {
                 remove_tree(&item.path(), map)?;
             }
         }
@@ -483,6 +503,12 @@ impl Container {
         let path = self.store.join("lock");
         let names = open_lock(&path, true).map_err(at("open", &path))?;
         take(&names).map_err(at("lock", &path))?;
+        if clean {
+            remove_tree(&self.dir.join("lock"), map)?;
+            if spare::keep(&self.store, &self.dir) {
+                return Ok(());
+            }
+        }
         remove_tree(&self.dir, map)
     }
 }

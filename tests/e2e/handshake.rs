@@ -174,8 +174,14 @@ fn walk(world: &World<'_>, rows: &[Row], run: Run) -> Result<()> {
 
 fn one(world: &World<'_>, step: Step, victim: Role, run: Run) -> Result<()> {
     let before = Snapshot::take(world.lab)?;
-    let mut words = vec!["run", if run == Run::Detached { "-d" } else { "-i" }];
-    words.extend(if run == Run::Kept { &["--name", "kept"][..] } else { &["--rm"] });
+    let program = ["--", "sh", "-c", "exit 7"];
+    if run == Run::Kept {
+        // One that `run` makes stays once its monitor has heard that it runs, which may be
+        // after its end.
+        let words = [&["create", "--name", "kept"], &program[..]].concat();
+        world.coracle(&words).run()?.ok()?;
+    }
+    let mut words = vec!["run", "--rm", if run == Run::Detached { "-d" } else { "-i" }];
     if step.deed == Says("Console") {
         words.push("-t");
     }
@@ -183,15 +189,15 @@ fn one(world: &World<'_>, step: Step, victim: Role, run: Run) -> Result<()> {
     if run == Run::ByKernel {
         words.extend(["--overlay", "kernel", "--rootfs", &root]);
     }
-    words.push("--");
     // So that what goes on comes to an end.
     let ends = (step.deed, victim) == (Signals, Storage);
-    words.extend(match run {
-        Run::ByKernel if ends => &["sh", "-c", "exit 7"],
-        Run::Waiting | Run::ByKernel => &["cat"][..],
-        Run::Ending | Run::Kept => &["sh", "-c", "exit 7"],
-        Run::Detached => &["sleep", "1000"],
-    });
+    match run {
+        Run::Kept => words = vec!["start", "-a", "-i", "kept"],
+        Run::ByKernel if ends => words.extend(program),
+        Run::Ending => words.extend(program),
+        Run::Waiting | Run::ByKernel => words.extend(["--", "cat"]),
+        Run::Detached => words.extend(["--", "sleep", "1000"]),
+    }
     let traced = trace::run(world, &words, step, victim)?;
     let told = judge(&traced, step, victim, run);
     if victim == Monitor {

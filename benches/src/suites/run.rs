@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getgid, getuid, pivot_root};
+use tests::clock::Deadline;
 use tests::{clock, lab};
 
 use super::Extent;
@@ -222,19 +223,27 @@ impl<'a> Runs<'a, '_> {
     }
 }
 
+/// Before its memory is looked at.
+const TO_COME_TO_REST: Duration = Duration::from_millis(500);
+
 /// Starts a container that waits, and adds up the memory of all that has come with
 /// it: the peak of one process says little where several are started.
 fn held(scene: &Scene, program: &Path, args: &[String]) -> Result<Sample> {
     let before = processes()?;
     let mut running = scene.cmd(program).args(args).stdin_open().spawn()?;
     running.stdout_until("up\n", LIMIT_TO_START)?;
+    // Who waits may let go of memory after a while.
+    let rest = Deadline::after(TO_COME_TO_REST);
     let mut pss_kib = 0;
-    for pid in processes()?.difference(&before) {
-        // What has ended since, or is no process of user space, has none.
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        pss_kib += kib.unwrap_or(0);
+    while !rest.passed() {
+        pss_kib = 0;
+        for pid in processes()?.difference(&before) {
+            // What has ended since, or is no process of user space, has none.
+            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+            pss_kib += kib.unwrap_or(0);
+        }
     }
     running.write(b"\n")?;
     running.wait(LIMIT_TO_START)?.ok()?;

@@ -33,6 +33,7 @@ pub(super) fn gc(args: &Args) -> anyhow::Result<u8> {
             Ok(print(&format!("{name}\n"))?)
         });
     }
+    store.drop_spare()?;
     if store.root().join("images").is_dir() {
         code = code.max(image::gc(&Images::open(store.root())?)?);
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -27,7 +27,8 @@ use super::tap;
 use super::workload::{self, Filter};
 use crate::channel::{Channel, Context, Fault, ToMonitor, ToStage};
 use crate::plan::{InitStep, Kind, Plan};
-use crate::sys::{fd, mount, net, pages, process, tty};
+use crate::sys::pages::Rest;
+use crate::sys::{fd, mount, net, process, tty};
 
 /// The group of terminals on Debian and everywhere else.
 const TTY_GROUP: u32 = 5;
@@ -160,8 +161,7 @@ pub fn supervise(channel: &Channel, workload: i32) -> u8 {
         return 125;
     };
     let workload = Pid::from_raw(workload);
-    // As the monitor does.
-    pages::release_code().ok();
+    let mut rest = Rest::begin();
     // One may have ended before the descriptor was there.
     if let Some(code) = reap(workload) {
         return code;
@@ -171,7 +171,7 @@ pub fn supervise(channel: &Channel, workload: i32) -> u8 {
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(channel.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, rest.timeout()) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return 125,
         }

@@ -34,8 +34,9 @@ use crate::channel::{Channel, Fault, ToMonitor, ToStage};
 use crate::plan::{MonitorStep, Plan};
 use crate::run::RunError;
 use crate::spawn::{self, Ours, Pipes, Theirs};
+use crate::sys::pages::Rest;
+use crate::sys::process;
 use crate::sys::userns::Maps;
-use crate::sys::{pages, process};
 use crate::text::printable;
 use children::{End, Process, Service};
 pub use console::{Console, Streams};
@@ -117,6 +118,7 @@ pub fn supervise(orders: Orders<'_>, cradle: Cradle) -> Result<Ended, RunError> 
         group: None,
         group_fd: None,
         progress: Progress::default(),
+        rest: None,
     };
     let outcome = monitor.watch().map_err(|error| monitor.last_words(error));
     let torn_down = monitor.tear_down();
@@ -179,6 +181,8 @@ struct Monitor<'a> {
     group: Option<PathBuf>,
     group_fd: Option<OwnedFd>,
     progress: Progress,
+    /// From when on there is only to wait.
+    rest: Option<Rest>,
 }
 
 impl Monitor<'_> {
@@ -216,7 +220,8 @@ impl Monitor<'_> {
     }
 
     /// Waits until something happens; what did.
-    fn wait(&self) -> Result<Vec<Source>, RunError> {
+    fn wait(&mut self) -> Result<Vec<Source>, RunError> {
+        let timeout = self.rest.as_mut().map_or(PollTimeout::NONE, Rest::timeout);
         let mut sources = vec![Source::Signals];
         let mut fds = vec![PollFd::new(self.orders.signals.as_fd(), PollFlags::POLLIN)];
         let mut add = |source, fd, flags| {
@@ -259,7 +264,7 @@ impl Monitor<'_> {
             }
         }
         loop {
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, timeout) {
                 Ok(_) => break,
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(RunError::os("cannot wait for events")(errno)),
@@ -463,8 +468,7 @@ impl Monitor<'_> {
             let overlay = self.overlay.as_ref().map(|overlay| overlay.process.pid);
             (self.orders.started)(init.pid, overlay)?;
         }
-        // From here on it waits. Where that cannot be done it has more memory, and no harm.
-        pages::release_code().ok();
+        self.rest = Some(Rest::begin());
         Ok(())
     }
 

@@ -5,6 +5,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
 use super::{Result, StoreError};
 use crate::idmap::IdMap;
 use crate::sys::userns;
@@ -35,10 +38,35 @@ pub(super) fn remove_tree(dir: &Path, map: Option<&IdMap>) -> Result<()> {
 /// Replaces a file as a whole: a reader sees the old content or the new. The
 /// caller is the only writer.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    written(path, content, |fresh| fs::rename(fresh, path))
+}
+
+/// As [`replace`], of a file that need not outlive a crash of the machine. ext4 writes a file
+/// to the disk at once when it takes another one's place (auto_da_alloc in ext4(5)), and its
+/// removal waits for that, and for the blocks to be discarded; not when the two change places.
+pub(super) fn replace_passing(path: &Path, content: &[u8]) -> io::Result<()> {
+    if !path.exists() {
+        return replace(path, content);
+    }
+    written(path, content, |fresh| {
+        match renameat2(AT_FDCWD, fresh, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => fs::remove_file(fresh),
+            // This file system cannot.
+            Err(Errno::EINVAL | Errno::ENOSYS) => fs::rename(fresh, path),
+            Err(errno) => Err(errno.into()),
+        }
+    })
+}
+
+fn written(
+    path: &Path,
+    content: &[u8],
+    put: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let fresh = path.with_extension(format!("new-{}", std::process::id()));
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    let written = file.write_all(content).and_then(|()| fs::rename(&fresh, path));
+    let written = file.write_all(content).and_then(|()| put(&fresh));
     written.inspect_err(|_| {
         // The first failure is the one to tell; the next write takes this name again.
         drop(fs::remove_file(&fresh));

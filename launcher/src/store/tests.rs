@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Barrier;
 
 use super::*;
@@ -330,4 +331,58 @@ fn nobody_waits_for_the_group_of_a_container_that_crashed() {
     assert!(!claiming.is_finished(), "the store was locked until the group was empty");
     assert!(matches!(store.claim(&entry).unwrap(), Claim::Live(_)), "it is nobody's");
     drop(second);
+}
+
+#[test]
+fn directories_left_as_they_were_made_are_the_next_containers() {
+    let (_dir, store) = store();
+    fs::create_dir(store.cache()).unwrap();
+    let kept = store.cache().join("spare");
+    let inode = |container: &Container| fs::metadata(container.upper()).unwrap().ino();
+    let make = |name: &str| store.create(&spec(Some(name), true)).unwrap();
+    let first = make("first");
+    let upper = inode(&first);
+    first.record(&state("first", true, Status::Starting)).unwrap();
+    fs::create_dir(first.work().join("work")).unwrap();
+    fs::set_permissions(first.work().join("work"), fs::Permissions::from_mode(0o700)).unwrap();
+    first.remove(&map()).unwrap();
+    let left: Vec<_> = fs::read_dir(&kept).unwrap().map(|item| item.unwrap().file_name()).collect();
+    assert!(left.len() == 2 && left.contains(&"upper".into()), "{left:?}");
+    // A name that is taken stays so, and costs nothing.
+    let second = make("second");
+    assert!(inode(&second) == upper && !kept.exists());
+    assert!(matches!(store.create(&spec(Some("second"), true)), Err(StoreError::Exists(_))));
+    // One that is to have neither does not get them.
+    let third = make("third");
+    second.remove(&map()).unwrap();
+    third.remove(&map()).unwrap();
+    assert!(kept.exists());
+    let bare = store.create(&Spec { upper: Upper::Ram(None), ..spec(Some("bare"), true) }).unwrap();
+    assert!(kept.exists() && !bare.upper().exists());
+    assert!(matches!(store.create(&spec(Some("bare"), true)), Err(StoreError::Exists(_))));
+    store.drop_spare().unwrap();
+    store.drop_spare().unwrap();
+    assert!(!kept.exists());
+    // What tells of the container goes with it.
+    let marks: [fn(&Container); 6] = [
+        |c| fs::write(c.upper().join("file"), "x").unwrap(),
+        |c| fs::set_permissions(c.upper(), fs::Permissions::from_mode(0o700)).unwrap(),
+        |c| fs::write(c.work().join("file"), "x").unwrap(),
+        |c| fs::create_dir_all(c.work().join("work/x")).unwrap(),
+        |c| {
+            let upper = c.upper();
+            let path = std::ffi::CString::new(upper.as_os_str().as_encoded_bytes()).unwrap();
+            crate::sys::xattr::set(&path, c"user.x", b"x").unwrap();
+        },
+        |c| {
+            fs::remove_dir(c.upper()).unwrap();
+            std::os::unix::fs::symlink("work", c.upper()).unwrap();
+        },
+    ];
+    for (index, mark) in marks.iter().enumerate() {
+        let container = make("marked");
+        mark(&container);
+        container.remove(&map()).unwrap();
+        assert!(!kept.exists(), "mark {index} is kept");
+    }
 }

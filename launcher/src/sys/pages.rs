@@ -3,15 +3,50 @@
 
 use std::fs;
 use std::io;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollTimeout;
 
 use super::check;
+use crate::clock;
+
+/// What a process does that begins to wait: for a while nothing, since what ends soon would
+/// read its code again for that; then it lets go of its code, once.
+#[derive(Debug)]
+pub struct Rest(Option<Instant>);
+
+impl Rest {
+    /// Longer than a container takes to come to an end that does next to nothing.
+    const WHILE: Duration = Duration::from_millis(50);
+
+    /// It begins now.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self(Some(clock::monotonic() + Self::WHILE))
+    }
+
+    /// How long to wait for events now, before this is asked again.
+    pub fn timeout(&mut self) -> PollTimeout {
+        let Some(at) = self.0 else { return PollTimeout::NONE };
+        let left = at.saturating_duration_since(clock::monotonic());
+        if left.is_zero() {
+            self.0 = None;
+            // Where that cannot be done it has more memory, and no harm.
+            release_code().ok();
+            return PollTimeout::NONE;
+        }
+        // poll(2) has whole milliseconds: rather one too many than none.
+        let left = left + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+}
 
 /// Lets go of the program's code: what is executed again is read again, from the page
 /// cache. A process that has started something holds some megabytes of it for nothing.
 ///
 /// # Errors
 /// As of proc_pid_maps(5), madvise(2).
-pub fn release_code() -> io::Result<()> {
+fn release_code() -> io::Result<()> {
     for (start, length) in code(&fs::read_to_string("/proc/self/maps")?) {
         // SAFETY: a private mapping of a file that cannot be written holds what the file
         // holds, and no relocations: the linker makes executable segments without. So its
