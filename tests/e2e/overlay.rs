@@ -240,15 +240,20 @@ fn plain_user(world: &World<'_>) -> Result<()> {
     let dir = world.dir();
     world.cmd("mkdir").args(["lower", "upper", "wrk", "mnt"]).run()?.ok()?;
     world.write("lower/f", "x\n")?;
+    // Nobody may write in there, but what is there, and its owner may change that.
+    let barred = "mkdir -p lower/d/e; echo x >lower/d/e/f; chmod 555 lower/d/e lower/d";
+    world.cmd("sh").args(["-euc", barred]).run()?.ok()?;
     world
         .ours("overlayfs-fuse")
         .args(["-o", "lowerdir=lower,upperdir=upper,workdir=wrk", "mnt"])
         .run()?
         .ok()?;
-    let script = "cat mnt/f; echo y >mnt/g; echo z >>mnt/f; rm mnt/g; cat mnt/f";
+    let script = "cat mnt/f; echo y >mnt/g; echo z >>mnt/f; rm mnt/g; cat mnt/f
+        echo z >>mnt/d/e/f; cat mnt/d/e/f; chmod 755 mnt/d; : >mnt/d/g; chmod 555 mnt/d; ls mnt/d
+        touch mnt/d/h 2>/dev/null && exit 1; stat -c %a mnt/d mnt/d/e upper/d upper/d/e; ls -A wrk/work";
     let output: Result<Output> = world.cmd("sh").args(["-euc", script]).run();
     world.cmd("fusermount3").args(["-u", "mnt"]).run()?.ok()?;
-    output?.ok()?.stdout_is("x\nx\nz")?;
+    output?.ok()?.stdout_is("x\nx\nz\nx\nz\ne\ng\n555\n555\n555\n555")?;
     ensure!(fs::read_to_string(dir.join("lower/f"))? == "x\n");
     Ok(())
 }

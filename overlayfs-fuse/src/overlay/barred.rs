@@ -239,6 +239,17 @@ fn keeps_set_gid(stat: &FileStat) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn anything_in_a_note_is_survived(text: Vec<u8>, mode in 0u32..0o20000, path in "[a-z=/ .]*") {
+            parse_note(OsStr::from_bytes(&text));
+            let note = format!("{mode:o} {path}");
+            let read = (mode <= 0o7777).then(|| (mode, false, Path::new(&path)));
+            prop_assert_eq!(parse_note(OsStr::new(&note)), read);
+        }
+    }
 
     #[test]
     fn notes_are_read_as_they_are_written() {
