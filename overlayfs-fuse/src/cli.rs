@@ -39,6 +39,9 @@ Joins directories into one, copy-on-write, without privilege.
                               shown; nofollow: not even that
   upper_quota=SIZE            the files of the upper take at most SIZE bytes (K, M,
                               G, T: units of 1024); beyond it ENOSPC
+  writeback=1|0               1: the kernel gathers small writes and hands them over when
+                              a file is synced or closed, at the latest; not with
+                              upper_quota
   volatile                    never sync
   remount,ro or remount,rw    change that of the mount that is there (so does mount(8))
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping

@@ -102,9 +102,8 @@ pub enum ConfigError {
 
 /// Options that peers and kernels know and that change nothing here, or are
 /// promises we keep anyway.
-const ACCEPTED: [&str; 28] = [
+const ACCEPTED: [&str; 27] = [
     "timeout",
-    "writeback",
     "threaded",
     "fast_ino",
     "static_nlink",
@@ -225,6 +224,13 @@ impl Config {
                 let bad = || bad("the value is a number of bytes, or one with K, M, G or T");
                 self.options.upper_quota = Some(parse_size(&size).ok_or_else(bad)?);
             }
+            "writeback" => {
+                self.options.writeback = match value {
+                    None | Some(b"1") => true,
+                    Some(b"0") => false,
+                    Some(_) => return Err(bad("the value is 0 or 1")),
+                };
+            }
             "volatile" => self.options.volatile = true,
             "fsync" => self.options.volatile = number()? == 0,
             "noacl" => self.options.no_acl = true,
@@ -291,6 +297,8 @@ impl Config {
                 reason: "on is for mounts without upperdir".to_owned(),
             });
         }
+        // That there is no room left is to be told with the write.
+        self.options.writeback &= self.upper.is_some() && self.options.upper_quota.is_none();
         if self.options.upper_quota.is_some() && self.upper.is_none() {
             return Err(ConfigError::Value {
                 option: "upper_quota".to_owned(),
@@ -493,6 +501,22 @@ mod tests {
     }
 
     #[test]
+    fn writing_back_takes_an_upper_without_a_bound() {
+        let layers = "lowerdir=/a,upperdir=/u,workdir=/w";
+        for (text, want) in [
+            (layers.to_owned(), false),
+            (format!("{layers},writeback"), true),
+            (format!("{layers},writeback=1"), true),
+            (format!("{layers},writeback=1,writeback=0"), false),
+            (format!("writeback=1,{layers}"), true),
+            (format!("writeback=1,upper_quota=1M,{layers}"), false),
+            ("lowerdir=/a,writeback".to_owned(), false),
+        ] {
+            assert_eq!(config(&text).check().unwrap().options.writeback, want, "{text}");
+        }
+    }
+
+    #[test]
     fn unknown_options_are_kept_for_naming() {
         let c = config("lowerdir=/a,frobnicate=1,nosuchthing");
         assert_eq!(c.ignored, ["frobnicate=1", "nosuchthing"]);
@@ -510,6 +534,9 @@ mod tests {
             "redirect_dir=maybe",
             "passthrough=auto",
             "passthrough",
+            "writeback=",
+            "writeback=2",
+            "writeback=yes",
             "upper_quota=",
             "upper_quota=0",
             "upper_quota=-1",

@@ -9,11 +9,12 @@
 //!    file of ours ever gets their numbers.
 //! 3. Other threads serve ([`crate::fuse::server`]). This one waits for the first
 //!    of: their end (unmounted by somebody), SIGTERM or SIGINT, hang-up of
-//!    `--exit-fd`. The latter two detach the mount; a short grace lets the kernel
-//!    hand over what is still dirty. SIGUSR1 reports the counters.
+//!    `--exit-fd`. The latter two have the kernel hand over what it kept, and detach the
+//!    mount; a short grace lets it hand over what mappings have changed. SIGUSR1 reports the counters.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,6 +147,9 @@ fn serve(asked: &Mount, ready: Option<OwnedFd>, exit: Option<OwnedFd>) -> Result
     }
     let unmounted = waits[0].any().unwrap_or(true);
     if !unmounted {
+        if config.options.writeback {
+            write_out(&target);
+        }
         mount::detach(&target)?;
         let mut wait = [PollFd::new(over.as_fd(), PollFlags::POLLIN)];
         if poll(&mut wait, GRACE) == Ok(0) {
@@ -160,6 +164,16 @@ fn serve(asked: &Mount, ready: Option<OwnedFd>, exit: Option<OwnedFd>) -> Result
         }
     }
     Ok(())
+}
+
+/// Has the kernel hand over what it keeps of a mount of ours. Who uses a file on is told of
+/// what could not be written when it syncs or closes that; nobody else could be.
+fn write_out(target: &Path) {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let synced = nix::fcntl::open(target, flags, Mode::empty()).and_then(nix::unistd::syncfs);
+    if let Err(errno) = synced {
+        tracing::warn!(%errno, at = %target.display(), "what was written may not have arrived");
+    }
 }
 
 /// The signals that mean something, as a descriptor. Called before any thread is

@@ -68,7 +68,7 @@ impl Adapter {
     pub fn new(overlay: Overlay, passthrough: bool, debug: bool) -> Self {
         let options = overlay.options();
         let acl = !options.no_acl && !options.no_xattrs;
-        let wishes = Wishes { acl, rings: false, passthrough };
+        let wishes = Wishes { acl, rings: false, passthrough, writeback: options.writeback };
         let (granted, passthrough) = (OnceLock::new(), OnceLock::new());
         Self { overlay, wishes, granted, passthrough, debug }
     }
@@ -89,6 +89,9 @@ impl Adapter {
         let mut body = request.body;
         let wishes = Wishes { rings, ..self.wishes };
         let granted = init::answer(&mut body, wishes, answer)?;
+        if granted.has(wire::init::WRITEBACK_CACHE) {
+            self.overlay.write_back();
+        }
         Some(*self.granted.get_or_init(|| granted))
     }
 
@@ -239,6 +242,9 @@ impl Adapter {
                 let (offset, len, mode) = (need(body.u64())?, need(body.u64())?, need(body.u32())?);
                 Ok(self.overlay.allocate(request.node, mode.cast_signed(), offset, len)?)
             }
+            // The kernel asks although it has data that it has not handed over yet, and which
+            // here is a hole. Not served, all of a file is data.
+            op::LSEEK if self.overlay.is_written_back() => Err(Failure::NotServed),
             op::LSEEK => {
                 need(body.u64())?;
                 let (offset, whence) = (need(body.u64())?, need(body.u32())?);

@@ -16,6 +16,8 @@ pub(crate) struct Wishes {
     pub(crate) rings: bool,
     /// The kernel is to read files by itself.
     pub(crate) passthrough: bool,
+    /// What is written may stay in the kernel's cache for a while.
+    pub(crate) writeback: bool,
 }
 
 /// What came of it.
@@ -76,6 +78,9 @@ pub(crate) fn answer(body: &mut Body<'_>, wishes: Wishes, answer: &mut Answer) -
     if wishes.acl {
         wanted |= init::POSIX_ACL;
     }
+    if wishes.writeback {
+        wanted |= init::WRITEBACK_CACHE;
+    }
     if wishes.rings {
         wanted |= init::OVER_IO_URING;
     }
@@ -110,13 +115,21 @@ mod tests {
     use super::*;
 
     fn ask(minor: u32, flags: u32, more: u32, rings: bool) -> (Granted, Vec<u8>) {
+        ask_for(
+            minor,
+            flags,
+            more,
+            Wishes { acl: false, rings, passthrough: rings, writeback: false },
+        )
+    }
+
+    fn ask_for(minor: u32, flags: u32, more: u32, wishes: Wishes) -> (Granted, Vec<u8>) {
         let body: Vec<u8> =
             [7, minor, 131_072, flags, more].iter().flat_map(|n: &u32| n.to_ne_bytes()).collect();
         let message = message(wire::op::INIT, 0, &body);
         let mut request = Request::parse(&message).unwrap();
         let mut out = Answer::default();
         out.clear();
-        let wishes = Wishes { acl: false, rings, passthrough: rings };
         let granted = answer(&mut request.body, wishes, &mut out).unwrap();
         (granted, out.finish(1, 0).to_vec())
     }
@@ -139,6 +152,18 @@ mod tests {
             let (granted, answer) = ask(42, 1 << 30, more, wish);
             assert_eq!(granted.has(init::PASSTHROUGH), want != 0, "{more} {wish}");
             assert_eq!(answer[52..56], u32::to_ne_bytes(want), "{more} {wish}");
+        }
+    }
+
+    #[test]
+    fn writing_back_takes_an_offer_and_a_wish() {
+        let bit = 1 << 16;
+        for (flags, writeback, want) in [(bit, true, true), (bit, false, false), (0, true, false)] {
+            let wishes = Wishes { acl: false, rings: false, passthrough: false, writeback };
+            let (granted, answer) = ask_for(42, flags, 0, wishes);
+            assert_eq!(granted.has(init::WRITEBACK_CACHE), want, "{flags} {writeback}");
+            let said = u32::from_ne_bytes(answer[28..32].try_into().unwrap());
+            assert_eq!(said & bit != 0, want, "{flags} {writeback}");
         }
     }
 

@@ -34,7 +34,7 @@ pub enum SetTime {
 }
 
 /// What setattr is to change; owners as shown.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Permission bits.
     pub mode: Option<u32>,
@@ -149,10 +149,15 @@ impl Overlay {
     /// What the layers say. Changes made before the failing one stay.
     pub fn setattr(&self, id: Ino, changes: &Changes) -> Result<Attr> {
         let node = self.node(id)?;
+        if let Some(attr) = self.has_already(&node, changes)? {
+            return Ok(attr);
+        }
         self.copy_up(&node, changes.size)?;
         if let Some(size) = changes.size {
             self.resize(&node, size)?;
         }
+        let sets_times = changes.atime.is_some() || changes.mtime.is_some();
+        let _own = if sets_times { self.own_times(&node) } else { None };
         let _tree = self.tree_shared();
         let _state = self.passes_on_anew(&node);
         if changes.mode.is_some() {
@@ -166,7 +171,7 @@ impl Overlay {
             let kept = self.kept(|a| sys::getxattr(object.as_fd(), OsStr::new(a)))?;
             self.change_kept(&object, &node, &stat, kept, changes)?;
         }
-        if changes.atime.is_some() || changes.mtime.is_some() {
+        if sets_times {
             object
                 .set_times(&time_spec(changes.atime), &time_spec(changes.mtime))
                 .during("set times")?;
@@ -197,7 +202,9 @@ impl Overlay {
         let size = i64::try_from(size)
             .map_err(|_| Error::Layer { op: "change the size of a file", errno: Errno::EFBIG })?;
         let file = self.file(node, true)?;
-        ftruncate(file.as_fd(), size).during("change the size of a file")?;
+        self.at_same_time(node, file.as_fd(), || {
+            ftruncate(file.as_fd(), size).during("change the size of a file")
+        })?;
         self.settle(file.as_fd())
     }
 

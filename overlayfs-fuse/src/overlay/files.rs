@@ -250,18 +250,7 @@ impl Overlay {
             }
             data = &data[..usize::try_from(len).unwrap_or(usize::MAX).min(data.len())];
         }
-        let mut done = 0;
-        while done < data.len() {
-            let at = offset_of(offset, done)?;
-            match nix::sys::uio::pwrite(file.as_fd(), &data[done..], at) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(Errno::EINTR) => {}
-                // What was written counts; the next write meets the error.
-                Err(_) if done > 0 => break,
-                Err(errno) => return Err(Error::Layer { op: "write", errno }),
-            }
-        }
+        let done = self.at_same_time(&node, file.as_fd(), || write_at(&file, offset, data))?;
         if let Some(room) = room {
             room.settle(file.as_fd())?;
         }
@@ -335,7 +324,9 @@ impl Overlay {
         let room = if takes { self.room(file.as_fd(), offset, len)? } else { None };
         let room = room.map(super::quota::Grant::in_full).transpose()?;
         let (offset, len) = (offset_of(offset, 0)?, offset_of(len, 0)?);
-        fallocate(file.as_fd(), mode, offset, len).during("allocate space")?;
+        self.at_same_time(&node, file.as_fd(), || {
+            fallocate(file.as_fd(), mode, offset, len).during("allocate space")
+        })?;
         match room {
             Some(room) => room.settle(file.as_fd()),
             None => self.settle(file.as_fd()),
@@ -361,7 +352,8 @@ impl Overlay {
     /// # Errors
     /// What the file systems say; EXDEV and EOPNOTSUPP make the kernel copy itself.
     pub fn copy_range(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<usize> {
-        let target = self.file(&self.file_node(to.0)?, true)?;
+        let node = self.file_node(to.0)?;
+        let target = self.file(&node, true)?;
         let source = self.file(&self.file_node(from.0)?, false)?;
         let (mut at, mut into) = (offset_of(from.1, 0)?, offset_of(to.1, 0)?);
         // The reply counts in 32 bits.
@@ -381,14 +373,31 @@ impl Overlay {
             room = granted;
         }
         let len = usize::try_from(len).unwrap_or(1 << 30);
-        let copied =
+        let copied = self.at_same_time(&node, target.as_fd(), || {
             copy_file_range(source.as_fd(), Some(&mut at), target.as_fd(), Some(&mut into), len)
-                .during("copy a range")?;
+                .during("copy a range")
+        })?;
         if let Some(room) = room {
             room.settle(target.as_fd())?;
         }
         Ok(copied)
     }
+}
+
+fn write_at(file: &OwnedFd, offset: u64, data: &[u8]) -> Result<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        let at = offset_of(offset, done)?;
+        match nix::sys::uio::pwrite(file, &data[done..], at) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(Errno::EINTR) => {}
+            // What was written counts; the next write meets the error.
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(Error::Layer { op: "write", errno }),
+        }
+    }
+    Ok(done)
 }
 
 fn offset_of(offset: u64, done: usize) -> Result<i64> {

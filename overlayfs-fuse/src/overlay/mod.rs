@@ -23,7 +23,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use crate::error::{During, Error, Result};
 use crate::layer::{Layer, open_beneath};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod ahead;
@@ -47,6 +47,7 @@ mod remove;
 mod rename;
 mod upper;
 pub mod whiteout;
+mod writeback;
 pub mod xattr;
 
 pub use attr::{Changes, SetTime};
@@ -121,6 +122,8 @@ pub struct Options {
     pub public_lower: bool,
     /// Never sync.
     pub volatile: bool,
+    /// The kernel may keep what is written, and hand it over later.
+    pub writeback: bool,
     /// At most so many bytes may the files of the upper take.
     pub upper_quota: Option<u64>,
     /// What is done about renamed directories that a lower has.
@@ -147,6 +150,8 @@ pub struct Overlay {
     /// Copy-ups that succeeded.
     copied: AtomicU64,
     ahead: ahead::Ahead,
+    /// The kernel keeps what is written, see [`writeback`].
+    written_back: AtomicBool,
     /// See the theory above.
     tree: RwLock<()>,
 }
@@ -215,6 +220,7 @@ impl Overlay {
             refused,
             copied: AtomicU64::new(0),
             ahead: ahead::Ahead::default(),
+            written_back: AtomicBool::new(false),
             tree: RwLock::new(()),
         })
     }

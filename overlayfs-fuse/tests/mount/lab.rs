@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -13,6 +14,14 @@ pub(crate) fn enter() {
     mount(Some("scratch"), scratch, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
     std::env::set_current_dir(scratch).unwrap();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+}
+
+/// Options that all mounts of the case have besides.
+static BESIDES: OnceLock<&str> = OnceLock::new();
+
+/// From now on mounts have these options, too.
+pub(crate) fn besides(options: &'static str) {
+    BESIDES.set(options).unwrap();
 }
 
 /// Exit code of a case that cannot be run here.
@@ -35,6 +44,7 @@ pub(crate) struct Mounted(pub(crate) PathBuf);
 impl Mounted {
     pub(crate) fn new(options: &str, at: &str) -> Self {
         fs::create_dir_all(at).unwrap();
+        let options = &format!("{options},{}", BESIDES.get().unwrap_or(&""));
         let out = Command::new(program()).args(["-o", options, at]).output().unwrap();
         assert!(out.status.success(), "{options}: {}", text(&out));
         Self(fs::canonicalize(at).unwrap())

@@ -28,6 +28,7 @@ mod redirect;
 mod rings;
 mod step;
 mod together;
+mod writeback;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -101,6 +102,39 @@ const BARRED: &[Case] = &[
     ),
 ];
 
+/// Cases of mounts whose kernel keeps what is written: its own, and those of others whose
+/// mounts have `writeback` besides. (Those that differ are those that look for holes, or
+/// for ENOSPC with the write.)
+const WRITEBACK: &[Case] = &[
+    ("writeback::small_writes_are_gathered", writeback::small_writes_are_gathered),
+    ("writeback::times_are_the_kernels", writeback::times_are_the_kernels),
+    ("writeback::removal_copies_nothing", writeback::removal_copies_nothing),
+    (
+        "writeback::what_is_not_written_yet_is_no_hole",
+        writeback::what_is_not_written_yet_is_no_hole,
+    ),
+    ("writeback::a_full_upper_is_told", writeback::a_full_upper_is_told),
+    ("writeback::what_reaches_the_upper_when", writeback::what_reaches_the_upper_when),
+    ("writeback::every_end_writes_out", writeback::every_end_writes_out),
+    ("writeback::copy_up_keeps_everything", corners::copy_up_keeps_everything),
+    ("writeback::hard_links_are_one_inode", links::hard_links_are_one_inode),
+    ("writeback::open_files_outlive_their_names", corners::open_files_outlive_their_names),
+    ("writeback::attributes_hold_owner_and_mode", corners::attributes_hold_owner_and_mode),
+    ("writeback::times_of_any_kind_are_kept", corners::times_of_any_kind_are_kept),
+    ("writeback::nameless_files_can_be_given_a_name", promises::nameless_files),
+    ("writeback::shared_mappings_reach_the_upper", promises::shared_mappings),
+    ("writeback::remounted_read_only_and_back", promises::remounted),
+    ("writeback::locks_and_syncing", conformance::locks_and_syncing),
+    ("writeback::pjdfstest", conformance::pjdfstest),
+    ("writeback::fsx", conformance::fsx),
+    ("writeback::many_at_once", together::many_at_once),
+    ("writeback::few_descriptors_are_enough", together::few_descriptors),
+    ("writeback::at_every_step", crash::at_every_step),
+    ("writeback::renamed_directories", redirect::renamed_directories),
+    ("writeback::random_operations_match_the_kernel", model::random_operations),
+    ("writeback::random_operations_match_a_plain_directory", model::plain_directory),
+];
+
 /// Cases that take the machine's root.
 const PRIVILEGED: &[Case] = &[
     ("corners::devices_are_copied_up", corners::devices_are_copied_up),
@@ -138,10 +172,15 @@ const RINGS: &[Case] = &[
     ("rings::renames_leave_nothing_behind", together::renames_leave_nothing),
     ("rings::at_every_step", crash::at_every_step),
     ("rings::random_operations_match_the_kernel", model::random_operations),
+    ("rings::writeback::times_are_the_kernels", writeback::times_are_the_kernels),
+    ("rings::writeback::a_full_upper_is_told", writeback::a_full_upper_is_told),
+    ("rings::writeback::what_reaches_the_upper_when", writeback::what_reaches_the_upper_when),
+    ("rings::writeback::every_end_writes_out", writeback::every_end_writes_out),
+    ("rings::writeback::many_at_once", together::many_at_once),
 ];
 
 fn cases() -> impl Iterator<Item = &'static Case> {
-    CASES.iter().chain(BARRED).chain(PRIVILEGED).chain(RINGS)
+    CASES.iter().chain(WRITEBACK).chain(BARRED).chain(PRIVILEGED).chain(RINGS)
 }
 
 /// FUSE over io_uring, switched on; as before on drop.
@@ -178,6 +217,9 @@ fn main() -> ExitCode {
     if let Ok(name) = std::env::var(INSIDE) {
         let case = cases().find(|c| c.0 == name).expect("the parent names a case");
         lab::enter();
+        if name.contains("writeback::") {
+            lab::besides("writeback");
+        }
         (case.1)();
         return ExitCode::SUCCESS;
     }
