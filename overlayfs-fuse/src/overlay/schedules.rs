@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::sync::{Mutex, RwLock};
 use shuttle::thread;
 
-use super::{Attr, Caller, Changes, Ino, New, Options, Overlay, ROOT, RedirectDir, Upper};
+use super::{Attr, Caller, Changes, Ino, New, Options, Overlay, ROOT, RedirectDir, SetTime, Upper};
 use crate::error::{Error, Result};
 use crate::layer::{Layer, MemLayer};
 
@@ -60,13 +61,26 @@ struct Vfs {
     names: [RwLock<()>; 2],
     /// `i_rwsem` of the files.
     data: [Mutex<()>; FILES],
+    /// The kernel keeps what is written: it hands it over with no lock, and the time by itself.
+    written_back: bool,
+    /// The file got its time.
+    timed: [AtomicBool; FILES],
 }
+
+/// The time that files get.
+const TIME: (i64, u32) = (1_234_567_890, 500);
 
 impl Vfs {
     fn new(union: Overlay) -> Self {
         let dirs = DIRS.map(|name| union.lookup(ROOT, OsStr::new(name)).unwrap().ino);
         let data = std::array::from_fn(|_| Mutex::new(()));
-        Self { union, dirs, names: [RwLock::new(()), RwLock::new(())], data }
+        let written_back = thread_rng().r#gen();
+        if written_back {
+            union.write_back();
+        }
+        let timed = std::array::from_fn(|_| AtomicBool::new(false));
+        let names = [RwLock::new(()), RwLock::new(())];
+        Self { union, dirs, names, data, written_back, timed }
     }
 
     /// Does something to what is found under a name; `None`: there is no such name.
@@ -125,7 +139,7 @@ const CALLER: fn() -> Caller = || Caller {
 fn write(vfs: &Vfs) {
     let (file, dir) = (thread_rng().gen_range(0..FILES), thread_rng().gen_range(0..2));
     vfs.with(dir, &format!("f{file}"), |attr| {
-        let _data = vfs.data[file].lock().unwrap();
+        let _data = (!vfs.written_back).then(|| vfs.data[file].lock().unwrap());
         let at = thread_rng().gen_range(0..LEN / 8) * 8;
         let n = vfs.union.write(attr.ino, at as u64, &content(file)[..LEN - at], true);
         assert_eq!(n.unwrap(), LEN - at);
@@ -136,8 +150,10 @@ fn change_mode(vfs: &Vfs) {
     let (file, dir) = (thread_rng().gen_range(0..FILES), thread_rng().gen_range(0..2));
     vfs.with(dir, &format!("f{file}"), |attr| {
         let _data = vfs.data[file].lock().unwrap();
-        let changes = Changes { mode: Some(0o600), ..Changes::default() };
+        let mtime = Some(SetTime::At(TIME.0, TIME.1));
+        let changes = Changes { mode: Some(0o600), mtime, ..Changes::default() };
         let after = vfs.union.setattr(attr.ino, &changes).unwrap();
+        vfs.timed[file].store(true, Ordering::Relaxed);
         assert_eq!((after.ino, after.mode & 0o777, after.size), (attr.ino, 0o600, LEN as u64));
     });
 }
@@ -242,6 +258,10 @@ fn one_schedule() {
             Some(file) => assert_eq!(*data, content(file.parse().unwrap()), "{path}"),
             None => assert!([&b"deep"[..], b"fixed"].contains(&&data[..]), "{path}"),
         }
+    }
+    for file in (0..FILES).filter(|f| vfs.written_back && vfs.timed[*f].load(Ordering::Relaxed)) {
+        let times = (0..2).filter_map(|dir| vfs.with(dir, &format!("f{file}"), |attr| attr.mtime));
+        assert_eq!(times.collect::<Vec<_>>(), [TIME], "f{file}");
     }
     vfs.dirs.iter().for_each(|dir| vfs.union.forget(*dir, 1));
     // What keeps a descriptor is known for as long.
