@@ -153,6 +153,8 @@ pub(crate) fn the_device_serves_where_rings_are_refused() {
         // A thread that has not come to its ring yet would find the mount gone.
         while !fs::read_to_string("said").unwrap().contains(said) {
             assert!(server.0.try_wait().unwrap().is_none(), "{script}: it never said {said}");
+            let switch = fs::read_to_string(crate::RingsOn::SWITCH).unwrap();
+            assert_eq!(switch.trim(), "Y", "somebody has switched FUSE over io_uring off");
             std::thread::yield_now();
         }
         sh("umount m");
