@@ -95,6 +95,7 @@ const CASES: &[Case] = &[
 /// for the one that mounts.
 const BARRED: &[Case] = &[
     ("corners::opened_before_its_mode_forbade_it", corners::opened_before_its_mode_forbade_it),
+    ("together::modes_are_never_seen_opened_up", together::modes_are_never_seen_opened_up),
     ("crash::at_every_step_past_modes", crash::at_every_step_past_modes),
     (
         "model::random_operations_match_a_plain_directory_by_its_modes",

@@ -3,12 +3,62 @@
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::lab::{Mounted, layers, program, sh};
+use crate::lab::{Mounted, layers, mode, program, sh};
+
+/// Copies are put into a directory that its owner may not write, which for the server means
+/// that its mode is another one meanwhile: whoever asks is told the mode it has, and a mode
+/// that it is given stays.
+pub(crate) fn modes_are_never_seen_opened_up() {
+    const FILES: usize = 1500;
+    let options = layers();
+    sh(&format!(
+        "mkdir lower/d; cd lower/d; for n in $(seq 0 {FILES}); do echo $n >$n; done; chmod 555 ."
+    ));
+    let union = Mounted::new(&options, "union");
+    let dir = union.path("d");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (dir, over) = (&dir, &over);
+        let writers: Vec<_> = (0..2)
+            .map(|of| {
+                scope.spawn(move || {
+                    for n in (of..FILES).step_by(2) {
+                        let file = OpenOptions::new().append(true).open(dir.join(n.to_string()));
+                        file.unwrap().write_all(b"more").unwrap();
+                    }
+                })
+            })
+            .collect();
+        let asks = scope.spawn(move || {
+            let mut asked = 0;
+            while !over.load(Ordering::Relaxed) || asked == 0 {
+                // Not what the kernel remembers, but what the server says.
+                let stat = ["--cached=never", "-c", "%a"];
+                let said = Command::new("stat").args(stat).arg(dir).output().unwrap();
+                let said = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+                assert!(["555", "550"].contains(&said.as_str()), "{said}");
+                asked += 1;
+            }
+        });
+        let changes = scope.spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                for wanted in [0o550, 0o555] {
+                    fs::set_permissions(dir, fs::Permissions::from_mode(wanted)).unwrap();
+                    assert_eq!(mode("upper/d") & 0o077, wanted & 0o077);
+                }
+            }
+        });
+        let written = writers.into_iter().map(|w| w.join()).collect::<Vec<_>>();
+        over.store(true, Ordering::Relaxed);
+        assert!(written.iter().chain([&asks.join(), &changes.join()]).all(Result::is_ok));
+    });
+    assert_eq!(mode("upper/d"), 0o555);
+}
 
 /// Writers, renamers and readers at once, for `CORACLE_STRESS_SECONDS` (2). Every
 /// file starts with its own number, which no reader may miss or find elsewhere;
