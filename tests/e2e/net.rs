@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("net/ping", ping).lab(),
     Test::new("net/host-loopback-is-out-of-reach", host_loopback).lab(),
     Test::new("net/publish", publish).each_user(),
+    Test::new("net/publish-any", publish_any).each_user(),
     Test::new("net/publish-v6", publish_v6).lab(),
     Test::new("net/publish-udp", publish_udp),
     Test::new("net/none", none),
@@ -269,6 +270,27 @@ fn publish(world: &World<'_>) -> Result<()> {
     running.signal(libc_sigterm())?;
     running.wait(LIMIT)?.code_is(143)?;
     ensure!(TcpStream::connect("127.0.0.1:18080").is_err(), "still listening");
+    Ok(())
+}
+
+/// Without a port of the host's any free one is taken, and told; ranges go side by side.
+fn publish_any(world: &World<'_>) -> Result<()> {
+    let options = ["--name", "any", "-p", "127.0.0.1::80", "-p", "127.0.0.1:18096-18097:79-80"];
+    let running = python(world, &options, WEB).spawn()?;
+    running.stdout_until("up\n", LIMIT)?;
+    let inspected = world.coracle(&["inspect", "any"]).run()?.ok()?;
+    let all: serde_json::Value = serde_json::from_str(&inspected.stdout)?;
+    let bound = &all[0]["NetworkSettings"]["Ports"]["80/tcp"];
+    let ports: Vec<_> = bound.as_array().context("no ports")?.iter().collect();
+    let ports: Vec<_> = ports.iter().filter_map(|port| port["HostPort"].as_str()).collect();
+    ensure!(ports.len() == 2 && ports.contains(&"18097"), "{ports:?} of {all:#}");
+    for port in &ports {
+        let url = format!("http://127.0.0.1:{port}/");
+        world.cmd("curl").args(["-sSf", &url]).run()?.ok()?.stdout_is("from inside")?;
+        ensure!(listening_on(port.parse()?)? == ["0100007F"], "{port} listens elsewhere, too");
+    }
+    running.signal(libc_sigterm())?;
+    running.wait(LIMIT)?.code_is(143)?;
     Ok(())
 }
 

@@ -72,7 +72,13 @@ pub(super) struct StartArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct RestartArgs {
     /// Seconds until SIGKILL [default: as of 'coracle run --stop-timeout', or 10]
-    #[arg(short, long, value_name = "SECONDS")]
+    #[arg(
+        short,
+        long,
+        value_name = "SECONDS",
+        value_parser = parse::count::<u32>,
+        allow_negative_numbers = true
+    )]
     time: Option<u32>,
 
     #[command(flatten)]
@@ -126,7 +132,13 @@ pub(super) struct AttachArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct StopArgs {
     /// Seconds until SIGKILL [default: as of 'coracle run --stop-timeout', or 10]
-    #[arg(short, long, value_name = "SECONDS")]
+    #[arg(
+        short,
+        long,
+        value_name = "SECONDS",
+        value_parser = parse::count::<u32>,
+        allow_negative_numbers = true
+    )]
     time: Option<u32>,
 
     #[command(flatten)]

@@ -8,20 +8,20 @@ use crate::ulimit;
 #[derive(Debug, clap::Args)]
 pub(super) struct LimitArgs {
     /// Bound the memory of all processes together
-    #[arg(short, long, value_name = "SIZE", value_parser = parse::size)]
+    #[arg(short, long, value_name = "SIZE", value_parser = parse::size, allow_negative_numbers = true)]
     memory: Option<u64>,
 
     /// Bound the number of processes and threads; 0 or -1 for none
     #[arg(
         long,
         value_name = "COUNT",
-        value_parser = clap::value_parser!(i64).range(-1..),
+        value_parser = pids,
         allow_negative_numbers = true
     )]
     pids_limit: Option<i64>,
 
-    /// Bound the time on processors, in processors, as in 1.5
-    #[arg(long, value_name = "COUNT", value_parser = cpus)]
+    /// Bound the time on processors, in processors, as in 1.5; 0 for none
+    #[arg(long, value_name = "COUNT", value_parser = cpus, allow_negative_numbers = true)]
     cpus: Option<u64>,
 
     /// Weight against others when processors are scarce; 1024 is usual
@@ -39,7 +39,7 @@ impl LimitArgs {
         Limits {
             memory: self.memory,
             pids: self.pids_limit.filter(|count| *count > 0).map(i64::unsigned_abs),
-            millicpus: self.cpus,
+            millicpus: self.cpus.filter(|thousandths| *thousandths > 0),
             cpu_shares: self.cpu_shares,
         }
     }
@@ -55,10 +55,15 @@ fn cpus(text: &str) -> Result<u64, String> {
     }
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| bad())? };
     let part: u64 = format!("{part:0<3}").parse().map_err(|_| bad())?;
-    match whole * 1_000 + part {
-        0 => Err(bad()),
-        thousandths => Ok(thousandths),
+    if text.bytes().all(|byte| byte == b'.') {
+        return Err(bad());
     }
+    Ok(whole * 1_000 + part)
+}
+
+fn pids(text: &str) -> Result<i64, String> {
+    let count = text.parse().ok().filter(|count| *count >= -1);
+    count.ok_or_else(|| format!("'{text}' is no number of processes: use one as in 100, or -1"))
 }
 
 fn bound(text: &str) -> Result<Ulimit, String> {
@@ -87,12 +92,20 @@ mod tests {
 
     #[test]
     fn numbers_of_processors() {
-        for (text, thousandths) in [("1", 1_000), ("0.5", 500), ("1.25", 1_250), (".001", 1)] {
+        for (text, thousandths) in
+            [("1", 1_000), ("0.5", 500), ("1.25", 1_250), (".001", 1), ("0", 0), ("0.0", 0)]
+        {
             assert_eq!(cpus(text), Ok(thousandths), "{text}");
         }
-        for text in ["", "0", "0.0", ".", "-1", "1.0001", "x", "1e3", "99999999999"] {
+        for text in ["", ".", "-1", "1.0001", "x", "1e3", "99999999999"] {
             assert!(cpus(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_of_processes() {
+        assert_eq!((pids("7"), pids("0"), pids("-1")), (Ok(7), Ok(0), Ok(-1)));
+        assert!(["", "x", "-2", "1.5"].iter().all(|text| pids(text).is_err()));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) struct Args {
     follow: bool,
 
     /// Only so many lines at the end
-    #[arg(short = 'n', long, value_name = "LINES")]
+    #[arg(short = 'n', long, value_name = "LINES", value_parser = parse::count::<u64>, allow_negative_numbers = true)]
     tail: Option<u64>,
 
     /// Only what was printed since then: seconds since 1970, a time as in

@@ -16,6 +16,7 @@ use self::output::{UNREAD, Unprinted, standard};
 use crate::sys::fd;
 use crate::text::printable;
 
+mod absent;
 mod choose;
 mod commit;
 pub mod completion;
@@ -40,6 +41,7 @@ mod output;
 pub mod parse;
 mod pause;
 mod policy;
+mod ports;
 mod ps;
 mod run;
 mod security;
@@ -201,7 +203,8 @@ fn read(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Unread> {
         }
         _ => {
             let help = helpful(args.get(1..).unwrap_or_default());
-            Unread::Wrong(format!("{} (see '{help} --help')", one_line(&error.to_string())))
+            let line = instead(&error).unwrap_or_else(|| one_line(&error.to_string()));
+            Unread::Wrong(format!("{line} (see '{help} --help')"))
         }
     })
 }
@@ -219,6 +222,26 @@ fn helpful(words: &[OsString]) -> String {
     said
 }
 
+/// What is said of something that Podman has.
+fn instead(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let word = word(ContextKind::InvalidArg)?;
+            Some(format!("there is no '{word}': {}", absent::option(word)?))
+        }
+        ErrorKind::InvalidSubcommand => {
+            let word = word(ContextKind::InvalidSubcommand)?;
+            Some(format!("there is no '{word}': {}", absent::command(word)?))
+        }
+        _ => None,
+    }
+}
+
 /// Of clap's message what stands before the usage: reason and advice.
 fn one_line(message: &str) -> String {
     let message = message.strip_prefix("error: ").unwrap_or(message);
@@ -230,7 +253,9 @@ fn one_line(message: &str) -> String {
         if !line.is_empty() {
             line.push_str("; ");
         }
-        line.extend(part.split_whitespace().flat_map(|word| [word, " "]));
+        // How else it could be meant: as a word of the command in the container, at best.
+        let told = part.lines().filter(|line| !line.trim_start().starts_with("tip: to pass '"));
+        line.extend(told.flat_map(str::split_whitespace).flat_map(|word| [word, " "]));
         line.truncate(line.trim_end().len());
     }
     line

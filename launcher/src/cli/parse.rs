@@ -1,13 +1,12 @@
 //! Reading of option values. Pure: text in, data or a one-line reason out.
 
-use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
 
 use crate::image::date;
-use crate::spec::{NAME_MAX, Protocol, Publish, Restart, Upper, Volume, is_name};
+use crate::spec::{NAME_MAX, Restart, Upper, Volume, is_name};
 
 /// Reads a size in bytes: digits and at most one unit (`b`, `k`, `m`, `g`, `t`,
 /// powers of 1024, either case, with or without a `b` or `ib` after it).
@@ -102,45 +101,14 @@ pub fn inside(text: &str) -> Result<PathBuf, String> {
     Ok(path.components().collect())
 }
 
-/// Reads `-p [IP:]HOST:CONTAINER[/tcp|udp]`; an IPv6 address stands in brackets.
+/// Reads a number, from 0 up.
 ///
 /// # Errors
-/// A reason naming what is wrong with which part.
-pub fn publish(text: &str) -> Result<Publish, String> {
-    let form = "use [IP:]HOST:CONTAINER[/tcp|udp], as in 127.0.0.1:8080:80";
-    let (ports, protocol) = match text.split_once('/') {
-        None | Some((_, "tcp")) => (text.strip_suffix("/tcp").unwrap_or(text), Protocol::Tcp),
-        Some((ports, "udp")) => (ports, Protocol::Udp),
-        Some((_, other)) => {
-            return Err(format!("'{other}' in '{text}' is no protocol: {form}"));
-        }
-    };
-    let Some((host, container)) = ports.rsplit_once(':') else {
-        return Err(format!("'{text}' names no host port: {form}"));
-    };
-    let (host_ip, host) = match host.rsplit_once(':') {
-        None => (None, host),
-        Some((ip, host)) => (
-            Some(address(ip).ok_or(format!(
-                "'{ip}' in '{text}' is no IP address (IPv6 goes in brackets): {form}"
-            ))?),
-            host,
-        ),
-    };
-    let port = |port: &str| match port.parse::<u16>() {
-        // A leading plus is accepted by the standard library.
-        Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => Ok(number),
-        _ => Err(format!("'{port}' in '{text}' is no port (1 to 65535): {form}")),
-    };
-    Ok(Publish { host_ip, host_port: port(host)?, container_port: port(container)?, protocol })
-}
-
-/// An IPv4 address, or an IPv6 address in brackets.
-fn address(text: &str) -> Option<IpAddr> {
-    match text.strip_prefix('[') {
-        Some(rest) => rest.strip_suffix(']')?.parse().ok().map(IpAddr::V6),
-        None => text.parse().ok().map(IpAddr::V4),
-    }
+/// A reason, when it is none.
+pub fn count<N: std::str::FromStr>(text: &str) -> Result<N, String> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if digits { text.parse().ok() } else { None };
+    number.ok_or_else(|| format!("'{text}' is no number from 0 up, as in 10, or too large"))
 }
 
 /// Reads `-e NAME=VALUE`, or `-e NAME`, whose value is then asked of `host`.
@@ -441,39 +409,6 @@ mod tests {
     }
 
     #[test]
-    fn published_ports() {
-        let want = |host_ip: Option<&str>, host_port, container_port, protocol| {
-            let host_ip = host_ip.map(|ip| ip.parse().unwrap());
-            Ok(Publish { host_ip, host_port, container_port, protocol })
-        };
-        assert_eq!(publish("8080:80"), want(None, 8080, 80, Protocol::Tcp));
-        assert_eq!(publish("8080:80/tcp"), want(None, 8080, 80, Protocol::Tcp));
-        assert_eq!(publish("53:5353/udp"), want(None, 53, 5353, Protocol::Udp));
-        assert_eq!(publish("127.0.0.1:1:2"), want(Some("127.0.0.1"), 1, 2, Protocol::Tcp));
-        assert_eq!(publish("[::1]:1:2/udp"), want(Some("::1"), 1, 2, Protocol::Udp));
-        for text in [
-            "",
-            "80",
-            ":80",
-            "80:",
-            "0:80",
-            "80:0",
-            "65536:80",
-            "+80:80",
-            "::1:80:80",
-            "[::1:80:80",
-            "[1.2.3.4]:80:80",
-            "1.2.3:80:80",
-            ":80:80",
-            "80:80/sctp",
-            "80:80/",
-            "80:80/tcp/tcp",
-        ] {
-            assert!(publish(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn environment() {
         let host = |name: &str| Ok((name == "SET").then(|| "of the host".to_owned()));
         let pair = |name: &str, value: &str| Ok(Some((name.to_owned(), value.to_owned())));
@@ -547,7 +482,7 @@ mod tests {
         #[test]
         fn any_text_is_read_or_refused(text in "\\PC*|[a-z0-9:/.\\[\\],=-]*") {
             let cwd = Path::new("/w");
-            drop((size(&text), upper(&text, cwd), publish(&text), name(&text), hostname(&text)));
+            drop((size(&text), upper(&text, cwd), name(&text), hostname(&text)));
             drop((user(&text), signal(&text), env(&text, |_| Ok(None))));
             if let Ok(volume) = volume(&text, cwd) {
                 prop_assert!(volume.source.is_absolute() && volume.target.is_absolute());
@@ -555,18 +490,6 @@ mod tests {
             if let Ok(name) = name(&text) {
                 prop_assert!(!name.contains('/') && name != "." && name != "..");
             }
-        }
-
-        #[test]
-        fn a_written_port_is_read_back(host in 1u16.., guest in 1u16.., ip: u128, udp: bool) {
-            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-            let suffix = if udp { "udp" } else { "tcp" };
-            let ip = std::net::Ipv6Addr::from(ip);
-            let read = publish(&format!("[{ip}]:{host}:{guest}/{suffix}"));
-            let host_ip = Some(IpAddr::V6(ip));
-            prop_assert_eq!(read, Ok(Publish {
-                host_ip, host_port: host, container_port: guest, protocol,
-            }));
         }
     }
 }

@@ -282,7 +282,7 @@ c          host  ä                               1 minute ago  Exited (unknown)
 
     #[test]
     fn ports_are_shown_as_published() {
-        let publish = |text| crate::cli::parse::publish(text).map(|publish| port(&publish));
+        let publish = |text| crate::cli::ports::publish(text).map(|ports| port(&ports.0[0]));
         assert_eq!(publish("8080:80"), Ok("*:8080->80/tcp".to_owned()));
         assert_eq!(publish("[::1]:1:2/udp"), Ok("[::1]:1->2/udp".to_owned()));
     }

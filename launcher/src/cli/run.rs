@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -13,14 +12,13 @@ use super::fresh::Fresh;
 use super::memory::MemoryArgs;
 use super::mounts::{MountArgs, Mounts};
 use super::names::NameArgs;
+use super::ports::{self, Exposed, Published};
 use super::security::{LONGEST, SecurityArgs, read_text};
 use super::{complain, image, lifecycle, limits, parse, print};
 use crate::image::config;
 use crate::image::store::{Image, Images};
 use crate::run::{Early, Mode};
-use crate::spec::{
-    InMemory, Limits, Network, Overlay, Protocol, Publish, Restart, Root, Shares, Spec, Upper,
-};
+use crate::spec::{InMemory, Limits, Network, Overlay, Restart, Root, Shares, Spec, Upper};
 use crate::store::{Container, Store};
 use crate::text::printable_lines;
 
@@ -113,7 +111,12 @@ struct Args {
     stop_signal: Option<Signal>,
 
     /// Seconds that 'coracle stop' waits until SIGKILL [default: 10]
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        value_parser = parse::count::<u32>,
+        allow_negative_numbers = true
+    )]
     stop_timeout: Option<u32>,
 
     /// Run it again after its end: no, on-failure, on-failure:TIMES, always, unless-stopped
@@ -165,17 +168,17 @@ struct Args {
     #[arg(short = 'h', long, value_name = "NAME", value_parser = parse::hostname)]
     hostname: Option<String>,
 
-    /// Publish a port of the container on the host
+    /// Publish a port of the container on the host, or a range; without HOST on any free one
     #[arg(
         short,
         long = "publish",
-        value_name = "[IP:]HOST:CONTAINER[/tcp|udp]",
-        value_parser = parse::publish
+        value_name = "[[IP:][HOST]:]CONTAINER[/tcp|udp]",
+        value_parser = ports::publish
     )]
-    publish: Vec<Publish>,
+    publish: Vec<Published>,
 
     /// Name ports that --publish-all publishes besides those of the image
-    #[arg(long, value_name = "PORT[-PORT][/tcp|udp]", value_parser = exposed)]
+    #[arg(long, value_name = "PORT[-PORT][/tcp|udp]", value_parser = ports::exposed)]
     expose: Vec<Exposed>,
 
     /// Network of the container
@@ -234,16 +237,6 @@ enum Whose {
     Private,
     /// The host's
     Host,
-}
-
-/// Ports of one `--expose`.
-#[derive(Debug, Clone)]
-struct Exposed(Vec<(u16, Protocol)>);
-
-fn exposed(text: &str) -> Result<Exposed, String> {
-    config::ports(text).map(Exposed).ok_or_else(|| {
-        format!("'{text}' names no ports: use PORT, PORT-PORT, or either with /tcp or /udp")
-    })
 }
 
 /// Variables of the environment.
@@ -364,7 +357,7 @@ fn prepare(mut args: Args) -> anyhow::Result<Option<(Spec, Container, Option<Fre
         spec.stop_signal = spec.stop_signal.or(stop_signal(&found.image)?);
         based = Some((images, found.image, lock));
     }
-    choose_ports(&mut spec)?;
+    ports::choose(&mut spec.publish)?;
     if dry_run {
         let name = spec.name.clone().unwrap_or_else(|| "NAME".to_owned());
         let plan = crate::run::dry_run(&spec, &store.dir_of(&name), store.root())?;
@@ -408,30 +401,6 @@ fn stop_signal(image: &Image) -> anyhow::Result<Option<i32>> {
         Some(Ok(signal)) => Ok(Some(signal as i32)),
         Some(Err(why)) => anyhow::bail!("the image's stop signal: {why}"),
     }
-}
-
-/// Free ports of the host, for those published without one.
-fn choose_ports(spec: &mut Spec) -> anyhow::Result<()> {
-    // All are held until the last is known, so that none is chosen twice.
-    let mut held = Vec::new();
-    for publish in spec.publish.iter_mut().filter(|publish| publish.host_port == 0) {
-        let any = (Ipv4Addr::UNSPECIFIED, 0);
-        publish.host_port = match publish.protocol {
-            Protocol::Tcp => {
-                let socket = TcpListener::bind(any).context("cannot find a free port")?;
-                let port = socket.local_addr()?.port();
-                held.push((Some(socket), None));
-                port
-            }
-            Protocol::Udp => {
-                let socket = UdpSocket::bind(any).context("cannot find a free port")?;
-                let port = socket.local_addr()?.port();
-                held.push((None, Some(socket)));
-                port
-            }
-        };
-    }
-    Ok(())
 }
 
 /// A variable of this process's own environment.
@@ -546,7 +515,8 @@ impl Args {
             labels.extend(parse::label_file(&text).map_err(anyhow::Error::msg).with_context(what)?);
         }
         labels.extend(self.labels);
-        let mut publish = self.publish;
+        let mut publish: Vec<_> =
+            self.publish.into_iter().flat_map(|Published(ports)| ports).collect();
         if self.publish_all {
             let ports = self.expose.into_iter().flat_map(|Exposed(ports)| ports);
             config::publish_free(&mut publish, ports);
@@ -591,6 +561,7 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Protocol;
     use clap::Parser as _;
     use std::fs;
 
@@ -752,7 +723,7 @@ mod tests {
             &["--nonsense"][..],
             &["--name", "a/b"],
             &["--name", ""],
-            &["-p", "80"],
+            &["-p", "81-80"],
             &["-p", "1:2", "--network", "none"],
             &["-p", "1:2", "--network=host"],
             &["--network", "bridge"],

@@ -22,7 +22,7 @@ fn what_makes_no_sense_is_told_in_one_line() {
         (&["run", "--nam", "x"], "--name"),
         (&["run", "--nam", "x"], "(see 'coracle run --help')"),
         (&["run", "--name", "a/b"], "'a/b' is not a container name"),
-        (&["run", "-p", "x"], "names no host port"),
+        (&["run", "-p", "x"], "'x' in 'x' is no port"),
         (&["exec"], "<CONTAINER>"),
         (&["exec", "x"], "<COMMAND>"),
         (&["stop"], "<CONTAINER>"),
@@ -68,4 +68,31 @@ proptest! {
             prop_assert!(!why.contains('\n') && !why.is_empty());
         }
     }
+}
+
+#[test]
+fn what_is_told_to_be_absent_is() {
+    fn walk(command: &clap::Command) {
+        for option in command.get_arguments().filter_map(|arg| arg.get_long()) {
+            assert_eq!(absent::option(&format!("--{option}")), None, "{}", command.get_name());
+        }
+        command.get_subcommands().for_each(walk);
+    }
+    walk(&Cli::command());
+    for command in Cli::command().get_subcommands() {
+        assert_eq!(absent::command(command.get_name()), None);
+    }
+    let wrong = |words: &[&str]| match read(words.iter().map(OsString::from)) {
+        Err(Unread::Wrong(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let device = wrong(&["coracle", "run", "--device", "/dev/fuse", "box"]);
+    assert!(device.starts_with("there is no '--device': the host's devices"), "{device}");
+    assert!(device.ends_with("(see 'coracle run --help')"), "{device}");
+    let rmi = wrong(&["coracle", "rmi", "box"]);
+    assert_eq!(rmi, "there is no 'rmi': it is 'coracle image rm' (see 'coracle --help')");
+    let odd = wrong(&["coracle", "run", "--nonesuch", "box"]);
+    assert!(!odd.contains("to pass"), "{odd}");
+    let negative = wrong(&["coracle", "stop", "-t", "-1", "x"]);
+    assert!(negative.contains("'-1' is no number from 0 up"), "{negative}");
 }

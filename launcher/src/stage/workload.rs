@@ -254,8 +254,9 @@ fn execute(workload: &Workload, argv: &[CString], env: &[CString]) -> Fault {
 /// To be called in the container's root. That it comes to nothing is no failure: who
 /// executes the program says why.
 pub fn read_ahead(workload: &Workload) {
-    /// Bytes: nearly all programs as a whole.
-    const MOST: i64 = 2 << 20;
+    /// Bytes: what a program reads of itself as it starts is in there, most of the time. More
+    /// costs more than it brings.
+    const MOST: i64 = 256 << 10;
     let name = workload.command.first().map_or("", String::as_str);
     let path = workload.env.get("PATH").map_or(plan::PATH, String::as_str);
     // Whatever lies there in the program's place: it is not waited for, and nothing is done to it.
