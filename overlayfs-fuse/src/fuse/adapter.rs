@@ -374,7 +374,9 @@ impl Adapter {
         need(body.bytes(16))?;
         let data = need(body.bytes(size as usize))?;
         let drop_set_id = flags & wire::WRITE_KILL_SUIDGID != 0;
-        let n = self.overlay.write(request.node, offset, data, drop_set_id)?;
+        // The kernel takes any success for all of it then.
+        let whole = flags & wire::WRITE_CACHE != 0;
+        let n = self.overlay.write(request.node, offset, data, drop_set_id, whole)?;
         // No more than `size`.
         answer.u32(u32::try_from(n).unwrap_or(size));
         answer.u32(0);

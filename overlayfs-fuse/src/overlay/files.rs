@@ -227,12 +227,20 @@ impl Overlay {
     }
 
     /// Writes `data` at `offset`; gives the bytes written. With `drop_set_id` the
-    /// set-id bits go, as after a write by the unprivileged.
+    /// set-id bits go, as after a write by the unprivileged. With `whole` it is an error
+    /// that not all of it was written, as whoever wrote it is not there to write the rest.
     ///
     /// # Errors
     /// `ReadOnly`, what copying up meets, or what pwrite(2) says when nothing was
     /// written.
-    pub fn write(&self, id: Ino, offset: u64, data: &[u8], drop_set_id: bool) -> Result<usize> {
+    pub fn write(
+        &self,
+        id: Ino,
+        offset: u64,
+        data: &[u8],
+        drop_set_id: bool,
+        whole: bool,
+    ) -> Result<usize> {
         let node = self.file_node(id)?;
         let file = self.file(&node, true)?;
         if drop_set_id && !node.file().as_ref().is_some_and(|f| f.plain) {
@@ -242,7 +250,7 @@ impl Overlay {
             }
         }
         let room = self.room(file.as_fd(), offset, data.len() as u64)?;
-        let mut data = data;
+        let (mut data, wanted) = (data, data.len());
         if let Some(room) = &room {
             let len = room.prefix(offset, data.len() as u64);
             if len == 0 && !data.is_empty() {
@@ -250,11 +258,14 @@ impl Overlay {
             }
             data = &data[..usize::try_from(len).unwrap_or(usize::MAX).min(data.len())];
         }
-        let done = self.at_same_time(&node, file.as_fd(), || write_at(&file, offset, data))?;
+        let done = self.at_same_time(&node, file.as_fd(), || write_at(&file, offset, data, whole));
         if let Some(room) = room {
             room.settle(file.as_fd())?;
+            if whole && data.len() < wanted {
+                return done.and(Err(super::quota::full()));
+            }
         }
-        Ok(done)
+        done
     }
 
     /// The mode of a node may have changed: it may have set-id bits again.
@@ -384,7 +395,7 @@ impl Overlay {
     }
 }
 
-fn write_at(file: &OwnedFd, offset: u64, data: &[u8]) -> Result<usize> {
+fn write_at(file: &OwnedFd, offset: u64, data: &[u8], whole: bool) -> Result<usize> {
     let mut done = 0;
     while done < data.len() {
         let at = offset_of(offset, done)?;
@@ -393,7 +404,7 @@ fn write_at(file: &OwnedFd, offset: u64, data: &[u8]) -> Result<usize> {
             Ok(n) => done += n,
             Err(Errno::EINTR) => {}
             // What was written counts; the next write meets the error.
-            Err(_) if done > 0 => break,
+            Err(_) if done > 0 && !whole => break,
             Err(errno) => return Err(Error::Layer { op: "write", errno }),
         }
     }

@@ -83,6 +83,7 @@ const CASES: &[Case] = &[
     ("conformance::locks_and_syncing", conformance::locks_and_syncing),
     ("crash::at_every_step", crash::at_every_step),
     ("quota::space_is_bounded", quota::space_is_bounded),
+    ("quota::mappings_are_bounded", quota::mappings_are_bounded),
     ("quota::bounded_for_many_at_once", quota::bounded_for_many_at_once),
     ("passthrough::refused_without_privilege", passthrough::refused_without_privilege),
     ("redirect::renamed_directories", redirect::renamed_directories),

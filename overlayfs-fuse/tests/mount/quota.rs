@@ -149,6 +149,21 @@ pub(crate) fn space_is_bounded() {
     assert!((0..100_000).any(|_| space(&union).0 == BLOCK));
 }
 
+/// What is written through a mapping is handed over by the kernel, which takes any success
+/// for all of it: that a part found no room is told by msync(2).
+pub(crate) fn mappings_are_bounded() {
+    const LIMIT: u64 = 100 * BLOCK;
+    let union = Mounted::new(&format!("{},upper_quota=400K", layers()), "union");
+    File::create(union.path("sparse")).unwrap().set_len(200 * BLOCK).unwrap();
+    let script = "import errno, mmap\nf = open('union/sparse', 'r+b')\nm = mmap.mmap(f.fileno(), 0)\n\
+                  m[:] = b'm' * len(m)\n\
+                  try: m.flush()\nexcept OSError as e: print(errno.errorcode[e.errno])";
+    let out = Command::new("python3").args(["-c", script]).output().unwrap();
+    assert_eq!(crate::lab::text(&out), "ENOSPC\n");
+    assert_eq!(check(&union, LIMIT), 0);
+    assert_eq!(stat("upper/sparse").len(), 200 * BLOCK);
+}
+
 /// Many writers at once: the bound holds at every moment, and what they got is what
 /// there was.
 pub(crate) fn bounded_for_many_at_once() {

@@ -137,14 +137,14 @@ pub(crate) fn what_is_not_written_yet_is_no_hole() {
 /// An upper that is full is told by fsync(2), and else by close(2).
 pub(crate) fn a_full_upper_is_told() {
     sh("mkdir lower small; mount -t tmpfs -o size=1m t small; mkdir small/u small/w
-        head -c 4M /dev/zero | tr '\\0' z >lower/big");
+        head -c 4M /dev/zero | tr '\\0' z >lower/big; head -c 600K /dev/zero >small/taken");
     let options = "lowerdir=lower,upperdir=small/u,workdir=small/w,writeback";
     let union = Mounted::new(options, "union");
     let overfill = |name: &str| {
         let mut open = OpenOptions::new();
         let mut file = open.append(true).create(true).open(union.path(name)).unwrap();
-        // It need not fail before it is handed over.
-        let told = (0..500).find_map(|_| file.write_all(&[b'x'; 4096]).err());
+        // It need not fail before it is handed over, all at once: some of that has room.
+        let told = (0..200).find_map(|_| file.write_all(&[b'x'; 4096]).err());
         assert!(told.is_none_or(|e| e.raw_os_error() == Some(libc::ENOSPC)), "{name}");
         file
     };
@@ -159,11 +159,11 @@ pub(crate) fn a_full_upper_is_told() {
     // Who makes room can go on, once the kernel has said that nobody has the file any more.
     fs::remove_file(union.path("closed")).unwrap();
     let free = || nix::sys::statvfs::statvfs("small").unwrap().blocks_free();
-    while free() < 100 {
+    while free() < 50 {
         std::thread::yield_now();
     }
-    fs::write(union.path("fits"), vec![b'y'; 100_000]).unwrap();
-    assert!(fs::read("small/u/fits").unwrap() == vec![b'y'; 100_000]);
+    fs::write(union.path("fits"), vec![b'y'; 50_000]).unwrap();
+    assert!(fs::read("small/u/fits").unwrap() == vec![b'y'; 50_000]);
 }
 
 /// What was synced is in the upper, what was mapped as well; the mode loses its set-id bits
