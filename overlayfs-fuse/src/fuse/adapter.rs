@@ -240,6 +240,8 @@ impl Adapter {
             op::FALLOCATE => {
                 need(body.u64())?;
                 let (offset, len, mode) = (need(body.u64())?, need(body.u64())?, need(body.u32())?);
+                // Whose privilege would keep them is not said.
+                self.drop_set_id(request.node, answer)?;
                 Ok(self.overlay.allocate(request.node, mode.cast_signed(), offset, len)?)
             }
             // The kernel asks although it has data that it has not handed over yet, and which
@@ -373,13 +375,24 @@ impl Adapter {
         let (offset, size, flags) = (need(body.u64())?, need(body.u32())?, need(body.u32())?);
         need(body.bytes(16))?;
         let data = need(body.bytes(size as usize))?;
-        let drop_set_id = flags & wire::WRITE_KILL_SUIDGID != 0;
+        if flags & wire::WRITE_KILL_SUIDGID != 0 {
+            self.drop_set_id(request.node, answer)?;
+        }
         // The kernel takes any success for all of it then.
         let whole = flags & wire::WRITE_CACHE != 0;
-        let n = self.overlay.write(request.node, offset, data, drop_set_id, whole)?;
+        let n = self.overlay.write(request.node, offset, data, whole)?;
         // No more than `size`.
         answer.u32(u32::try_from(n).unwrap_or(size));
         answer.u32(0);
+        Ok(())
+    }
+
+    /// Clears set-id bits before data changes. The kernel leaves that to us, keeps the mode
+    /// that it knows, and would go by it when the file is executed.
+    fn drop_set_id(&self, node: u64, answer: &mut Answer) -> Outcome {
+        if self.overlay.drop_set_id(node)? {
+            answer.stale = Some(node);
+        }
         Ok(())
     }
 
@@ -433,6 +446,7 @@ impl Adapter {
         let (from, target) = (need(body.u64())?, need(body.u64())?);
         need(body.u64())?;
         let (into, len) = (need(body.u64())?, need(body.u64())?);
+        self.drop_set_id(target, answer)?;
         let n = self.overlay.copy_range((request.node, from), (target, into), len)?;
         answer.u32(u32::try_from(n).unwrap_or(u32::MAX));
         answer.u32(0);

@@ -43,7 +43,7 @@ use super::adapter::{Adapter, Verdict};
 use super::counters::{Counters, count, line};
 use super::init::{self, MAX_WRITE};
 use super::splice::{self, Pipe};
-use super::wire::{Answer, Request, op};
+use super::wire::{self, Answer, Request, op};
 
 /// Threads: one that listens and some that may be held up by a slow disk.
 const THREADS: usize = 4;
@@ -379,7 +379,19 @@ impl Server {
                 errno
             }
         };
+        self.announce(answer);
         self.reply(answer.finish(request.unique, errno))
+    }
+
+    /// Tells the kernel which attributes it must not use any more, before it has the answer
+    /// to the request that changed them.
+    fn announce(&self, answer: &mut Answer) {
+        let Some(node) = answer.stale.take() else { return };
+        match nix::unistd::write(&self.device, &wire::stale(node)) {
+            // ENOENT: it does not know the node any more. ENODEV: unmounted.
+            Ok(_) | Err(Errno::ENOENT | Errno::ENODEV | Errno::ECONNABORTED) => {}
+            Err(errno) => tracing::error!(%errno, node, "the kernel shows an old mode"),
+        }
     }
 
     fn reply(&self, message: &[u8]) -> std::io::Result<()> {

@@ -121,6 +121,8 @@ pub(crate) mod fattr {
     pub(crate) const KILL_SUIDGID: u32 = 1 << 11;
 }
 
+/// A message that answers nothing has its code where answers have their error.
+const NOTIFY_INVAL_INODE: i32 = 2;
 /// `FUSE_WRITE_CACHE`: the kernel hands over what was written before.
 pub(crate) const WRITE_CACHE: u32 = 1;
 /// `FUSE_WRITE_KILL_SUIDGID`.
@@ -223,6 +225,9 @@ pub(crate) struct Answer {
     /// Only grows: what was written once need not be zeroed again.
     bytes: Vec<u8>,
     used: usize,
+    /// The node whose attributes changed in a way that the kernel does not expect. It is to
+    /// be told before it gets the answer ([`stale`]).
+    pub(crate) stale: Option<u64>,
 }
 
 impl Answer {
@@ -347,6 +352,17 @@ impl Answer {
     }
 }
 
+/// The message `FUSE_NOTIFY_INVAL_INODE`: the kernel is to ask for the attributes of `node`
+/// before it uses them again; what it has of the data stays.
+pub(crate) fn stale(node: u64) -> Vec<u8> {
+    let mut message = out_header(24, 0, -NOTIFY_INVAL_INODE).to_vec();
+    message.extend_from_slice(&node.to_ne_bytes());
+    // An offset below zero: attributes alone.
+    message.extend_from_slice(&(-1i64).to_ne_bytes());
+    message.extend_from_slice(&0i64.to_ne_bytes());
+    message
+}
+
 /// The header of an answer with `len` bytes behind it.
 pub(crate) fn out_header(len: usize, unique: u64, errno: i32) -> [u8; OUT_HEADER] {
     // Larger answers than 32 bits can say cannot be asked for.
@@ -384,6 +400,15 @@ pub(crate) mod tests {
         out.extend_from_slice(&[0; 16]);
         out.extend_from_slice(body);
         out
+    }
+
+    #[test]
+    fn attributes_are_called_stale_by_a_message_of_its_own() {
+        let message = stale(7);
+        let (header, body) = message.split_at(OUT_HEADER);
+        assert_eq!(header, [&40u32.to_ne_bytes()[..], &2i32.to_ne_bytes(), &[0; 8]].concat());
+        let want = [7i64, -1, 0].map(i64::to_ne_bytes).concat();
+        assert_eq!(body, want);
     }
 
     #[test]

@@ -251,8 +251,8 @@ impl Overlay {
         self.keep(object.as_fd(), node.kind, &new)
     }
 
-    /// Clears set-id bits after a write by an unprivileged caller.
-    pub(crate) fn drop_set_id(&self, node: &Arc<Node>) -> Result<()> {
+    /// Clears set-id bits; whether there were any.
+    pub(crate) fn clear_set_id(&self, node: &Arc<Node>) -> Result<bool> {
         let _tree = self.tree_shared();
         let object = self.object(node)?;
         if self.options.permissions != Permissions::Inode
@@ -262,13 +262,16 @@ impl Overlay {
             if mode != kept.mode {
                 self.keep(object.as_fd(), node.kind, &OverrideStat { mode, ..kept })?;
             }
-            return Ok(());
+            return Ok(mode != kept.mode);
         }
         let mode = fstat(object.as_fd()).during("stat a file of the upper")?.st_mode & 0o7777;
         if without_set_id(mode) == mode {
-            return Ok(());
+            return Ok(false);
         }
-        object.chmod(Mode::from_bits_truncate(without_set_id(mode))).during("clear the set-id bits")
+        object
+            .chmod(Mode::from_bits_truncate(without_set_id(mode)))
+            .during("clear the set-id bits")?;
+        Ok(true)
     }
 
     /// Target of a symbolic link.

@@ -226,29 +226,33 @@ impl Overlay {
         Ok(done)
     }
 
-    /// Writes `data` at `offset`; gives the bytes written. With `drop_set_id` the
-    /// set-id bits go, as after a write by the unprivileged. With `whole` it is an error
+    /// Clears the set-id bits of a file whose data is about to be changed by the
+    /// unprivileged, and says whether there were any.
+    ///
+    /// # Errors
+    /// `ReadOnly`, what copying up meets, or what chmod(2) says.
+    pub fn drop_set_id(&self, id: Ino) -> Result<bool> {
+        let node = self.file_node(id)?;
+        self.file(&node, true)?;
+        if node.file().as_ref().is_some_and(|f| f.plain) {
+            return Ok(false);
+        }
+        let dropped = self.clear_set_id(&node)?;
+        if let Some(file) = node.file().as_mut() {
+            file.plain = true;
+        }
+        Ok(dropped)
+    }
+
+    /// Writes `data` at `offset`; gives the bytes written. With `whole` it is an error
     /// that not all of it was written, as whoever wrote it is not there to write the rest.
     ///
     /// # Errors
     /// `ReadOnly`, what copying up meets, or what pwrite(2) says when nothing was
     /// written.
-    pub fn write(
-        &self,
-        id: Ino,
-        offset: u64,
-        data: &[u8],
-        drop_set_id: bool,
-        whole: bool,
-    ) -> Result<usize> {
+    pub fn write(&self, id: Ino, offset: u64, data: &[u8], whole: bool) -> Result<usize> {
         let node = self.file_node(id)?;
         let file = self.file(&node, true)?;
-        if drop_set_id && !node.file().as_ref().is_some_and(|f| f.plain) {
-            self.drop_set_id(&node)?;
-            if let Some(file) = node.file().as_mut() {
-                file.plain = true;
-            }
-        }
         let room = self.room(file.as_fd(), offset, data.len() as u64)?;
         let (mut data, wanted) = (data, data.len());
         if let Some(room) = &room {

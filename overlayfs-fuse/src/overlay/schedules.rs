@@ -141,7 +141,8 @@ fn write(vfs: &Vfs) {
     vfs.with(dir, &format!("f{file}"), |attr| {
         let _data = (!vfs.written_back).then(|| vfs.data[file].lock().unwrap());
         let at = thread_rng().gen_range(0..LEN / 8) * 8;
-        let n = vfs.union.write(attr.ino, at as u64, &content(file)[..LEN - at], true, false);
+        vfs.union.drop_set_id(attr.ino).unwrap();
+        let n = vfs.union.write(attr.ino, at as u64, &content(file)[..LEN - at], false);
         assert_eq!(n.unwrap(), LEN - at);
     });
 }
@@ -192,7 +193,7 @@ fn make(vfs: &Vfs) {
         let _names = vfs.names[0].write().unwrap();
         vfs.union.make(dirs[0], name, New::File(0o644), CALLER()).unwrap()
     };
-    vfs.union.write(attr.ino, 0, b"new", true, false).unwrap();
+    vfs.union.write(attr.ino, 0, b"new", false).unwrap();
     {
         let _names = vfs.names[1].write().unwrap();
         let linked = vfs.union.link(attr.ino, dirs[1], other).unwrap();

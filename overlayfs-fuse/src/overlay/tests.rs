@@ -106,7 +106,7 @@ fn without_an_upper_changes_are_refused() {
     let union = union(three(), Options::default());
     let a = find(&union, "a").unwrap().ino;
     assert_eq!(union.unlink(ROOT, OsStr::new("a")).unwrap_err().errno(), libc::EROFS);
-    assert_eq!(union.write(a, 0, b"x", true, false).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(union.write(a, 0, b"x", false).unwrap_err().errno(), libc::EROFS);
     let changes = super::Changes { mode: Some(0o600), ..Default::default() };
     assert_eq!(union.setattr(a, &changes).unwrap_err().errno(), libc::EROFS);
 }

@@ -63,6 +63,7 @@ const CASES: &[Case] = &[
     ("promises::default_acls_are_passed_on", promises::default_acls),
     ("promises::privileged_attributes_hold_owner_and_mode", promises::privileged_attributes),
     ("promises::five_hundred_lowers", promises::five_hundred_lowers),
+    ("promises::set_id_bits_go_with_a_change", promises::set_id_bits_go_with_a_change),
     ("promises::shared_mappings_reach_the_upper", promises::shared_mappings),
     (
         "promises::what_cannot_be_copied_fails_when_written",
@@ -124,6 +125,7 @@ const WRITEBACK: &[Case] = &[
     ("writeback::attributes_hold_owner_and_mode", corners::attributes_hold_owner_and_mode),
     ("writeback::times_of_any_kind_are_kept", corners::times_of_any_kind_are_kept),
     ("writeback::nameless_files_can_be_given_a_name", promises::nameless_files),
+    ("writeback::set_id_bits_go_with_a_change", promises::set_id_bits_go_with_a_change),
     ("writeback::shared_mappings_reach_the_upper", promises::shared_mappings),
     ("writeback::remounted_read_only_and_back", promises::remounted),
     ("writeback::locks_and_syncing", conformance::locks_and_syncing),
@@ -166,6 +168,7 @@ const RINGS: &[Case] = &[
     ("rings::every_end_of_a_mount", rings::every_end_of_a_mount),
     ("rings::copy_up_keeps_everything", corners::copy_up_keeps_everything),
     ("rings::reading_a_directory_while_it_changes", corners::reading_while_changing),
+    ("rings::set_id_bits_go_with_a_change", promises::set_id_bits_go_with_a_change),
     ("rings::shared_mappings_reach_the_upper", promises::shared_mappings),
     ("rings::remounted_read_only_and_back", promises::remounted),
     ("rings::file_operations_as_on_a_plain_file", conformance::file_operations),

@@ -114,6 +114,38 @@ pub(crate) fn five_hundred_lowers() {
     assert_eq!(errno(File::open(union.path("d/x500"))), libc::ENOENT);
 }
 
+/// However somebody without privilege changes a file that all may write, it does not give
+/// him its owner's privilege any more: at once, also where nobody asked for its mode meanwhile.
+pub(crate) fn set_id_bits_go_with_a_change() {
+    let options = layers();
+    for name in ["written", "copied", "allocated", "cut"] {
+        sh(&format!("cp /usr/bin/id lower/{name}; chmod 6777 lower/{name}"));
+    }
+    let union = Mounted::new(&options, "union");
+    let script = "import os, subprocess, sys\n\
+        def who(name): return subprocess.check_output(['union/' + name, '-u']).decode().strip()\n\
+        def write(f): os.write(f, b'x')\n\
+        def copy(f): os.copy_file_range(os.open('union/written', 0), f, 10, 0, os.fstat(f).st_size)\n\
+        def allocate(f): os.posix_fallocate(f, os.fstat(f).st_size, 10)\n\
+        def cut(f): os.ftruncate(f, os.fstat(f).st_size + 10)\n\
+        for name, change in ('written', write), ('copied', copy), ('allocated', allocate), ('cut', cut):\n\
+        \x20   before = who(name)\n\
+        \x20   f = os.open('union/' + name, os.O_WRONLY)\n\
+        \x20   os.lseek(f, 0, os.SEEK_END)\n\
+        \x20   change(f)\n\
+        \x20   os.close(f)\n\
+        \x20   print(name, before, who(name))\n";
+    let out = Command::new("setpriv")
+        .args(["--reuid", "5", "--regid", "5", "--clear-groups", "python3", "-c", script])
+        .output()
+        .unwrap();
+    assert_eq!(text(&out), "written 0 5\ncopied 0 5\nallocated 0 5\ncut 0 5\n");
+    for name in ["written", "copied", "allocated", "cut"] {
+        assert_eq!((mode(union.path(name)), mode(format!("upper/{name}"))), (0o777, 0o777));
+        assert_eq!(mode(format!("lower/{name}")), 0o6777);
+    }
+}
+
 /// A file of a lower that is only ever written through a shared mapping.
 pub(crate) fn shared_mappings() {
     let options = layers();

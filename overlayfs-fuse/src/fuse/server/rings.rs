@@ -178,6 +178,7 @@ impl Server {
                     errno
                 }
             };
+            self.announce(&mut answer);
             if !ring.answer(answer.finish(unique, errno)) {
                 ring.answer_from_room(out_header(0, unique, libc::EIO), 0);
             }
