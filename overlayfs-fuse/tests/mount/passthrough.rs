@@ -9,10 +9,23 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{Mounted, errno, layers, program, sh, text};
+use crate::lab::{Mounted, errno, layers, program, sh, skip, text};
 use crate::rings::{GONE, Server, counter, requests, start};
 
 const OPTIONS: &str = "lowerdir=top:lower,passthrough=on";
+
+/// Ends the case where the kernel is older than this, or was made without it; one that does
+/// not say how it was made is taken to have it.
+fn take_passthrough() {
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let made =
+        sh("zcat /proc/config.gz 2>/dev/null || cat /boot/config-$(uname -r) 2>/dev/null || true");
+    if version < (6, 9) || !made.is_empty() && !made.contains("CONFIG_FUSE_PASSTHROUGH=y") {
+        skip(&format!("the kernel ({release}) has no FUSE passthrough"));
+    }
+}
 
 /// Two layers with files of all sizes, no two pages alike, and a program.
 fn tree() -> Vec<u8> {
@@ -35,6 +48,7 @@ fn until_all_are_closed(server: &Server) {
 /// What is read, mapped and executed is right, and no READ is made for it; whatever is
 /// closed is given back.
 pub(crate) fn the_kernel_reads_by_itself() {
+    take_passthrough();
     let data = tree();
     let before = sh("cd lower; stat -c '%n %s %y %z' *; cd ../top; stat -c '%n %y %z' *");
     let mut server = start(OPTIONS, "");
@@ -71,6 +85,7 @@ print(int.from_bytes(m[400000:400004], \"little\"), len(m))'");
 
 /// Also on a mount that was made writable a lower is not written, nor by the kernel itself.
 pub(crate) fn nothing_is_written() {
+    take_passthrough();
     let data = tree();
     let union = Mounted::new(OPTIONS, "m");
     let open = |name: &str| OpenOptions::new().write(true).open(union.path(name));
@@ -94,6 +109,7 @@ pub(crate) fn nothing_is_written() {
 /// Many open and close the same files at once: how a file is read must fit whoever has it
 /// open, whatever has been heard of those who closed it.
 pub(crate) fn opened_by_many_at_once() {
+    take_passthrough();
     let data = tree();
     let mut server = start(OPTIONS, "");
     thread::scope(|scope| {
@@ -121,6 +137,7 @@ pub(crate) fn opened_by_many_at_once() {
 /// What the kernel cannot read by itself goes through the server, and what stands on the
 /// mount works.
 pub(crate) fn above_and_below_other_stacks() {
+    take_passthrough();
     let data = tree();
     sh("mkdir stack up1 wk1 up2 wk2 above
         mount -t overlay low -o lowerdir=lower,upperdir=up1,workdir=wk1 stack");
@@ -140,6 +157,7 @@ pub(crate) fn above_and_below_other_stacks() {
 
 /// Whoever has a file open goes on reading when the server is gone; nobody hangs.
 pub(crate) fn readers_outlive_the_server() {
+    take_passthrough();
     let data = tree();
     let mut server = start(OPTIONS, "");
     let file = File::open("m/large").unwrap();
