@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::libc;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::Value;
 use tests::clock::Deadline;
 use tests::command::{Cmd, Running, pipe, readable};
@@ -69,6 +70,8 @@ fn main() -> ExitCode {
     }
     let words: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let why_not = why_not();
+    // So that what a run leaves behind is found.
+    nix::sys::prctl::set_child_subreaper(true).expect("Linux 3.4");
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (name, test) in TESTS {
         if !words.is_empty() && !words.iter().any(|word| name.contains(word)) {
@@ -253,17 +256,36 @@ fn ended_by(signal: i32, middle: &Middle) -> Result<()> {
     for (pidfd, name) in &pidfds {
         ensure!(readable(pidfd.as_fd(), GRACE)?, "left behind: the process {name}");
     }
-    let left: Vec<_> = processes()?
-        .into_iter()
-        .filter(|&pid| !namespaces(pid).is_disjoint(&traces.namespaces))
-        .collect();
-    ensure!(left.is_empty(), "left behind, in the run's namespaces: {left:?}");
+    adopted_have_ended()?;
     ensure!(devices == self::devices()?, "left behind: a network device");
     ensure!(mounts == fs::read_to_string("/proc/self/mountinfo")?, "left behind: a mount");
     // A result is written after each cell; this run finished none.
     let files: Vec<_> = fs::read_dir(out.path())?.flatten().map(|f| f.file_name()).collect();
     ensure!(files.is_empty(), "left behind: {files:?}");
     Ok(())
+}
+
+/// Waits for the end of what a run left behind, which is ours now: it is to be on its way.
+///
+/// The numbers of its namespaces tell nothing any more: the kernel gives them away again.
+fn adopted_have_ended() -> Result<()> {
+    let own = std::process::id().cast_signed();
+    loop {
+        let left: Vec<_> = descendants(own)?.into_iter().filter(|pid| *pid != own).collect();
+        for pid in &left {
+            if let Ok(pidfd) = sys::pidfd_open(*pid) {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                ensure!(readable(pidfd.as_fd(), GRACE)?, "left behind: the process {name}");
+            }
+        }
+        while !matches!(
+            waitpid(None, Some(WaitPidFlag::WNOHANG)),
+            Ok(WaitStatus::StillAlive) | Err(_)
+        ) {}
+        if left.is_empty() {
+            return Ok(());
+        }
+    }
 }
 
 /// Waits until a backend and a load generator are running.
