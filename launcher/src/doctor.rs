@@ -44,7 +44,6 @@ pub fn diagnose(health: &Health) -> Vec<Finding> {
         ids(health),
         programs(health),
         fuse(health),
-        uring(health),
         tun(health),
         ping(health),
         ports(health),
@@ -192,24 +191,6 @@ fn fuse(health: &Health) -> Finding {
     device("fuse", &health.fuse, "/dev/fuse", "fuse", "image import, pull, ls; no container")
 }
 
-fn uring(health: &Health) -> Finding {
-    const ITEM: &str = "fuse io_uring";
-    match health.uring {
-        Some(true) => fine(ITEM, "requests of containers' files come through it"),
-        None => {
-            fine(ITEM, "this kernel offers none (Linux 6.14 and later do, once fuse is loaded)")
-        }
-        Some(false) => {
-            let found = "switched off: with it, unpacking and removing files in a container takes a \
-                         quarter to a third less time, and half the processor time";
-            let works = "everything, through /dev/fuse";
-            let fix = "echo Y | sudo tee /sys/module/fuse/parameters/enable_uring (and \
-                       'fuse.enable_uring=1' on the kernel's command line, to keep it)";
-            bad(ITEM, Degree::Note, found, works, fix)
-        }
-    }
-}
-
 fn tun(health: &Health) -> Finding {
     let works = "containers with --network none or host";
     device("tun", &health.tun, "/dev/net/tun", "tun", works)
@@ -346,7 +327,6 @@ mod tests {
             clone_allowed: Some(true),
             apparmor_restricts: Some(false),
             fuse: Device::Usable,
-            uring: Some(true),
             tun: Device::Usable,
             ping: true,
             lowest_port: Some(0),
@@ -377,7 +357,7 @@ mod tests {
     fn every_trouble_is_told_with_its_fix() {
         let no = || Some("cannot make a user namespace: No space left on device".to_owned());
         let closed = || Device::Closed("Permission denied".to_owned());
-        let cases: [(Finding, &str, Degree, &str); 17] = [
+        let cases: [(Finding, &str, Degree, &str); 16] = [
             (
                 found(|h| (h.namespace, h.most_namespaces) = (no(), Some(0))),
                 "user namespaces",
@@ -413,12 +393,6 @@ mod tests {
             (found(|h| h.granted = [65536, 1000]), "subordinate ids", Degree::Note, "65536"),
             (found(|h| h.caps.netstack = None), "programs", Degree::Problem, "libexec"),
             (found(|h| h.fuse = Device::Missing), "fuse", Degree::Problem, "modprobe fuse"),
-            (
-                found(|h| h.uring = Some(false)),
-                "fuse io_uring",
-                Degree::Note,
-                "/sys/module/fuse/parameters/enable_uring",
-            ),
             (found(|h| h.tun = closed()), "tun", Degree::Problem, "chmod 0666 /dev/net/tun"),
             (found(|h| h.ping = false), "ping", Degree::Problem, "ping_group_range"),
             (found(|h| h.lowest_port = Some(1024)), "low ports", Degree::Note, "port_start"),

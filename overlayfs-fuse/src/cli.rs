@@ -45,7 +45,9 @@ Joins directories into one, copy-on-write, without privilege.
   volatile                    never sync
   remount,ro or remount,rw    change that of the mount that is there (so does mount(8))
   spin=auto|off|MICROSECONDS  how long to look for a request before sleeping
-  uring=auto|off              auto: through io_uring where the host's root allows it
+  uring=on|off                on: through io_uring where the host's root allows it;
+                              not where the mount is in a namespace that may end with
+                              this program
   passthrough=on|off          on: without upperdir and as the host's root, the kernel
                               reads files by itself: for few large files
   stats=FILE                  SIGUSR1 writes counters there (else to stderr)

@@ -66,8 +66,8 @@ pub struct Config {
     pub flags: MountFlags,
     /// How long to spin.
     pub spin: SpinTime,
-    /// Not through io_uring, even where the machine's root has switched it on.
-    pub no_rings: bool,
+    /// Through io_uring, where the machine's root has switched it on.
+    pub rings: bool,
     /// The kernel is to read files by itself.
     pub passthrough: bool,
     /// Where SIGUSR1 writes the counters; stderr without.
@@ -205,10 +205,10 @@ impl Config {
                 };
             }
             "uring" => {
-                self.no_rings = match text()?.as_str() {
-                    "auto" => false,
-                    "off" => true,
-                    _ => return Err(bad("the value is auto or off")),
+                self.rings = match text()?.as_str() {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad("the value is on or off")),
                 };
             }
             "passthrough" => {
@@ -517,6 +517,13 @@ mod tests {
     }
 
     #[test]
+    fn rings_are_asked_for() {
+        for (text, want) in [("", false), ("uring=on", true), ("uring=on,uring=off", false)] {
+            assert_eq!(config(text).rings, want, "{text}");
+        }
+    }
+
+    #[test]
     fn unknown_options_are_kept_for_naming() {
         let c = config("lowerdir=/a,frobnicate=1,nosuchthing");
         assert_eq!(c.ignored, ["frobnicate=1", "nosuchthing"]);
@@ -532,6 +539,8 @@ mod tests {
             "upperdir=",
             "fsync",
             "redirect_dir=maybe",
+            "uring=auto",
+            "uring",
             "passthrough=auto",
             "passthrough",
             "writeback=",

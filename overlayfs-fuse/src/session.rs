@@ -91,7 +91,7 @@ fn serve(asked: &Mount, ready: Option<OwnedFd>, exit: Option<OwnedFd>) -> Result
     std::env::set_current_dir("/").context("change to /")?;
     let device = mount::make(config, &target)?;
     let adapter = Adapter::new(overlay, config.passthrough, asked.debug);
-    let rings = if config.no_rings { 0 } else { descriptors / 8 };
+    let rings = if config.rings { descriptors / 8 } else { 0 };
     let server = Server::start(device, adapter, rings).context("answer the kernel's INIT");
     let begun = server.and_then(|server| {
         if config.passthrough && !server.passes_through() {

@@ -81,17 +81,6 @@ fn what_is_there(world: &World<'_>) -> Result<()> {
     let told = told.code_is(output.code)?;
     ensure!(told.stdout.starts_with("ok       user namespaces: "), "{}", told.describe());
     ensure!(!told.stdout.contains('\x1b'), "colour in a pipe\n{}", told.describe());
-    let switch = "/sys/module/fuse/parameters/enable_uring";
-    if std::path::Path::new(switch).exists() {
-        for (value, degree, words) in
-            [("Y", "fine", &["come through it"][..]), ("N", "note", &["/dev/fuse", switch])]
-        {
-            let script = format!("echo {value} >switch; mount --bind switch {switch}");
-            is(&doctor(world, &[], &script, &[])?, "fuse io_uring", degree, words)?;
-        }
-    } else {
-        is(&output, "fuse io_uring", "fine", &["6.14"])?;
-    }
     // Every port, and a cgroup of one's own.
     let script = "echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start";
     let free = doctor(world, &["--net"], script, &[])?;

@@ -87,8 +87,6 @@ pub struct Health {
     pub apparmor_restricts: Option<bool>,
     /// /dev/fuse.
     pub fuse: Device,
-    /// The kernel offers FUSE through io_uring; none: it is too old, or has no FUSE yet.
-    pub uring: Option<bool>,
     /// /dev/net/tun.
     pub tun: Device,
     /// net.ipv4.ping_group_range has the caller's group.
@@ -124,7 +122,6 @@ pub fn health() -> Health {
         apparmor_restricts: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
             .map(|n| n != 0),
         fuse: device("/dev/fuse"),
-        uring: uring(),
         tun: device("/dev/net/tun"),
         ping: may_ping(),
         lowest_port: number("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -172,12 +169,6 @@ fn device(path: &str) -> Device {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Device::Missing,
         Err(error) => Device::Closed(error.to_string()),
     }
-}
-
-/// Documentation/filesystems/fuse/fuse-io-uring.rst
-fn uring() -> Option<bool> {
-    let switch = fs::read_to_string("/sys/module/fuse/parameters/enable_uring").ok()?;
-    Some(switch.trim() == "Y")
 }
 
 /// By trying: which of the caller's groups counts is the kernel's to say.

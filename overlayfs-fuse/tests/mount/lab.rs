@@ -17,11 +17,16 @@ pub(crate) fn enter() {
 }
 
 /// Options that all mounts of the case have besides.
-static BESIDES: OnceLock<&str> = OnceLock::new();
+static BESIDES: OnceLock<String> = OnceLock::new();
 
 /// From now on mounts have these options, too.
-pub(crate) fn besides(options: &'static str) {
+pub(crate) fn besides(options: String) {
     BESIDES.set(options).unwrap();
+}
+
+/// Options of a mount, with those of the case.
+pub(crate) fn with_besides(options: &str) -> String {
+    format!("{},{options}", BESIDES.get().map_or("", |besides| besides))
 }
 
 /// Exit code of a case that cannot be run here.
@@ -44,7 +49,7 @@ pub(crate) struct Mounted(pub(crate) PathBuf);
 impl Mounted {
     pub(crate) fn new(options: &str, at: &str) -> Self {
         fs::create_dir_all(at).unwrap();
-        let options = &format!("{options},{}", BESIDES.get().unwrap_or(&""));
+        let options = &with_besides(options);
         let out = Command::new(program()).args(["-o", options, at]).output().unwrap();
         assert!(out.status.success(), "{options}: {}", text(&out));
         Self(fs::canonicalize(at).unwrap())

@@ -222,9 +222,10 @@ fn main() -> ExitCode {
     if let Ok(name) = std::env::var(INSIDE) {
         let case = cases().find(|c| c.0 == name).expect("the parent names a case");
         lab::enter();
-        if name.contains("writeback::") {
-            lab::besides("writeback");
-        }
+        let mut besides = Vec::new();
+        besides.extend(name.contains("writeback::").then_some("writeback"));
+        besides.extend(name.starts_with("rings::").then_some("uring=on"));
+        lab::besides(besides.join(","));
         (case.1)();
         return ExitCode::SUCCESS;
     }

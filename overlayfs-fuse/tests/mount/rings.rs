@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::lab::{errno, layers, program, sh, skip};
+use crate::lab::{errno, layers, program, sh, skip, with_besides};
 
 /// A server that a failing case leaves behind is ended.
 pub(crate) struct Server(pub(crate) Child);
@@ -32,10 +32,11 @@ fn start_by(by: &str, options: &str, limits: &str, said: &str) -> Server {
     let inherit = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
     nix::fcntl::fcntl(ready_end.as_fd(), inherit).unwrap();
     let script = format!(
-        "{limits} exec {by} {} {} --ready-fd {} -o {options},stats=stats m {said}",
+        "{limits} exec {by} {} {} --ready-fd {} -o {},stats=stats m {said}",
         program().display(),
         if said.is_empty() { "-f" } else { "-d" },
-        ready_end.as_raw_fd()
+        ready_end.as_raw_fd(),
+        with_besides(options)
     );
     let child = Command::new("sh").args(["-ec", &script]).spawn().unwrap();
     drop(ready_end);
@@ -106,7 +107,7 @@ pub(crate) fn requests_come_through_rings() {
     assert!(server.0.wait().unwrap().success());
 }
 
-/// Where it is not wanted, and where there are not enough descriptors, the device is used.
+/// Where it is not asked for, and where there are not enough descriptors, the device is used.
 pub(crate) fn the_device_serves_without_rings() {
     let options = layers();
     sh("echo x >lower/f");

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::lab::{program, sh};
+use crate::lab::{program, sh, with_besides};
 
 /// System calls that change a file system. (`write` is not among them: it carries
 /// the answers.)
@@ -57,7 +57,7 @@ const CHANGES: &[libc::c_long] = &[
 #[expect(clippy::zombie_processes, reason = "all children are waited for in one place")]
 pub(crate) fn crash(options: &str, operation: &str, n: u32) -> bool {
     let mut server = Command::new(program())
-        .args(["-f", "-o", options, "u"])
+        .args(["-f", "-o", &with_besides(options), "u"])
         .stderr(Stdio::null())
         .spawn()
         .unwrap();

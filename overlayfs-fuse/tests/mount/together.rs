@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::lab::{Mounted, layers, mode, program, sh};
+use crate::lab::{Mounted, layers, mode, program, sh, with_besides};
 
 /// Copies are put into a directory that its owner may not write, which for the server means
 /// that its mode is another one meanwhile: whoever asks is told the mode it has, and a mode
@@ -179,7 +179,8 @@ pub(crate) fn renames_leave_nothing() {
     let inherit = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
     nix::fcntl::fcntl(ready_end.as_fd(), inherit).unwrap();
     let mut child = Command::new(program())
-        .args(["-f", "--ready-fd", &ready_end.as_raw_fd().to_string(), "-o", &options, "m"])
+        .args(["-f", "--ready-fd", &ready_end.as_raw_fd().to_string(), "-o"])
+        .args([&with_besides(&options), "m"])
         .spawn()
         .unwrap();
     drop(ready_end);

@@ -1,5 +1,5 @@
-//! Requests through io_uring (`FUSE_OVER_IO_URING`, Linux 6.14), where the machine's root
-//! has switched that on (`/sys/module/fuse/parameters/enable_uring`).
+//! Requests through io_uring (`FUSE_OVER_IO_URING`, Linux 6.14), where they are asked for
+//! and the machine's root has switched that on (`/sys/module/fuse/parameters/enable_uring`).
 //!
 //! # Theory of operation
 //! The kernel has a queue for each processor, and puts a request into that of the
