@@ -52,7 +52,8 @@ pub(super) enum Place {
     Nowhere,
 }
 
-enum Tree<'a> {
+/// The tree, locked in one way or the other.
+pub(super) enum Tree<'a> {
     Shared(#[expect(dead_code, reason = "held")] RwLockReadGuard<'a, ()>),
     Exclusive(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'a, ()>),
 }
@@ -66,10 +67,18 @@ pub(super) struct Entered<'a> {
 }
 
 impl Overlay {
+    /// Locks the tree, for us alone or not.
+    pub(super) fn lock_tree(&self, exclusively: bool) -> Tree<'_> {
+        match exclusively {
+            true => Tree::Exclusive(self.tree_exclusive()),
+            false => Tree::Shared(self.tree_shared()),
+        }
+    }
+
     /// Locks the tree and `parent`, in which `node` has its name, unless it has lost it: as
     /// others do, or for us alone where the directory has to be opened up.
     pub(super) fn enter<'a>(&'a self, parent: &'a Arc<Node>, node: &Node) -> Result<Entered<'a>> {
-        let mut tree = Tree::Shared(self.tree_shared());
+        let mut tree = self.lock_tree(false);
         loop {
             let state = parent.dir_state().ok_or(Error::NotDirectory)?;
             let dir = match node.body().place.is_some() {
@@ -86,7 +95,7 @@ impl Overlay {
                 return Ok(Entered { dir, state, _tree: tree });
             }
             drop((dir, state, tree));
-            tree = Tree::Exclusive(self.tree_exclusive());
+            tree = self.lock_tree(true);
         }
     }
 
@@ -189,7 +198,9 @@ impl Upper {
             return Ok(());
         };
         let stat = fstat(&object).during("stat what was opened up")?;
-        if stat.st_mode & 0o7777 != mode | owners(&stat) || !may_be_barred(&stat) {
+        let mut was = stat;
+        was.st_mode = stat.st_mode & libc::S_IFMT | mode;
+        if stat.st_mode & 0o7777 != mode | owners(&stat) || !may_be_barred(&was) {
             return Ok(());
         }
         chmod_path(object.as_fd(), Mode::from_bits_truncate(mode)).during("put back a mode")
@@ -213,19 +224,22 @@ fn owners(stat: &FileStat) -> u32 {
     if stat.st_mode & libc::S_IFMT == libc::S_IFDIR { 0o700 } else { 0o600 }
 }
 
-/// Others have modes that mean nothing, or nothing here.
-fn may_be_barred(stat: &FileStat) -> bool {
-    [libc::S_IFDIR, libc::S_IFREG].contains(&(stat.st_mode & libc::S_IFMT))
+/// Whether the mode of an object could bar its owner: others have one that means nothing,
+/// or nothing here.
+pub(super) fn may_be_barred(stat: &FileStat) -> bool {
+    let kind = stat.st_mode & libc::S_IFMT;
+    [libc::S_IFDIR, libc::S_IFREG].contains(&kind) && stat.st_mode & owners(stat) != owners(stat)
 }
 
 /// Whether the mode of an object of status `stat` bars this process, its owner.
-fn is_barred(object: BorrowedFd<'_>, stat: &FileStat) -> bool {
+pub(super) fn is_barred(object: BorrowedFd<'_>, stat: &FileStat) -> bool {
     let mut access = AccessFlags::R_OK | AccessFlags::W_OK;
     access.set(AccessFlags::X_OK, owners(stat) & 0o100 != 0);
-    let path = sys::fd_path(object);
-    may_be_barred(stat)
-        && stat.st_mode & owners(stat) != owners(stat)
-        && faccessat(AT_FDCWD, path.as_c_str(), access, AtFlags::AT_EACCESS) == Err(Errno::EACCES)
+    let all = || {
+        let path = sys::fd_path(object);
+        faccessat(AT_FDCWD, path.as_c_str(), access, AtFlags::AT_EACCESS)
+    };
+    may_be_barred(stat) && all() == Err(Errno::EACCES)
 }
 
 /// Whether its set-gid bit would outlive a chmod(2) by this process.

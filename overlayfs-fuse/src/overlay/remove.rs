@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, fstatat};
 
-use super::barred::Place;
+use super::barred::{Place, is_barred, may_be_barred};
 use super::directory::Indexed;
 use super::inode::{Ino, Lower, Node, UpperAt};
 use super::object::Object;
@@ -40,17 +40,31 @@ impl Overlay {
 
     fn remove(&self, parent: Ino, name: &OsStr, directory: bool) -> Result<()> {
         check_name(name)?;
-        let up = self.upper()?;
         let parent = self.node(parent)?;
         self.copy_up_dir(&parent)?;
-        let _tree = self.tree_shared();
+        match self.remove_with(&parent, name, directory, false)? {
+            Some(()) => Ok(()),
+            None => self.remove_with(&parent, name, directory, true).map(drop),
+        }
+    }
+
+    /// `None`: the tree has to be locked exclusively for it.
+    fn remove_with(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        directory: bool,
+        exclusively: bool,
+    ) -> Result<Option<()>> {
+        let up = self.upper()?;
+        let _tree = self.lock_tree(exclusively);
         let mut state = parent.dir_state().ok_or(Error::NotDirectory)?;
         let known = match state.look(name) {
             Indexed::Absent => return Err(Error::NotFound),
             Indexed::Present(place) => Some(place),
             Indexed::Unknown => None,
         };
-        let found = self.find(&parent, name, known)?.ok_or(Error::NotFound)?;
+        let found = self.find(parent, name, known)?.ok_or(Error::NotFound)?;
         let present = found.present;
         match (found.identity.kind == libc::S_IFDIR, directory) {
             (true, false) => return Err(Error::IsDirectory),
@@ -60,16 +74,24 @@ impl Overlay {
         let stat = found.stat;
         let (node, attr) = self.intern(found, false);
         let result = (|| {
-            if directory {
+            let (dir, lowers) = self.dir_layers(parent)?;
+            let dir = dir.ok_or(Error::NotFound)?;
+            let place = || Ok(Place::At(self.upper_path(parent)?.join(name)));
+            if directory && present.is_some() && may_be_barred(&stat) {
+                let own = self.upper_dir(&node)?;
+                // It may be there to stay: nobody is to see it opened up.
+                if !exclusively && is_barred(own.as_fd(), &stat) {
+                    return Ok(None);
+                }
+                up.opened(own.as_fd(), &stat, place, || self.require_empty(&node))?;
+            } else if directory {
                 self.require_empty(&node)?;
             }
-            let (dir, lowers) = self.dir_layers(&parent)?;
-            let dir = dir.ok_or(Error::NotFound)?;
             // What is shown from a lower is there.
             let hides = present.is_none() || self.lower_has(&lowers, name)?;
             let held = self.hold(&dir, name, &node, present.is_some())?;
             let last =
-                self.announce_last(up, &node, &parent, name, present.is_some(), attr.nlink)?;
+                self.announce_last(up, &node, parent, name, present.is_some(), attr.nlink)?;
             let _naming = node.naming();
             let remove = || match present {
                 _ if hides => up.place_whiteout(dir.as_fd(), name, present),
@@ -78,10 +100,7 @@ impl Overlay {
             };
             let removed = match &held {
                 // It may hold whiteouts.
-                Some(held) if directory => {
-                    let place = || Ok(Place::At(self.upper_path(&parent)?.join(name)));
-                    up.opened(held.as_fd(), &stat, place, remove)
-                }
+                Some(held) if directory => up.opened(held.as_fd(), &stat, place, remove),
                 _ => remove(),
             };
             if let (Err(_), Some(key)) = (&removed, last) {
@@ -89,7 +108,7 @@ impl Overlay {
             }
             removed?;
             state.remove(name);
-            self.name_gone(up, &node, &parent, name, held, attr.nlink)
+            self.name_gone(up, &node, parent, name, held, attr.nlink).map(Some)
         })();
         drop(state);
         self.inodes.purge(node);

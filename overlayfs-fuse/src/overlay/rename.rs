@@ -177,11 +177,15 @@ impl Overlay {
             match (source.is_dir(), target.is_dir()) {
                 (true, false) => return Err(Error::NotDirectory),
                 (false, true) => return Err(Error::IsDirectory),
-                (true, true) => self.require_empty(target)?,
-                (false, false) => {}
+                _ => {}
             }
             let links = self.attr(target)?.nlink;
             let present = upper_kind(&new.dir, new.name)?;
+            if present == Some(libc::S_IFDIR) {
+                self.opened_at(up, new, |_| self.require_empty(target))?;
+            } else if target.is_dir() {
+                self.require_empty(target)?;
+            }
             let held = self.hold(&new.dir, new.name, target, present.is_some())?;
             let in_upper = present.is_some();
             let last = self.announce_last(up, target, &new.parent, new.name, in_upper, links)?;

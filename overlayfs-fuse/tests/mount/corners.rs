@@ -101,6 +101,36 @@ pub(crate) fn a_copy_of_what_nobody_may_write() {
     assert!(sh("getfattr -d -m coracle upper/f").contains("origin"));
 }
 
+/// Directories that their owner, who serves, may not list: as on a plain one they can be
+/// removed and replaced when they are empty. (What a lower has stays out of reach.)
+pub(crate) fn directories_that_are_not_listed() {
+    let options = layers();
+    sh("mkdir lower/was; touch lower/was/a");
+    let make = "mkdir z y t w; : >y/q; rm was/a; chmod 333 z y w was";
+    let work = "rmdir z; rmdir y; rm y/q; rmdir y; mkdir -m 333 y; rmdir y; mv -T t w; : >w/n
+        : >was/b; rmdir was; rm was/b; rmdir was; mkdir -m 555 was; rmdir was; ls -l --time-style=+";
+    sh("cp -a lower plain; mkdir union");
+    let run = |at: &str, script: &str| {
+        let script = format!("cd {at}; ({script}) 2>&1");
+        String::from_utf8(Command::new("sh").args(["-c", &script]).output().unwrap().stdout)
+            .unwrap()
+    };
+    assert_eq!(run("plain", make), "");
+    {
+        let _union = Mounted::new(&options, "union");
+        assert_eq!(run("union", make), "");
+    }
+    // What was made is not known by heart.
+    let _union = Mounted::new(&options, "union");
+    let (ours, right) = (run("union", work), run("plain", work));
+    assert!(right.contains("not empty"), "{right}");
+    let without_total = |text: &str| {
+        text.lines().filter(|l| !l.starts_with("total")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(without_total(&ours), without_total(&right));
+    assert_eq!(fs::read_dir("work/work").unwrap().count(), 0);
+}
+
 /// Files that are in use are written to, and read, whatever their mode has become, also when
 /// their descriptors have been closed meanwhile; by a server that is bound by modes.
 pub(crate) fn opened_before_its_mode_forbade_it() {

@@ -97,6 +97,7 @@ const CASES: &[Case] = &[
 /// for the one that mounts.
 const BARRED: &[Case] = &[
     ("corners::opened_before_its_mode_forbade_it", corners::opened_before_its_mode_forbade_it),
+    ("corners::directories_that_are_not_listed", corners::directories_that_are_not_listed),
     ("together::modes_are_never_seen_opened_up", together::modes_are_never_seen_opened_up),
     ("crash::at_every_step_past_modes", crash::at_every_step_past_modes),
     (
