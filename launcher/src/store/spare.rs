@@ -32,28 +32,32 @@ pub(super) fn place(root: &Path) -> PathBuf {
 pub(super) fn is_clean(dir: &Path) -> bool {
     let clean = || -> io::Result<bool> {
         let work = dir.join("work");
+        // Nothing in a container can change that of the directory they are in.
+        let group = fs::symlink_metadata(dir)?.gid();
         for item in fs::read_dir(&work)? {
             let item = item?;
             let known = OF_WORK.iter().any(|name| item.file_name() == *name);
-            if !known || !is_fresh(&item.path(), 0o700)? || !is_empty(&item.path())? {
+            if !known || !is_fresh(&item.path(), 0o700, group)? || !is_empty(&item.path())? {
                 return Ok(false);
             }
         }
         let upper = dir.join("upper");
-        Ok(is_fresh(dir, 0o700)?
-            && is_fresh(&work, 0o700)?
-            && is_fresh(&upper, 0o755)?
+        Ok(is_fresh(dir, 0o700, group)?
+            && is_fresh(&work, 0o700, group)?
+            && is_fresh(&upper, 0o755, group)?
             && is_empty(&upper)?)
     };
     clean().unwrap_or(false)
 }
 
-/// Whether it is a directory of the caller's with this mode and no attributes.
-fn is_fresh(dir: &Path, mode: u32) -> io::Result<bool> {
+/// Whether it is a directory of the caller's and this group's with this mode and no
+/// attributes.
+fn is_fresh(dir: &Path, mode: u32, group: u32) -> io::Result<bool> {
     let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let dir = fs::File::options().read(true).custom_flags(flags).open(dir)?;
     let meta = dir.metadata()?;
-    let plain = meta.mode() & 0o7777 == mode && meta.uid() == geteuid().as_raw();
+    let owned = meta.uid() == geteuid().as_raw() && meta.gid() == group;
+    let plain = owned && meta.mode() & 0o7777 == mode;
     Ok(plain && xattr::list_of(dir.as_fd())?.is_empty())
 }
 
