@@ -6,15 +6,16 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
+use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::process::{Forked, die_with_parent, exit_now, fork, join};
+use super::process::{Forked, die_with_parent, exit_now, fork, fork_into, join};
 use crate::idmap::{IdMap, Range};
 
 /// Why a user namespace cannot be used.
@@ -57,9 +58,18 @@ pub fn write_maps(pid: i32, map: &IdMap) -> Result<(), UsernsError> {
 
 /// Id maps that are being written.
 #[derive(Debug)]
-pub struct Maps(Vec<(&'static str, Child)>);
+pub struct Maps(Vec<Helper>);
 
-/// As [`write_maps`], without waiting for the helpers.
+/// A program that writes one.
+#[derive(Debug)]
+struct Helper {
+    program: &'static str,
+    pid: i32,
+    /// What it writes on standard error.
+    said: io::PipeReader,
+}
+
+/// As [`write_maps`], without waiting for the helpers. The caller must be single-threaded.
 ///
 /// # Errors
 /// When one cannot be started, or a map of one id not be written.
@@ -79,7 +89,7 @@ pub fn start_maps(pid: i32, map: &IdMap) -> Result<Maps, UsernsError> {
         return Ok(helpers);
     }
     for (program, ranges) in [("newuidmap", &map.uids), ("newgidmap", &map.gids)] {
-        helpers.0.push((program, start_helper(program, pid, ranges)?));
+        helpers.0.push(start_helper(program, pid, ranges)?);
     }
     Ok(helpers)
 }
@@ -92,8 +102,7 @@ impl Maps {
     pub fn finish(mut self) -> Result<(), UsernsError> {
         // Each is waited for, whatever the first says.
         let finished = std::mem::take(&mut self.0).into_iter();
-        let finished: Vec<_> =
-            finished.map(|(program, child)| finish_helper(program, child)).collect();
+        let finished: Vec<_> = finished.map(finish_helper).collect();
         finished.into_iter().collect()
     }
 }
@@ -101,9 +110,9 @@ impl Maps {
 impl Drop for Maps {
     /// Nobody is interested any more: no process is left behind.
     fn drop(&mut self) {
-        for (_, child) in &mut self.0 {
+        for helper in &self.0 {
             // Set-user-id programs cannot be killed, but come to their end.
-            drop(child.wait());
+            drop(wait(helper.pid));
         }
     }
 }
@@ -112,25 +121,36 @@ fn lines(ranges: &[Range]) -> String {
     ranges.iter().map(|r| format!("{} {} {}\n", r.inside, r.outside, r.count)).collect()
 }
 
-fn start_helper(program: &'static str, pid: i32, ranges: &[Range]) -> Result<Child, UsernsError> {
+fn start_helper(program: &'static str, pid: i32, ranges: &[Range]) -> Result<Helper, UsernsError> {
+    let failed = || io_error(format!("cannot start {program}"));
+    let (said, stderr) = io::pipe().map_err(failed())?;
     let numbers = ranges.iter().flat_map(|r| [r.inside, r.outside, r.count]);
-    Command::new(program)
-        .arg(pid.to_string())
-        .args(numbers.map(|n| n.to_string()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(io_error(format!("cannot start {program}")))
+    let mut command = Command::new(program);
+    command.arg(pid.to_string()).args(numbers.map(|n| n.to_string()));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    // Not by spawn(): that waits until the program is executed, by when the program has the
+    // processor to itself. Nor is a set-user-id program for a tracer.
+    match fork_into(libc::CLONE_UNTRACED).map_err(failed())? {
+        Forked::Child => {
+            let error = command.exec();
+            // Where that cannot be told, the exit code is left.
+            drop(writeln!(io::stderr(), "it cannot be executed: {error}"));
+            exit_now(127)
+        }
+        Forked::Parent(pid) => Ok(Helper { program, pid, said }),
+    }
 }
 
-fn finish_helper(program: &'static str, child: Child) -> Result<(), UsernsError> {
-    let output =
-        child.wait_with_output().map_err(io_error(format!("cannot wait for {program}")))?;
-    if output.status.success() {
+fn finish_helper(helper: Helper) -> Result<(), UsernsError> {
+    let Helper { program, pid, mut said } = helper;
+    let mut text = Vec::new();
+    let heard = said.read_to_end(&mut text);
+    let ended = wait(pid)?;
+    heard.map_err(io_error(format!("cannot hear {program}")))?;
+    if matches!(ended, WaitStatus::Exited(_, 0)) {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    let said = String::from_utf8_lossy(&text).trim().replace('\n', "; ");
     Err(UsernsError::Helper { program, said })
 }
 
@@ -153,10 +173,10 @@ impl Inside {
     }
 }
 
-fn wait(pid: i32) -> Result<(), UsernsError> {
+fn wait(pid: i32) -> Result<WaitStatus, UsernsError> {
     loop {
         match waitpid(Pid::from_raw(pid), None) {
-            Ok(_) => return Ok(()),
+            Ok(status) => return Ok(status),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(io_error("cannot wait for the child")(errno.into())),
         }
