@@ -72,6 +72,7 @@ const CASES: &[Case] = &[
     ("promises::started_in_every_way", promises::started_in_every_way),
     ("promises::searched_and_not_listed", promises::searched_and_not_listed),
     ("promises::remounted_read_only_and_back", promises::remounted),
+    ("promises::small_writes_are_gathered_when_asked_for", writeback::small_writes_are_gathered),
     ("promises::counters_on_request", promises::counters_on_request),
     ("promises::outlives_its_terminal", promises::outlives_its_terminal),
     ("together::many_at_once", together::many_at_once),
@@ -110,7 +111,6 @@ const BARRED: &[Case] = &[
 /// mounts have `writeback` besides. (Those that differ are those that look for holes, or
 /// for ENOSPC with the write.)
 const WRITEBACK: &[Case] = &[
-    ("writeback::small_writes_are_gathered", writeback::small_writes_are_gathered),
     ("writeback::times_are_the_kernels", writeback::times_are_the_kernels),
     ("writeback::removal_copies_nothing", writeback::removal_copies_nothing),
     (
