@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! `coracle run` is started under ptrace(2), and so is everything it starts,
-//! but for the map helpers (started by vfork(2), and set-user-id: a tracer
+//! but for the map helpers (forked with CLONE_UNTRACED, and set-user-id: a tracer
 //! without privilege would break them). Each process has a [`Role`], known from
 //! who made it and what it executed. At every stop the tracer knows who stopped
 //! and at which call, and so recognises the steps of the handshake by what is
