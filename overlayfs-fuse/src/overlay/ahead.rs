@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use super::Overlay;
 use super::directory::{IndexEntry, Place};
-use super::inode::{Ino, Node, UpperAt};
+use super::inode::{Ino, Inodes, Node, UpperAt};
 use super::lookup::Found;
 use crate::error::Result;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +30,28 @@ const MOST: usize = 256;
 const LARGE: i64 = 64 << 10;
 /// Entries and ancestors among which the next directory is looked for.
 const FAR: usize = 256;
+
+/// A node that nobody asks for now, which the kernel may forget at any moment.
+struct Held<'a> {
+    node: Option<Arc<Node>>,
+    of: &'a Inodes,
+}
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Arc<Node>;
+
+    fn deref(&self) -> &Arc<Node> {
+        self.node.as_ref().expect("there is one until it is dropped")
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            self.of.purge(node);
+        }
+    }
+}
 
 /// What was looked at, and what is to be.
 #[derive(Default)]
@@ -120,9 +142,12 @@ impl Overlay {
     /// Whether who reads `node` after `last` walks the tree: `node` is in `last`, or
     /// beside it or one of its ancestors.
     fn walks(&self, last: Ino, node: &Arc<Node>) -> bool {
-        let parent = |node: &Node| node.body().place.as_ref().map(|(parent, _)| Arc::clone(parent));
+        let parent = |node: &Node| {
+            let place = node.body().place.clone();
+            place.map(|(parent, _)| self.held(parent))
+        };
         let Some(above) = parent(node) else { return false };
-        let mut at = self.inodes.get(last);
+        let mut at = self.inodes.get(last).map(|node| self.held(node));
         for _ in 0..FAR {
             let Some(node) = at else { return false };
             if node.id == above.id {
@@ -131,6 +156,10 @@ impl Overlay {
             at = parent(&node);
         }
         false
+    }
+
+    fn held(&self, node: Arc<Node>) -> Held<'_> {
+        Held { node: Some(node), of: &self.inodes }
     }
 
     /// Whether there is a step to take.
@@ -156,9 +185,9 @@ impl Overlay {
 
     fn step(&self, step: Step) -> Result<Option<Step>> {
         match step {
-            Step::After(id) => self.next_directory(self.node(id)?),
+            Step::After(id) => self.next_directory(self.held(self.node(id)?)),
             Step::List(id) => {
-                let node = self.node(id)?;
+                let node = self.held(self.node(id)?);
                 let _tree = self.tree_shared();
                 let Some(mut state) = node.dir_state() else { return Ok(None) };
                 if state.is_indexed() || self.size(&self.dir_layers(&node)?.1) > LARGE {
@@ -168,7 +197,7 @@ impl Overlay {
                 Ok(Some(Step::Entries(id, 0, 0)))
             }
             Step::Entries(id, after, done) => {
-                let node = self.node(id)?;
+                let node = self.held(self.node(id)?);
                 let entries = self.entries_after(&node, after, STEP)?;
                 let Some((last, _)) = entries.last() else { return Ok(None) };
                 let more = entries.len() == STEP && done + STEP < MOST;
@@ -182,7 +211,7 @@ impl Overlay {
     }
 
     /// The directory that a walk reads after `dir`.
-    fn next_directory(&self, mut dir: Arc<Node>) -> Result<Option<Step>> {
+    fn next_directory<'a>(&'a self, mut dir: Held<'a>) -> Result<Option<Step>> {
         let mut after = 0;
         for _ in 0..FAR {
             let found = {
@@ -193,11 +222,11 @@ impl Overlay {
                 let Some((child, _)) = self.entry(&dir, cookie, &name, false)? else {
                     return Ok(None);
                 };
-                let id = child.id;
-                self.inodes.purge(child);
-                return Ok(Some(Step::List(id)));
+                return Ok(Some(Step::List(self.held(child).id)));
             }
-            let Some((parent, name)) = dir.body().place.clone() else { return Ok(None) };
+            let place = dir.body().place.clone();
+            let Some((parent, name)) = place else { return Ok(None) };
+            let parent = self.held(parent);
             let cookie = parent.dir_state().and_then(|state| state.cookie(&name));
             let Some(cookie) = cookie else { return Ok(None) };
             (dir, after) = (parent, cookie);

@@ -365,14 +365,19 @@ impl Inodes {
     }
 
     /// Removes `node` from the table if nobody refers to it any more, and then
-    /// its parent likewise. Called wherever the last reference may have gone.
+    /// its parent likewise. Called wherever the last reference may have gone: that is, by
+    /// all who have one of a node that the kernel may forget meanwhile.
     pub(crate) fn purge(&self, node: Arc<Node>) {
         let mut next = Some(node);
         while let Some(node) = next.take() {
             let mut table = self.table();
-            let Some(slot) = table.nodes.get(&node.id) else { return };
-            // Two references: the table's and ours.
-            if slot.lookups > 0 || !Arc::ptr_eq(&slot.node, &node) || Arc::strong_count(&node) > 2 {
+            let unused = table.nodes.get(&node.id).is_some_and(|slot| {
+                // Two references: the table's and ours.
+                slot.lookups == 0 && Arc::ptr_eq(&slot.node, &node) && Arc::strong_count(&node) <= 2
+            });
+            if !unused {
+                // While the table is locked: ours must not keep another from seeing the last.
+                drop(node);
                 return;
             }
             table.nodes.remove(&node.id);
