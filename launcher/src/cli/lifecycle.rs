@@ -68,9 +68,9 @@ pub(super) struct StartArgs {
     names: Vec<String>,
 }
 
-/// Stop containers, if they run, and start them again in the background.
+/// How long a container may take to end.
 #[derive(Debug, clap::Args)]
-pub(super) struct RestartArgs {
+struct Grace {
     /// Seconds until SIGKILL [default: as of 'coracle run --stop-timeout', or 10]
     #[arg(
         short,
@@ -80,6 +80,13 @@ pub(super) struct RestartArgs {
         allow_negative_numbers = true
     )]
     time: Option<u32>,
+}
+
+/// Stop containers, if they run, and start them again in the background.
+#[derive(Debug, clap::Args)]
+pub(super) struct RestartArgs {
+    #[command(flatten)]
+    grace: Grace,
 
     #[command(flatten)]
     chosen: Chosen,
@@ -131,15 +138,8 @@ pub(super) struct AttachArgs {
 /// The command gets SIGTERM, or what its image says, and SIGKILL when it has not ended in time.
 #[derive(Debug, clap::Args)]
 pub(super) struct StopArgs {
-    /// Seconds until SIGKILL [default: as of 'coracle run --stop-timeout', or 10]
-    #[arg(
-        short,
-        long,
-        value_name = "SECONDS",
-        value_parser = parse::count::<u32>,
-        allow_negative_numbers = true
-    )]
-    time: Option<u32>,
+    #[command(flatten)]
+    grace: Grace,
 
     #[command(flatten)]
     chosen: Chosen,
@@ -228,7 +228,7 @@ pub(super) fn restart(args: &RestartArgs) -> anyhow::Result<u8> {
     if all != 0 {
         return Ok(all);
     }
-    Ok(code.max(stop_all(&store, &names, args.time, |name| {
+    Ok(code.max(stop_all(&store, &names, args.grace.time, |name| {
         let entry = store.find(name)?;
         entry.wait_released()?;
         start_one(&store, name)
@@ -335,7 +335,7 @@ fn quit(entry: &Entry) -> anyhow::Result<bool> {
 pub(super) fn stop(args: &StopArgs) -> anyhow::Result<u8> {
     let store = Store::open()?;
     let (names, code) = args.chosen.names(&store, State::active)?;
-    Ok(code.max(stop_all(&store, &names, args.time, |_| Ok(()))))
+    Ok(code.max(stop_all(&store, &names, args.grace.time, |_| Ok(()))))
 }
 
 /// Stops containers, does something with each, and prints its name.
