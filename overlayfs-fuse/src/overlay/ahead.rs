@@ -13,6 +13,7 @@
 //! upper by the time it is read is looked at then.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 
 use super::Overlay;
 use super::directory::{IndexEntry, Place};
@@ -78,6 +79,8 @@ struct State {
 
 struct Ready {
     cookie: u64,
+    /// A directory that was forgotten meanwhile may have given its cookies to others.
+    name: Arc<OsStr>,
     /// What the index said.
     place: Place,
     /// Without the place in the tree.
@@ -105,7 +108,12 @@ impl Ahead {
     }
 
     /// What the lowers say of an entry, if it has been looked at and is still where it was.
-    pub(crate) fn take(&self, dir: Ino, cookie: u64, place: Place) -> Option<Found> {
+    pub(crate) fn take(
+        &self,
+        dir: Ino,
+        (cookie, name): (u64, &OsStr),
+        place: Place,
+    ) -> Option<Found> {
         let mut state = self.state();
         if state.of != dir {
             return None;
@@ -115,7 +123,7 @@ impl Ahead {
         }
         state.ready.front().filter(|ready| ready.cookie == cookie)?;
         let ready = state.ready.pop_front()?;
-        let found = (ready.place == place).then_some(ready.found)?;
+        let found = (ready.place == place && *ready.name == *name).then_some(ready.found)?;
         self.used.fetch_add(1, Ordering::Relaxed);
         Some(found)
     }
@@ -253,7 +261,8 @@ impl Overlay {
             state.ready.clear();
             state.of = dir.id;
         }
-        state.ready.push_back(Ready { cookie, place: entry.place, found });
+        let name = Arc::clone(&entry.name);
+        state.ready.push_back(Ready { cookie, name, place: entry.place, found });
         self.ahead.looked.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -433,7 +433,7 @@ impl Overlay {
         let state = dir.dir_state().ok_or(Error::NotDirectory)?;
         let mut found = match state.look(name) {
             Indexed::Absent => None,
-            Indexed::Present(place) => match self.ahead.take(dir.id, cookie, place) {
+            Indexed::Present(place) => match self.ahead.take(dir.id, (cookie, name), place) {
                 Some(mut found) => {
                     found.identity.place = Some((Arc::clone(dir), Arc::clone(name)));
                     Some(found)

@@ -418,3 +418,27 @@ fn what_changed_since_is_looked_at_again() {
     assert_eq!(of("2-4").map(|(_, size)| size), Some(4));
     assert_eq!(of("new").map(|(mode, _)| mode), Some(libc::S_IFDIR | 0o700));
 }
+
+/// A directory that the kernel forgets has other cookies when it is known again.
+#[test]
+fn what_was_looked_at_is_of_that_name() {
+    let place = tempfile::tempdir().unwrap();
+    for dir in ["upper", "work"] {
+        std::fs::create_dir(place.path().join(dir)).unwrap();
+    }
+    let upper = Upper::open(&place.path().join("upper"), &place.path().join("work")).unwrap();
+    let lowers = walked().into_iter().map(|l| Box::new(l) as Box<dyn Layer>).collect();
+    let union = Overlay::new(lowers, Some(upper), Options::default()).unwrap();
+    shown(&union, ROOT, usize::MAX, false);
+    for path in ["a", "a/s"] {
+        shown(&union, find(&union, path).unwrap().ino, usize::MAX, true);
+    }
+    let b = find(&union, "b").unwrap().ino;
+    union.forget(b, 100);
+    assert!(union.getattr(b).is_err(), "it is known");
+    assert_eq!(union.lookup(ROOT, OsStr::new("b")).unwrap().ino, b);
+    union.unlink(b, OsStr::new("1-0")).unwrap();
+    for (name, attr) in shown(&union, b, usize::MAX, false) {
+        assert_eq!(union.lookup(b, OsStr::new(&name)).unwrap(), attr, "{name}");
+    }
+}
